@@ -1,0 +1,240 @@
+"""Problems, the two views of a problem (student and teacher), and the tokenizer."""
+
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import tiktoken
+
+from verifiers import MARKER
+
+ROLES = ("<|user|>", "<|reference|>", "<|assistant|>", "<|end|>")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A question, its reference answer, a worked solution where there is one, other privileged text where there is some."""
+
+    question: str
+    answer: str
+    solution: str | None = None
+    privileged: str | None = None
+
+
+class DataError(ValueError):
+    """A data file that cannot be used: says file, line and what is wrong."""
+
+
+# ---- tokenizer -------------------------------------------------------------------------------------------------------
+
+def build_tokenizer() -> tiktoken.Encoding:
+    """One token a byte, one for the answer marker, four special ones; made here, nothing is downloaded."""
+    ranks = {bytes([i]): i for i in range(256)} | {b"##": 256, b"####": 257}
+    special = {name: len(ranks) + i for i, name in enumerate(ROLES)}
+    return tiktoken.Encoding("rlsd-bytes", pat_str=r"####|[\s\S]", mergeable_ranks=ranks, special_tokens=special,
+                             explicit_n_vocab=len(ranks) + len(special))
+
+
+TOKENIZER = build_tokenizer()
+USER, REFERENCE, ASSISTANT, END = (TOKENIZER.encode_single_token(name) for name in ROLES)
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of text; a role's name inside the text is plain text."""
+    return TOKENIZER.encode_ordinary(text)
+
+
+def decode(tokens: list[int]) -> str:
+    """Text of a completion, the end token and what follows it left out; bytes that are no UTF-8 become U+FFFD."""
+    return TOKENIZER.decode(tokens[:tokens.index(END)] if END in tokens else tokens)
+
+
+# ---- the two views ---------------------------------------------------------------------------------------------------
+
+def student_prompt(problem: Problem) -> list[int]:
+    """<|user|> question <|assistant|>"""
+    return _prompt(problem, "")
+
+
+def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
+    """<|user|> question <|reference|> privileged text <|assistant|>: the student's prompt with one insertion.
+
+    privileged: "answer", "solution", or any text. Raises ValueError where the problem has no solution to show.
+    """
+    if privileged == "answer":
+        return _prompt(problem, problem.answer)
+    if privileged == "solution":
+        if problem.solution is None:
+            raise ValueError(f"privileged: the problem {problem.question!r} has no solution to show")
+        return _prompt(problem, problem.solution)
+    return _prompt(problem, privileged)
+
+
+def _prompt(problem: Problem, privileged: str) -> list[int]:
+    reference = [REFERENCE, *encode(privileged)] if privileged else []
+    return [USER, *encode(problem.question), *reference, ASSISTANT]
+
+
+def target(problem: Problem) -> list[int]:
+    """The completion to imitate in the warm start: worked solution, marked final answer, end token."""
+    return encode(f"{problem.solution}\n{MARKER} {problem.answer}" if problem.solution else
+                  f"{MARKER} {problem.answer}") + [END]
+
+
+# ---- problems --------------------------------------------------------------------------------------------------------
+
+def addition(rng: random.Random, digits: int = 4) -> Problem:
+    """Two numbers of `digits` digits, added column by column from the right, each carry written as a summand."""
+    a, b = (rng.randint(10 ** (digits - 1), 10**digits - 1) for _ in range(2))
+    return Problem(f"{a}+{b}", str(a + b), _columns(str(a), str(b), lambda: True)[0])
+
+
+def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
+    """The worked columns of a + b and the sum they lead to; a carry is taken along where remember() is true."""
+    lines, carry, total = [], 0, ""
+    for x, y in zip(reversed(a), reversed(b)):
+        column = int(x) + int(y) + carry
+        lines.append(f"{x}+{y}{'+1' if carry else ''}={column}")
+        total = str(column % 10) + total
+        carry = int(column > 9 and remember())
+    return "\n".join(lines), (str(column) + total[1:])
+
+
+def countdown(rng: random.Random) -> Problem:
+    """Reach a target from 3 or 4 numbers; the reference uses them all, and is one of many right solutions."""
+    numbers = [rng.randint(1, 20) for _ in range(rng.choice((3, 4)))]
+    value, text, solution = _combine(numbers, rng)
+    return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", solution)
+
+
+def _combine(numbers: list[int], rng: random.Random) -> tuple[int, str, str]:
+    """Merge random pairs by random operations, results kept in 1..99: final value, expression, a line a step."""
+    while True:
+        terms, lines = [(n, str(n)) for n in numbers], []
+        while len(terms) > 1:
+            (a, left), (b, right) = (terms.pop(rng.randrange(len(terms))) for _ in range(2))
+            results = {"+": a + b, "-": a - b, "*": a * b} | ({"/": a // b} if a % b == 0 else {})
+            op = rng.choice(sorted(results))
+            if not 0 < results[op] < 100:
+                break
+            lines.append(f"{a}{op}{b}={results[op]}")
+            terms.append((results[op], f"({left}{op}{right})"))
+        else:
+            value, text = terms[0]
+            return value, text[1:-1], "\n".join(lines)
+
+
+def careless_addition(problem: Problem, rng: random.Random, slip: float) -> Problem:
+    """The same sum by somebody who forgets each carry with probability `slip`, and goes on from there."""
+    a, b = problem.question.split("+")
+    solution, total = _columns(a, b, lambda: rng.random() >= slip)
+    return Problem(problem.question, total, solution)
+
+
+def careless_countdown(problem: Problem, rng: random.Random, slip: float) -> Problem:
+    """With probability `slip` the same numbers combined at random, wherever that leads."""
+    if rng.random() >= slip:
+        return problem
+    numbers = [int(n) for n in problem.question.split(" from ")[1].split()]
+    value, text, solution = _combine(numbers, rng)
+    return Problem(problem.question, f"{text} = {value}", solution)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where problems come from: n at a time for training, and a held-out list that shares no question with them.
+
+    careless(problem, rng, slip) works a problem with a beginner's mistakes: what the warm start shows the student.
+    """
+
+    draw: Callable[[random.Random, int], list[Problem]]
+    held_out: list[Problem]
+    known: list[Problem]  # every problem that is known in advance, to be checked before anything is trained
+    verifier: str
+    careless: Callable[[Problem, random.Random, float], Problem]
+
+
+GENERATORS = {"addition": (addition, careless_addition, "number"),
+              "countdown": (countdown, careless_countdown, "expression")}
+
+
+def generated(task: str, held_out: int) -> Source:
+    """Endless problems of a built-in task; the held-out ones are the same for every seed of a run."""
+    generate, careless, verifier = GENERATORS[task]
+    rng = random.Random(f"held out {task}")
+    problems: dict[str, Problem] = {}
+    while len(problems) < held_out:
+        problem = generate(rng)
+        problems.setdefault(problem.question, problem)
+
+    def draw(rng: random.Random, n: int) -> list[Problem]:
+        drawn = []
+        while len(drawn) < n:
+            problem = generate(rng)
+            if problem.question not in problems:
+                drawn.append(problem)
+        return drawn
+
+    listed = list(problems.values())
+    return Source(draw, listed, listed, verifier, careless)
+
+
+def from_file(path: str, held_out: int, verifier: str, privileged_key: str | None = None) -> Source:
+    """The user's own problems: up to `held_out` of them, at most a tenth, are set aside, the same ones for every seed."""
+    problems = load_problems(path, privileged_key)
+    if len(problems) < 2:
+        raise DataError(f"{path}: {len(problems)} problem(s); at least 2 are needed, one of them to hold out")
+    random.Random("held out").shuffle(problems)
+    cut = max(1, min(held_out, len(problems) // 10))
+    train = problems[cut:]
+    return Source(lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
+                  problems[:cut], problems, verifier, careless=lambda problem, rng, slip: problem)
+
+
+def load_problems(path: str, privileged_key: str | None = None) -> list[Problem]:
+    """Read a JSONL file of {"question", "answer", "solution"?, privileged_key?} objects; blank lines are skipped.
+
+    Raises DataError, naming file, line and fault, for the first line that is not sound.
+    """
+    try:
+        raw = Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    problems: list[Problem] = []
+    line_of: dict[str, int] = {}
+    for i, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            problem = _problem(line, privileged_key)
+            if problem.question in line_of:
+                raise ValueError(f"the question of line {line_of[problem.question]} again; remove one of the two")
+        except ValueError as error:
+            raise DataError(f"{path}:{i}: {error}") from error
+        line_of[problem.question] = i
+        problems.append(problem)
+    return problems
+
+
+def _problem(line: bytes, privileged_key: str | None) -> Problem:
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start} is not UTF-8") from error
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"a JSON object is needed, not {type(row).__name__}")
+    required = ["question", "answer"] + ([privileged_key] if privileged_key else [])
+    for key in required:
+        if key not in row:
+            raise ValueError(f"no key {key!r}")
+    for key in (*required, "solution"):
+        value = row.get(key)
+        if value is not None and not isinstance(value, str):
+            raise ValueError(f"{key!r} must be a string, not {type(value).__name__}")
+        if key in required and not (value or "").strip():
+            raise ValueError(f"{key!r} is empty")
+    return Problem(row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None)

@@ -1,0 +1,355 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import model as model_module
+from model import (ModelConfig, Samples, Transformer, _draw, rope_tables, rotate, row_noise, sample, token_logps)
+
+VOCAB, STOP = 11, 1
+CONFIG = ModelConfig(VOCAB, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
+                     max_seq_len=40)
+
+
+def random_model(config=CONFIG, seed=0, sharpness=3.0):
+    """Weights large enough for distributions far from uniform; float64, so that fast and slow way agree to the last token."""
+    torch.manual_seed(seed)
+    model = Transformer(config).double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(sharpness) if p.dim() == 2 else p.add_(0.1 * torch.randn_like(p))
+    return model
+
+
+MODEL = random_model()
+prompts_ = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9), min_size=1, max_size=5)
+
+
+def draw(prompts, seed=0, model=MODEL, **options):
+    options = {"group_size": 3, "max_new_tokens": 12, "temperature": 1.0, "stop_token": STOP, **options}
+    return sample(model, prompts, generator=torch.Generator().manual_seed(seed), **options)
+
+
+def slow_sample(model, prompts, seed, group_size=3, max_new_tokens=12, temperature=1.0, stop_token=STOP):
+    """No cache, no batch: one row at a time, the whole sequence through the model for every token."""
+    noise = row_noise(prompts, group_size, max_new_tokens, torch.Generator().manual_seed(seed))
+    rows = []
+    for i, u in enumerate(noise):
+        tokens = list(prompts[i // group_size])
+        start = len(tokens)
+        for t in range(max_new_tokens):
+            p = torch.softmax(model(torch.tensor([tokens]))[0, -1].detach().float() / temperature, dim=-1)
+            threshold, total, choice = float(u[t]) * float(p.sum()), 0.0, 0
+            for choice, mass in enumerate(p.tolist()):
+                total += mass
+                if total >= threshold:
+                    break
+            tokens.append(choice)
+            if choice == stop_token:
+                break
+        rows.append(tokens[start:])
+    return rows
+
+
+# ---- sampler ---------------------------------------------------------------------------------------------------------
+
+@settings(max_examples=25)
+@given(prompts_, st.integers(0, 2**32), st.sampled_from([0.5, 1.0, 1.7]))
+def test_fast_sampler_equals_the_slow_one(prompts, seed, temperature):
+    fast = draw(prompts, seed, temperature=temperature)
+    assert fast.completions() == slow_sample(MODEL, prompts, seed, temperature=temperature)
+
+
+@settings(max_examples=25)
+@given(prompts_, st.integers(0, 2**32), st.randoms(use_true_random=False))
+def test_neither_order_nor_company_changes_a_token(prompts, seed, random):
+    together = draw(prompts, seed).completions()
+    groups = [together[3 * i:3 * i + 3] for i in range(len(prompts))]
+    order = random.sample(range(len(prompts)), len(prompts))
+    shuffled = draw([prompts[i] for i in order], seed).completions()
+    by_prompt = {}  # equal prompts take the streams of their kind in the order in which they come
+    for i, prompt in enumerate(prompts):
+        by_prompt.setdefault(tuple(prompt), []).append(groups[i])
+    for place, i in enumerate(order):
+        assert shuffled[3 * place:3 * place + 3] == by_prompt[tuple(prompts[i])].pop(0)
+    assert draw(prompts[:1], seed).completions() == groups[0]
+    smaller = draw(prompts, seed, group_size=2).completions()
+    assert [smaller[2 * i:2 * i + 2] for i in range(len(prompts))] == [g[:2] for g in groups]
+
+
+@settings(max_examples=25)
+@given(prompts_, st.integers(0, 2**32), st.integers(1, 11))
+def test_a_shorter_limit_only_cuts(prompts, seed, limit):
+    assert draw(prompts, seed, max_new_tokens=limit).completions() == [c[:limit] for c in draw(prompts, seed).completions()]
+
+
+@settings(max_examples=25)
+@given(prompts_, st.integers(0, 2**32))
+def test_shape_and_content_of_samples(prompts, seed):
+    s = draw(prompts, seed)
+    lengths = s.mask.sum(1)
+    assert s.tokens.shape == s.mask.shape == s.logps.shape == (3 * len(prompts), int(lengths.max()))
+    assert torch.equal(s.mask, torch.arange(s.mask.shape[1]) < lengths[:, None])
+    assert (s.tokens[~s.mask] == 0).all() and (s.logps[~s.mask] == 0).all() and (s.logps[s.mask] < 0).all()
+    for row in s.completions():
+        assert STOP not in row[:-1] and (row[-1] == STOP or len(row) == 12)  # the stop token is part of the completion
+
+
+@settings(max_examples=25)
+@given(prompts_, st.integers(0, 2**32), st.sampled_from([0.5, 1.0, 1.7]))
+def test_sampling_and_scoring_agree(prompts, seed, temperature):
+    model = random_model().float()
+    s = draw(prompts, seed, model=model, temperature=temperature)
+    again = token_logps(model, prompts, s, temperature)
+    assert torch.allclose(s.logps, again, atol=1e-5)
+    other = token_logps(model, prompts, s, temperature * 2)
+    assert not torch.allclose(s.logps, other, atol=1e-3)
+
+
+def test_unwritten_memory_is_never_read():
+    """With every new buffer filled with NaN the sampler gives the same finite figures."""
+    prompts = [[1], [1, 2, 4, 5, 6, 7], [8, 9]]
+    clean = draw(prompts)
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory and torch.empty(3).isnan().all()
+    try:
+        poisoned = draw(prompts)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(clean.tokens, poisoned.tokens) and torch.equal(clean.logps, poisoned.logps)
+    assert torch.isfinite(clean.logps).all()
+
+
+def test_first_token_frequencies_follow_the_softmax():
+    """Chi-square over 4,000 first tokens of one group, 10 degrees of freedom: 29.6 is passed once in 1,000."""
+    prompt = [5, 1, 7]
+    s = draw([prompt], seed=11, group_size=4000, max_new_tokens=1)
+    expected = 4000 * torch.softmax(MODEL(torch.tensor([prompt]))[0, -1].detach(), dim=-1)
+    observed = torch.bincount(s.tokens[:, 0], minlength=VOCAB)
+    kept = expected > 5
+    chi2 = ((observed - expected) ** 2 / expected)[kept].sum()
+    assert kept.sum() >= 5 and chi2 < 29.6
+
+
+def test_a_group_does_not_share_its_first_token():
+    assert len(set(draw([[5, 1, 7]], group_size=64, max_new_tokens=1).tokens[:, 0].tolist())) > 1
+
+
+def test_equal_prompts_are_different_groups():
+    s = draw([[5, 1, 7], [5, 1, 7]], group_size=16).completions()
+    assert s[:16] != s[16:]
+
+
+def test_a_generator_moves_on_and_seeds_differ():
+    g = torch.Generator().manual_seed(0)
+    options = {"group_size": 16, "max_new_tokens": 5, "temperature": 1.0, "stop_token": STOP, "generator": g}
+    first, second = (sample(MODEL, [[5]], **options).completions() for _ in range(2))
+    assert first != second and first == draw([[5]], 0, group_size=16, max_new_tokens=5).completions()
+
+
+@given(st.lists(st.lists(st.integers(0, 300), min_size=1, max_size=5), min_size=1, max_size=4), st.integers(1, 4))
+def test_noise_is_above_zero_and_at_most_one_and_rows_differ(prompts, group_size):
+    noise = row_noise(prompts, group_size, 50, torch.Generator().manual_seed(1))
+    assert noise.shape == (len(prompts) * group_size, 50) and noise.min() > 0 and noise.max() <= 1
+    assert len({tuple(row) for row in noise.tolist()}) == len(noise)
+    assert torch.equal(noise[:, :7], row_noise(prompts, group_size, 7, torch.Generator().manual_seed(1)))
+
+
+def test_impossible_tokens_are_never_drawn():
+    """Probability 0 in front, in the middle and behind, at the smallest and the largest noise there is."""
+    logits = torch.full((3, 6), -math.inf)
+    logits[:, 1] = logits[:, 3] = 0.0
+    token, logp = _draw(logits, torch.tensor([1e-30, 0.5000001, 1.0]), 1.0)
+    assert token.tolist() == [1, 3, 3] and torch.allclose(logp, torch.full((3,), math.log(0.5)))
+
+
+def test_greedy_takes_the_most_likely_token():
+    prompts = [[1, 2], [4, 5, 6, 7, 8]]
+    s = draw(prompts, temperature=0.0, group_size=2)
+    assert s.completions()[0] == s.completions()[1] and (s.logps == 0).all()
+    tokens = list(prompts[1])
+    for expected in s.completions()[2]:
+        assert expected == int(MODEL(torch.tensor([tokens]))[0, -1].argmax())
+        tokens.append(expected)
+
+
+def test_rows_of_a_cache_leave_in_blocks_and_change_nothing(monkeypatch):
+    """Rows stop at very different times; the copies that drop them must keep every cache, mask and position in step."""
+    copies = []
+    original = model_module.KVCache.rows
+    monkeypatch.setattr(model_module.KVCache, "rows", lambda *a: copies.append(len(a[1])) or original(*a))
+    prompts = [[1], [2, 4, 5], [6, 7, 8, 9, 10, 1, 2]]
+    fast = draw(prompts, 5, group_size=8, max_new_tokens=20)
+    assert len({len(c) for c in fast.completions()}) > 4 and len(set(copies)) > 3
+    assert fast.completions() == slow_sample(MODEL, prompts, 5, group_size=8, max_new_tokens=20)
+
+
+def test_prompts_that_do_not_fit_are_refused():
+    for prompts, words in (([[]], "empty"), ([], "at least one"), ([[1] * 39], "max_seq_len 40")):
+        with pytest.raises(ValueError, match=words):
+            draw(prompts)
+    with pytest.raises(ValueError, match="temperature"):
+        token_logps(MODEL, [[1]], draw([[1]]), 0.0)
+    with pytest.raises(ValueError, match="multiple"):
+        token_logps(MODEL, [[1], [2]], draw([[1]]), 1.0)
+
+
+# ---- log-probabilities -----------------------------------------------------------------------------------------------
+
+def slow_logps(model, prompts, samples, temperature):
+    """One row at a time, the whole log-softmax; rows share the prompts evenly."""
+    result = torch.zeros(samples.mask.shape, dtype=torch.float64)
+    share = len(samples.tokens) // len(prompts)
+    for i, completion in enumerate(samples.completions()):
+        prompt = prompts[i // share]
+        table = torch.log_softmax(model(torch.tensor([prompt + completion]))[0] / temperature, dim=-1)
+        for t, token in enumerate(completion):
+            result[i, t] = table[len(prompt) + t - 1, token]
+    return result
+
+
+@settings(max_examples=25)
+@given(prompts_, st.integers(0, 2**32), st.sampled_from([0.5, 1.0]), st.integers(1, 12))
+def test_token_logps_and_their_gradient_equal_the_slow_way(prompts, seed, temperature, added):
+    """Also after other prompts than those sampled from: the teacher's view is longer, and not by the same for all."""
+    s = draw(prompts, seed)
+    views = [prompt + [7] * (1 + (added * i) % 12) for i, prompt in enumerate(prompts)]
+    gradients = []
+    for way in (token_logps, slow_logps):
+        MODEL.zero_grad()
+        logps = way(MODEL, views, s, temperature)
+        (logps * torch.arange(logps.numel()).view_as(logps).cos()).sum().backward()
+        gradients.append((logps.detach(), [p.grad.clone() for p in MODEL.parameters()]))
+    assert torch.allclose(gradients[0][0].double(), gradients[1][0], atol=2e-6)
+    assert all(torch.allclose(a, b, atol=1e-5 * (1 + b.abs().max())) for a, b in zip(gradients[0][1], gradients[1][1]))
+
+
+def test_scoring_in_chunks_changes_nothing(monkeypatch):
+    prompts, results = [[1, 2], [4, 5, 6]], []
+    s = draw(prompts, 3)
+    for size in (2**24, 5 * VOCAB, 1):
+        monkeypatch.setattr(model_module, "SCORE_CHUNK", size)
+        MODEL.zero_grad()
+        logps = token_logps(MODEL, prompts, s, 1.0)
+        logps.square().sum().backward()
+        results.append((logps.detach(), MODEL.embed.weight.grad.clone()))
+    for logps, gradient in results[1:]:
+        assert torch.equal(logps, results[0][0]) and torch.allclose(gradient, results[0][1], atol=1e-6)
+
+
+def test_padding_of_samples_is_never_scored():
+    prompts = [[1, 2], [4, 5, 6]]
+    s = draw(prompts, 3)
+    poisoned = Samples(torch.where(s.mask, s.tokens, 9), s.mask, s.logps)
+    assert not s.mask.all()
+    assert torch.equal(token_logps(MODEL, prompts, s, 1.0), token_logps(MODEL, prompts, poisoned, 1.0))
+
+
+def test_samples_by_rows_and_from_lists():
+    s = draw([[1, 2], [4, 5, 6]], 3)
+    index = torch.tensor([4, 1])
+    picked = s.rows(index)
+    assert picked.completions() == [s.completions()[4], s.completions()[1]]
+    assert picked.tokens.shape[1] == max(map(len, picked.completions()))
+    assert torch.equal(picked.logps[0, :len(picked.completions()[0])], s.logps[4][s.mask[4]])
+    assert Samples.of(s.completions()).completions() == s.completions()
+
+
+# ---- transformer -----------------------------------------------------------------------------------------------------
+
+def test_training_and_evaluation_mode_are_the_same():
+    tokens = torch.randint(VOCAB, (2, 9))
+    assert torch.equal(MODEL.train()(tokens), MODEL.eval()(tokens))
+
+
+@given(st.integers(1, 8))
+def test_the_future_is_invisible(t):
+    tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(t))
+    changed = tokens.clone()
+    changed[:, t:] = (changed[:, t:] + 1) % VOCAB
+    a, b = MODEL(tokens), MODEL(changed)
+    assert torch.equal(a[:, :t], b[:, :t]) and not torch.allclose(a[:, t:], b[:, t:])
+
+
+def slow_forward(model, tokens):
+    """The architecture once more, one head and one position at a time."""
+    c = model.config
+
+    def norm(x, module):
+        return x / (x.square().mean(-1, keepdim=True) + c.norm_eps).sqrt() * module.weight
+
+    def turn(x, position):
+        out = x.clone()
+        for i in range(c.head_dim // 2):
+            angle = torch.tensor(position * c.rope_theta ** (-2 * i / c.head_dim))
+            a, b = x[i], x[i + c.head_dim // 2]
+            out[i] = a * angle.cos() - b * angle.sin()
+            out[i + c.head_dim // 2] = a * angle.sin() + b * angle.cos()
+        return out
+
+    x = model.embed.weight[tokens]
+    T, D = len(tokens), c.head_dim
+    for block in model.blocks:
+        h = norm(x, block.attention_norm)
+        w_q, w_k, w_v = block.attention.qkv.weight.split([c.num_heads * D, c.num_kv_heads * D, c.num_kv_heads * D])
+        heads = []
+        for head in range(c.num_heads):
+            group = head // (c.num_heads // c.num_kv_heads)
+            q, k, v = h @ w_q[head * D:][:D].T, h @ w_k[group * D:][:D].T, h @ w_v[group * D:][:D].T
+            if c.qk_norm:
+                q, k = norm(q, block.attention.q_norm), norm(k, block.attention.k_norm)
+            q, k = (torch.stack([turn(row, t) for t, row in enumerate(m)]) for m in (q, k))
+            heads.append(torch.stack([torch.softmax(k[:t + 1] @ q[t] / D**0.5, dim=0) @ v[:t + 1] for t in range(T)]))
+        x = x + torch.cat(heads, dim=-1) @ block.attention.out.weight.T
+        h = norm(x, block.mlp_norm)
+        gate, up = (h @ block.mlp.gate_up.weight.T).chunk(2, dim=-1)
+        x = x + (gate * torch.sigmoid(gate) * up) @ block.mlp.down.weight.T
+    return norm(x, model.norm) @ model.head.weight.T
+
+
+@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"tie_embeddings": False}, {"num_kv_heads": 4},
+                                     {"num_kv_heads": 1}, {"head_dim": 6}, {"rope_theta": 100.0}, {"norm_eps": 0.5}])
+def test_forward_equals_the_architecture_written_out(changes):
+    model = random_model(dataclasses.replace(CONFIG, **changes))
+    tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(2))
+    assert torch.allclose(model(tokens[None])[0], slow_forward(model, tokens), atol=1e-6)
+
+
+def test_tied_embeddings_share_one_matrix():
+    names = lambda tie: {n for n, _ in Transformer(dataclasses.replace(CONFIG, tie_embeddings=tie)).named_parameters()}
+    assert names(False) - names(True) == {"head.weight"}
+
+
+@given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
+def test_rotary_scores_depend_on_distance_alone(a, b, shift):
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    score = lambda m, n: (rotate(q, rope_tables(torch.tensor([[m]]), 8, 100.0))
+                          * rotate(k, rope_tables(torch.tensor([[n]]), 8, 100.0))).sum().item()
+    assert math.isclose(score(a, b), score(a + shift, b + shift), abs_tol=1e-5)
+
+
+def test_default_model_is_small_and_starts_near_uniform():
+    torch.manual_seed(0)
+    model = Transformer(ModelConfig(262))
+    assert 100_000 < sum(p.numel() for p in model.parameters()) < 150_000
+    logps = torch.log_softmax(model(torch.randint(262, (4, 30))), dim=-1)
+    loss = -logps.mean().item()
+    assert abs(loss - math.log(262)) < 0.5, loss
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_same_tokens_on_cuda():
+    prompts = [[1], [2, 4, 5], [6, 7, 8, 9, 10, 1, 2]]
+    on_gpu = draw(prompts, 5, model=random_model().cuda())
+    assert on_gpu.completions() == draw(prompts, 5).completions()
+
+
+def test_noise_streams_are_recorded():
+    """The stream of (base, prompt, repeat, i) is part of what makes a run repeatable: this is its first draw."""
+    base = int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(1)))
+    expected = 1 - np.random.default_rng([base, 0, 1, 4, 5]).random(3, dtype=np.float32)
+    assert np.array_equal(row_noise([[4, 5]], 2, 3, torch.Generator().manual_seed(1))[1].numpy(), expected)

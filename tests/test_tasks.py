@@ -1,0 +1,171 @@
+import json
+import random
+import socket
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tasks
+import verifiers
+from tasks import ASSISTANT, END, REFERENCE, USER, DataError, Problem, student_prompt, teacher_prompt
+
+texts = st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace").decode())
+problems = st.builds(Problem, texts.filter(bool), texts.filter(bool), st.none() | texts)
+
+
+# ---- tokenizer and views ---------------------------------------------------------------------------------------------
+
+@given(texts)
+def test_text_survives_the_tokenizer(text):
+    tokens = tasks.encode(text)
+    assert tasks.decode(tokens) == text and all(0 <= t < 258 for t in tokens)
+
+
+def test_roles_inside_text_are_plain_text():
+    for role in tasks.ROLES:
+        tokens = tasks.encode(f"a {role} b")
+        assert not {USER, REFERENCE, ASSISTANT, END} & set(tokens) and tasks.decode(tokens) == f"a {role} b"
+
+
+@given(st.lists(st.integers(0, 261)))
+def test_any_tokens_decode(tokens):
+    assert isinstance(tasks.decode(tokens), str)
+
+
+def test_decode_stops_at_the_end_token():
+    assert tasks.decode([*tasks.encode("ab"), END, *tasks.encode("c")]) == "ab"
+
+
+def test_the_marker_is_one_token_and_special_tokens_come_last():
+    assert tasks.encode("a#### 12") == [97, 257, 32, 49, 50]
+    assert (USER, REFERENCE, ASSISTANT, END) == (258, 259, 260, 261) and tasks.TOKENIZER.n_vocab == 262
+
+
+def test_tokenizer_needs_no_network(monkeypatch):
+    monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("the network was asked"))
+    assert tasks.build_tokenizer().encode_ordinary("ü####") == [0xC3, 0xBC, 257]
+
+
+@given(problems, texts.filter(lambda t: t not in ("", "answer", "solution")))
+def test_the_views_differ_in_the_privileged_text_alone(problem, text):
+    student = student_prompt(problem)
+    shown = {"answer": problem.answer, "solution": problem.solution, text: text}
+    for privileged, content in shown.items():
+        if content is None:
+            with pytest.raises(ValueError, match="no solution"):
+                teacher_prompt(problem, privileged)
+            continue
+        teacher = teacher_prompt(problem, privileged)
+        inserted = [REFERENCE, *tasks.encode(content)] if content else []
+        assert teacher == student[:-1] + inserted + student[-1:]
+        assert teacher[-1] == student[-1] == ASSISTANT  # what stands right before the first completion token
+    assert problem.answer == "" or REFERENCE not in student
+
+
+# ---- built-in problems -----------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("task", tasks.GENERATORS)
+@given(seed=st.integers(0, 2**32))
+def test_worked_solutions_are_right_and_careless_ones_hang_together(task, seed):
+    rng = random.Random(seed)
+    source = tasks.generated(task, 5)
+    verifier = verifiers.load(source.verifier)
+    for problem in source.draw(rng, 5):
+        assert verifier(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
+        assert tasks.target(problem)[-1] == END
+        for line in problem.solution.splitlines():
+            left, right = line.split("=")
+            assert verifiers._evaluate(left)[0] == int(right)
+        assert source.careless(problem, rng, 0.0) == problem
+        careless = source.careless(problem, rng, 1.0)
+        assert careless.question == problem.question
+        right = careless.solution == problem.solution
+        reward = verifier(tasks.decode(tasks.target(careless)), problem.answer)
+        assert reward >= right  # countdown may reach the target by another way
+
+
+def test_addition_by_hand():
+    columns = tasks._columns("4787", "3625", lambda: True)
+    assert columns == ("7+5=12\n8+2+1=11\n7+6+1=14\n4+3+1=8", "8412")
+    assert tasks._columns("4787", "3625", lambda: False) == ("7+5=12\n8+2=10\n7+6=13\n4+3=7", "7302")
+    assert tasks._columns("99", "99", lambda: True) == ("9+9=18\n9+9+1=19", "198")
+
+
+def test_slips_come_at_the_stated_rate():
+    rng = random.Random(0)
+    problem = Problem("9999+9999", "19998", tasks._columns("9999", "9999", lambda: True)[0])
+    remembered = sum(tasks.careless_addition(problem, rng, 0.75).solution.count("+1=") for _ in range(2000))
+    assert remembered / 6000 == pytest.approx(0.25, abs=0.02)
+
+
+@pytest.mark.parametrize("task", tasks.GENERATORS)
+def test_guessing_does_not_pay(task):
+    answers = Counter()
+    for problem in tasks.generated(task, 5).draw(random.Random(1), 5000):
+        answers[problem.answer] += 1
+    assert answers.most_common(1)[0][1] / 5000 < 0.02
+
+
+@pytest.mark.parametrize("task", tasks.GENERATORS)
+def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
+    first = tasks.generated(task, 300)
+    held_out = {p.question for p in first.held_out}
+    assert len(held_out) == 300
+    assert held_out == {p.question for p in tasks.generated(task, 300).held_out}  # the same for every run
+    assert not held_out & {p.question for p in first.draw(random.Random(2), 5000)}
+    # with almost nothing left to draw, held-out questions keep coming up and are passed over
+    monkeypatch.setitem(tasks.GENERATORS, "tiny", (lambda rng: Problem(str(rng.randrange(10)), "1"), None, "number"))
+    tiny = tasks.generated("tiny", 8)
+    drawn = {p.question for p in tiny.draw(random.Random(3), 50)}
+    assert len(drawn) == 2 and not drawn & {p.question for p in tiny.held_out}
+
+
+# ---- the user's own problems -----------------------------------------------------------------------------------------
+
+def write(tmp_path, *rows):
+    path = tmp_path / "my.jsonl"
+    path.write_bytes(b"\n".join(r if isinstance(r, bytes) else json.dumps(r).encode() for r in rows))
+    return str(path)
+
+
+def row(i, **more):
+    return {"question": f"q{i}", "answer": f"a{i}", **more}
+
+
+def test_a_sound_file(tmp_path):
+    path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(row(0)).encode() + b"\r", b"", row(1, solution="s", hint="h"))
+    assert tasks.load_problems(path) == [Problem("q0", "a0"), Problem("q1", "a1", "s")]
+    path = write(tmp_path, *[row(i, hint=f"h{i}") for i in range(40)])
+    source = tasks.from_file(path, 500, "exact", "hint")
+    assert len(source.held_out) == 4 and len(source.known) == 40
+    assert source.held_out == tasks.from_file(path, 500, "exact", "hint").held_out
+    drawn = source.draw(random.Random(0), 36)
+    assert {p.question for p in drawn} == {f"q{i}" for i in range(40)} - {p.question for p in source.held_out}
+    assert all(p.privileged == "h" + p.question[1:] for p in drawn)
+    assert len(source.draw(random.Random(0), 100)) == 100  # more than there are: with repeats
+
+
+@pytest.mark.parametrize("line, words", [
+    (b"{", "not JSON"), (b"[1]", "object"), (b"7", "object"), ({"question": "q"}, "no key 'answer'"), ({"answer": "a"}, "no key 'question'"),
+    ({"question": "q", "answer": 3}, "'answer' must be a string, not int"), ({"question": "", "answer": "a"}, "'question' is empty"),
+    ({"question": "q", "answer": " "}, "'answer' is empty"), ({"question": None, "answer": "a"}, "'question' is empty"),
+    ({"question": "q", "answer": "a", "solution": []}, "'solution' must be a string"), (row(0), "line 1"),
+    (b'{"question": "\xff"}', "not UTF-8"), (b"[" * 100_000, "not JSON"),
+])
+def test_a_bad_line_is_named(tmp_path, line, words):
+    path = write(tmp_path, row(0), row(1), b"", line)
+    with pytest.raises(DataError) as error:
+        tasks.load_problems(path)
+    message = str(error.value)
+    assert message.startswith(f"{path}:4: ") and words in message and "\n" not in message
+
+
+def test_a_missing_key_or_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=":1: no key 'rule'"):
+        tasks.load_problems(write(tmp_path, row(0)), "rule")
+    with pytest.raises(DataError, match="none.jsonl: cannot be read"):
+        tasks.load_problems(str(tmp_path / "none.jsonl"))
+    with pytest.raises(DataError, match="1 problem"):
+        tasks.from_file(write(tmp_path, row(0)), 500, "exact")

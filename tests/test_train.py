@@ -1,0 +1,400 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import tasks
+import train
+from model import Samples, token_logps
+from rlsd import group_advantages, rlsd_loss
+from tasks import END, Problem, student_prompt, teacher_prompt
+
+ROOT = Path(train.__file__).parent
+TINY = ["--hidden_size", "32", "--num_layers", "1", "--warm_steps", "3", "--warm_batch", "8", "--steps", "6",
+        "--prompts_per_step", "2", "--group_size", "4", "--max_new_tokens", "48", "--eval_every", "3", "--eval_problems", "5",
+        "--save_every", "2", "--lr", "0.01"]
+METHODS = {"rlsd": ["--rlsd_teacher_sync_interval", "2"], "grpo": ["--method", "grpo"]}
+
+
+def options(tmp_path, name, *more, method="rlsd"):
+    return [*TINY, *METHODS[method], "--out", str(tmp_path / name), "--warm_dir", str(tmp_path / "warm"), *more]
+
+
+def verifier_file(tmp_path, body):
+    path = tmp_path / "rules.py"
+    path.write_text(f"def check(completion, answer):\n    {body}\n")
+    return ["--verifier", f"{path}:check"]
+
+
+SOME_REWARD = "return float(sum(map(ord, completion)) % 2)"  # an untrained model needs some spread to learn from
+
+
+def metrics(tmp_path, name):
+    rows = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s")} for row in rows]
+
+
+def same_state(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same_state(a[k], b[k]) for k in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same_state, a, b))
+    return a == b
+
+
+def checkpoint(tmp_path, name):
+    return torch.load(tmp_path / name / "last.pt", weights_only=True)
+
+
+# ---- a whole run -----------------------------------------------------------------------------------------------------
+
+def test_a_run_leaves_its_files(tmp_path, capsys):
+    assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, SOME_REWARD))) == 0
+    files = {p.name for p in (tmp_path / "run").iterdir()}
+    assert {"config.json", "metrics.jsonl", "samples.jsonl", "last.pt", "best.pt"} <= files <= {
+        "config.json", "metrics.jsonl", "samples.jsonl", "last.pt", "best.pt", "curves.png"}
+    rows = metrics(tmp_path, "run")
+    assert [row["step"] for row in rows] == list(range(7))
+    assert [row["step"] for row in rows if "pass@1" in row and "greedy" in row] == [0, 3, 6]
+    assert [row["lambda"] for row in rows[1:]] == pytest.approx([0.5 * (1 - s / 50) for s in range(1, 7)])
+    printed = capsys.readouterr().out
+    for name in ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
+                 "clipped_high", "tokens/s"):
+        assert len(re.findall(rf"\b{name}=\S+", printed)) >= 5, name
+    for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        assert len(row["tokens"]) == len(row["credit"]) and {"question", "completion", "reward", "step"} <= row.keys()
+        assert all((c > 0) == (row["credit"][0] > 0) for c in row["credit"])
+    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True).keys() == checkpoint(tmp_path, "run")["model"].keys()
+
+
+@pytest.mark.parametrize("method", ["rlsd", "grpo"])
+def test_resumed_equals_never_stopped(tmp_path, method):
+    more = verifier_file(tmp_path, SOME_REWARD)
+    assert train.main(options(tmp_path, "whole", *more, method=method)) == 0
+    assert train.main(options(tmp_path, "parts", *more, "--steps", "3", method=method)) == 0
+    # lines and samples of steps after the checkpoint, as a kill in between leaves them, the last one torn
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        with (tmp_path / "parts" / name).open("a") as file:
+            file.write('{"step": 4}\n{"step": 5, "rew')
+    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "6"]) == 0
+    assert checkpoint(tmp_path, "whole")["step"] == 6
+    assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
+    assert same_state(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
+    samples = [(tmp_path / n / "samples.jsonl").read_text() for n in ("whole", "parts")]
+    assert samples[0] == samples[1]
+
+
+def test_the_same_seed_repeats_and_another_differs(tmp_path):
+    more = verifier_file(tmp_path, SOME_REWARD)
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        assert train.main(options(tmp_path, name, *more, "--seed", seed)) == 0
+    assert metrics(tmp_path, "a") == metrics(tmp_path, "b") != metrics(tmp_path, "c")
+
+
+def test_warm_start_is_kept_and_found_again(tmp_path, capsys):
+    runs = [("a", []), ("b", []), ("c", ["--warm_slip", "0.5"]), ("d", ["--lr", "0.02"])]
+    for name, more in runs:
+        assert train.main(options(tmp_path, name, "--steps", "1", *more)) == 0
+    found = ["found" in part for part in capsys.readouterr().out.split("run folder")[:-1]]
+    assert found == [False, True, False, True]  # the slip rate is part of the key, the RL learning rate is not
+    assert metrics(tmp_path, "a") == metrics(tmp_path, "b") and len(list((tmp_path / "warm").glob("*.pt"))) == 2
+
+
+def test_ctrl_c_ends_cleanly_and_resumes(tmp_path):
+    args = [sys.executable, str(ROOT / "train.py"), *options(tmp_path, "cut", "--steps", "100000", "--save_every", "99999")]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for line in process.stdout:
+        if line.startswith("step=2 "):
+            process.send_signal(signal.SIGINT)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in err
+    last = checkpoint(tmp_path, "cut")["step"]
+    assert f"interrupted after step {last}" in out and metrics(tmp_path, "cut")[-1]["step"] == last >= 2
+    assert train.main(["--resume", "--out", str(tmp_path / "cut"), "--steps", str(last + 2)]) == 0
+    assert [row["step"] for row in metrics(tmp_path, "cut")] == list(range(last + 3))
+
+
+def test_own_data_and_own_verifier_in_one_command(tmp_path):
+    data = tmp_path / "my data.jsonl"
+    data.write_text("".join(json.dumps({"question": f"say {i}", "answer": str(i), "rule": f"repeat {i}"}) + "\n" for i in range(30)))
+    more = ["--data", str(data), "--privileged_key", "rule", *verifier_file(tmp_path, "return float(answer in completion)")]
+    assert train.main(options(tmp_path, "own", *more)) == 0
+    assert len(metrics(tmp_path, "own")) == 7
+
+
+# ---- the step, taken apart -------------------------------------------------------------------------------------------
+
+def setup(*more):
+    config = train.parse_config([*TINY, *more])
+    state = train.State(config)
+    with torch.no_grad():
+        for p in state.model.parameters():
+            p.mul_(3) if p.dim() == 2 else None
+    state.sync_teacher()
+    source = tasks.generated("addition", 5)
+    return config, state, source
+
+
+def batch_of(state, source, config, body=lambda c, a: float(sum(map(ord, c)) % 2)):
+    return train.rollout(state.model, source, body, config, 1)
+
+
+def test_rollout_keeps_each_question_with_its_own_group():
+    config, state, source = setup()
+    seen = []
+
+    def every_third(completion, answer):
+        seen.append((completion, answer))
+        return float(len(seen) % 3 == 0)
+
+    batch = batch_of(state, source, config, every_third)
+    assert [p.answer for p in batch.problems] == [a for _, a in seen]
+    assert all(len({p.question for p in batch.problems[i:i + 4]}) == 1 for i in (0, 4))
+    assert batch.problems[0] != batch.problems[4]
+    assert batch.rewards.tolist() == [0, 0, 1, 0, 0, 1, 0, 0]
+    assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
+    assert [tasks.decode(c) for c in batch.samples.completions()] == [c for c, _ in seen]
+
+
+def test_equal_questions_stay_two_groups():
+    """Two copies of one question: each group is standardised by itself (mistake 12: keyed by text they would merge)."""
+    config, state, source = setup()
+    twice = tasks.Source(lambda rng, n: [Problem("1+1", "2")] * n, [], [], "number", None)
+    rewards = iter([1, 0, 0, 0, 1, 1, 1, 0])
+    batch = train.rollout(state.model, twice, lambda c, a: float(next(rewards)), config, 1)
+    assert torch.allclose(batch.advantages, torch.tensor([1.5, -0.5, -0.5, -0.5, 0.5, 0.5, 0.5, -1.5]), atol=1e-4)
+
+
+def test_a_well_formatted_wrong_answer_earns_nothing():
+    """Mistake 13: the reward is the verifier's and nothing else's."""
+    config, state, source = setup()
+    problem = Problem("1111+2222", "3333")
+    wrong = tasks.target(Problem(problem.question, "3334", "1+2=3\n1+2=3\n1+2=3\n1+2=3"))
+    samples = Samples.of([wrong, tasks.target(problem)])
+    verifier = train.verifiers.load("number")
+    assert train.verify(verifier, samples, [problem, problem]) == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("micro_batch", [0, 1, 3])
+@pytest.mark.parametrize("lam", [0.0, 0.4])
+def test_update_takes_the_gradient_of_the_whole_batch(micro_batch, lam):
+    config, state, source = setup("--micro_batch", str(micro_batch), "--max_grad_norm", "1e9")
+    with torch.no_grad():
+        for p in state.teacher.parameters():  # a teacher that differs in more than its prompt
+            p.mul_(1.1)
+    batch = batch_of(state, source, config)
+    assert (batch.advantages != 0).any()
+    views = [[view(p) for p in batch.problems] for view in (student_prompt, teacher_prompt)]
+    with torch.no_grad():
+        teacher_logps = token_logps(state.teacher, views[1], batch.samples, 1.0)
+    logps = token_logps(state.model, views[0], batch.samples, 1.0)
+    loss, _ = rlsd_loss(logps, batch.samples.logps, teacher_logps, batch.advantages, batch.samples.mask, lam=lam)
+    expected = torch.autograd.grad(loss, list(state.model.parameters()))
+    before = [p.detach().clone() for p in state.model.parameters()]
+    metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, lam)
+    for p, gradient in zip(state.model.parameters(), expected):
+        assert torch.allclose(p.grad, gradient, atol=1e-6)
+    assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+    assert all(p.grad is None for p in state.teacher.parameters())
+    norm = torch.stack([g.square().sum() for g in expected]).sum().sqrt().item()
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+
+
+def test_metrics_do_not_depend_on_micro_batches():
+    results = []
+    for micro_batch in ("0", "3"):
+        config, state, source = setup("--micro_batch", micro_batch)
+        results.append(train.update(state.model, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5))
+    assert results[0].keys() == results[1].keys()
+    assert all(results[0][k] == pytest.approx(results[1][k], rel=1e-3, abs=1e-6) for k in results[0])
+
+
+def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypatch):
+    config, state, source = setup()
+    rewards = iter([1, 1, 1, 1, 0, 1, 0, 1])
+    batch = train.rollout(state.model, source, lambda c, a: float(next(rewards)), config, 1)
+    scored, denominators = [], []
+    original, loss = train.token_logps, train.rlsd_loss
+    monkeypatch.setattr(train, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
+    monkeypatch.setattr(train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    assert scored == [4, 4] and denominators == [int(batch.samples.mask.sum())]
+    scored.clear()
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    assert scored == [4]  # at lambda 0 the teacher is not asked
+
+
+def test_no_spread_anywhere_moves_nothing():
+    config, state, source = setup()
+    batch = batch_of(state, source, config, lambda c, a: 1.0)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    assert train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5) == {"grad_norm": 0.0}
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+
+
+def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
+    config, state, source = setup()
+    batch = batch_of(state, source, config)
+    seen = {}
+    original = train.token_logps
+
+    def spy(model, prompts, samples, temperature):
+        seen["teacher" if model is state.teacher else "student"] = (prompts, temperature, torch.is_grad_enabled(), samples)
+        return original(model, prompts, samples, temperature)
+
+    monkeypatch.setattr(train, "token_logps", spy)
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    rows = batch.advantages.nonzero().squeeze(1).tolist()
+    assert seen["teacher"][0] == [teacher_prompt(batch.problems[i], "answer") for i in rows]
+    assert seen["student"][0] == [student_prompt(batch.problems[i]) for i in rows]
+    assert seen["teacher"][1] == seen["student"][1] == config.temperature
+    assert (seen["teacher"][2], seen["student"][2]) == (False, True)
+    assert seen["teacher"][3] is seen["student"][3]  # the very same completions
+
+
+@pytest.mark.parametrize("temperature", ["0.5", "1.5"])
+def test_sampling_scoring_and_teacher_share_one_temperature(temperature):
+    config, state, source = setup("--temperature", temperature)
+    batch = batch_of(state, source, config)
+    again = train.score(state.model, batch, config, student_prompt)
+    assert torch.allclose(again, batch.samples.logps, atol=1e-4)
+    metrics = train.update(state.model, state.model, state.optimizer, batch, config, 0.5)
+    assert metrics["policy_clipped"] == 0
+
+
+def test_teacher_is_synced_after_every_kth_update(tmp_path, monkeypatch):
+    """Mistake 14: after updates 2, 4, 6 the teacher equals the policy that these updates made."""
+    events = []
+    update, sync = train.update, train.State.sync_teacher
+    monkeypatch.setattr(train, "update", lambda *a: events.append("update") or update(*a))
+    monkeypatch.setattr(train.State, "sync_teacher", lambda self: events.append("sync") or sync(self))
+    assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, SOME_REWARD))) == 0
+    assert events == ["sync"] + ["update", "update", "sync"] * 3
+    state = checkpoint(tmp_path, "run")
+    assert same_state(state["teacher"], state["model"])
+    assert train.main(options(tmp_path, "odd", *verifier_file(tmp_path, SOME_REWARD), "--steps", "5")) == 0
+    state = checkpoint(tmp_path, "odd")
+    assert not same_state(state["teacher"], state["model"])
+
+
+def test_grpo_asks_no_teacher(tmp_path):
+    assert train.main(options(tmp_path, "run", method="grpo")) == 0
+    assert checkpoint(tmp_path, "run")["teacher"] is None and metrics(tmp_path, "run")[1]["lambda"] == 0
+
+
+def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
+    config, state, source = setup("--warm_batch", "200", "--warm_slip", "1")
+    shown = []
+    original = train.token_logps
+    monkeypatch.setattr(train, "token_logps", lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t))
+    loss = train.imitation_loss(state.model, source, config, train.random.Random(0))
+    right = {"teacher": [], "student": []}
+    for prompt, completion in shown:
+        view = "teacher" if tasks.REFERENCE in prompt else "student"
+        a, b = (int(x) for x in re.split(r"\+", re.match(r"[\d+]+", tasks.decode(prompt[1:])).group())[:2]) if view == "student" else (0, 0)
+        assert completion[-1] == END
+        if view == "teacher":
+            answer = tasks.decode(prompt[prompt.index(tasks.REFERENCE) + 1:-1])
+            right[view].append(tasks.decode(completion).endswith(f"#### {answer}"))
+        else:
+            right[view].append(tasks.decode(completion).endswith(f"#### {a + b}"))
+    assert 60 < len(right["teacher"]) < 140 and all(right["teacher"])
+    assert 0 < sum(right["student"]) < 0.5 * len(right["student"])  # right only where nothing was to be carried
+    logps = original(state.model, [p for p, _ in shown], Samples.of([c for _, c in shown]), 1.0)
+    assert loss.item() == pytest.approx((-logps.sum() / sum(len(c) for _, c in shown)).item(), rel=1e-4)
+
+
+# ---- a user's mistakes: one line, exit code 2 ------------------------------------------------------------------------
+
+def bad_data(tmp_path, text):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    return ["--data", str(path)]
+
+
+@pytest.mark.parametrize("args, words", [
+    (lambda p: ["--stepz", "3"], "--stepz"),
+    (lambda p: ["--step", "3"], "--step"),
+    (lambda p: ["--steps", "many"], "--steps"),
+    (lambda p: ["--steps", "0"], "--steps 0"),
+    (lambda p: ["--group_size", "1"], "--group_size 1"),
+    (lambda p: ["--lr", "nan"], "--lr nan"),
+    (lambda p: ["--lr", "-1"], "--lr -1"),
+    (lambda p: ["--temperature", "0"], "--temperature 0"),
+    (lambda p: ["--rlsd_lambda", "1.5"], "--rlsd_lambda 1.5"),
+    (lambda p: ["--rlsd_reweight_clip_range", "-0.1"], "--rlsd_reweight_clip_range -0.1"),
+    (lambda p: ["--rlsd_reweight_clip_range", "inf"], "--rlsd_reweight_clip_range inf"),
+    (lambda p: ["--hidden_size", "33"], "--hidden_size 33"),
+    (lambda p: ["--method", "ppo"], "--method"),
+    (lambda p: ["--method", "grpo", "--rlsd_lambda", "0.1"], "grpo"),
+    (lambda p: ["--task", "addition", *bad_data(p, "")], "--data and --task"),
+    (lambda p: ["--privileged_key", "rule"], "--privileged_key"),
+    (lambda p: ["--bf16"], "--device cuda"),
+    (lambda p: ["--verifier", "nothing"], "nothing"),
+    (lambda p: ["--resume"], "--resume"),
+    (lambda p: ["--max_new_tokens", "10"], "--max_new_tokens 10"),
+    (lambda p: ["--max_seq_len", "60"], "--max_seq_len 60"),
+    (lambda p: bad_data(p, '{"question": "a"}\n'), "bad.jsonl:1: no key 'answer'"),
+    (lambda p: bad_data(p, ""), "at least 2"),
+    (lambda p: ["--data", str(p / "none.jsonl")], "cannot be read"),
+    (lambda p: ["--privileged", "solution", *bad_data(p, '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n')],
+     "no solution"),
+    (lambda p: verifier_file(p, "raise KeyError('oops')"), "KeyError: 'oops'"),
+    (lambda p: verifier_file(p, "return 2"), "returned 2"),
+    (lambda p: verifier_file(p, "return float('nan')"), "returned nan"),
+    (lambda p: verifier_file(p, "return None"), "returned None"),
+])
+def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, args, words):
+    args = args(tmp_path)
+    assert train.main([*TINY, "--warm_dir", str(tmp_path / "warm"), *([] if "--resume" in args else ["--out", str(tmp_path / "x")]), *args]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.startswith("train.py: ") and err.count("\n") == 1, err
+
+
+def test_a_folder_with_a_run_is_kept(tmp_path, capsys):
+    assert train.main(options(tmp_path, "run", "--steps", "1")) == 0
+    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    assert train.main(options(tmp_path, "run")) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--lr", "0.5"]) == 2
+    assert "contradicts" in capsys.readouterr().err
+    assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
+    assert train.main(options(tmp_path, "run", "--steps", "1")) == 0
+    whole = (tmp_path / "run" / "last.pt").read_bytes()
+    (tmp_path / "run" / "last.pt").write_bytes(whole[:len(whole) // 2])
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "last.pt is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
+    train.save({"step": 1}, tmp_path / "last.pt")
+    monkeypatch.setattr(train.torch, "save", lambda state, path: (Path(path).write_bytes(b"half"), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        train.save({"step": 2}, tmp_path / "last.pt")
+    assert torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 1}
+
+
+# ---- it learns -------------------------------------------------------------------------------------------------------
+
+def test_it_learns(tmp_path):
+    """From nothing: bytes are drawn at random, even ones are paid for, and the share of them has to rise."""
+    data = tmp_path / "some.jsonl"
+    data.write_text("".join(json.dumps({"question": f"{i}?", "answer": "x"}) + "\n" for i in range(20)))
+    rules = verifier_file(tmp_path, "b = completion.encode(); return sum(c % 2 == 0 for c in b) / max(len(b), 1)")
+    more = ["--data", str(data), *rules, "--group_size", "16", "--steps", "40", "--max_new_tokens", "8"]
+    assert train.main(options(tmp_path, "run", *more)) == 0
+    rewards = [row["reward"] for row in metrics(tmp_path, "run")[1:]]
+    assert sum(rewards[:3]) / 3 < 0.6 and sum(rewards[-5:]) / 5 > 0.9

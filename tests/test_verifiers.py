@@ -1,0 +1,153 @@
+import time
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import verifiers
+from verifiers import BUILT_IN, choice, exact, expression, load, number
+
+GIVEN = "(8-2)*4+3 = 27"
+integers = st.integers(-10**12, 10**12)
+junk = st.one_of(
+    st.text(max_size=300),  # every Unicode category, NUL and lone surrogates included
+    st.text("0123456789+-*/()#., =ABCDE", max_size=60),
+    st.tuples(st.text(max_size=20), st.text(max_size=20)).map("#### ".join),
+)
+HUGE = ["9**9**9", "9" * 10_000_000, "1/" + "9" * 10_000_000, "(" * 100_000, "(" * 90 + "1" + ")" * 90, "#" * 10_000_000,
+        "1+" * 500_000 + "1", "\0" * 1_000_000, "####" * 200_000, "1," * 400_000, " " * 10_000_000, "-" * 150 + "1",
+        "*".join(["9" * 49] * 4), "1e999999999", "0x" + "f" * 100, "٣", "Ⅻ", "²", "1_000", "--5", "1//2", "8<<99999",
+        "__import__('os').getcwd()", "{}[].()", "lambda: 0", "f'{1}'", "(8-2)*4+3;1", "8 if 1 else 2", "8@2"]
+
+
+@pytest.mark.parametrize("verifier", BUILT_IN.values(), ids=BUILT_IN)
+@given(completion=junk, answer=st.one_of(junk, st.just(GIVEN), st.just("12")))
+def test_nothing_raises_and_every_reward_is_zero_or_one(verifier, completion, answer):
+    reward = verifier(completion, answer)
+    assert type(reward) is float and reward in (0.0, 1.0)
+
+
+@pytest.mark.parametrize("completion", HUGE, ids=range(len(HUGE)))
+@pytest.mark.parametrize("verifier", BUILT_IN.values(), ids=BUILT_IN)
+def test_hostile_text_is_quick_and_worth_nothing(verifier, completion):
+    for text in (completion, f"so\n#### {completion}"):
+        for answer in (GIVEN, "12", completion):
+            seconds = []
+            for _ in range(3):
+                start = time.perf_counter()
+                reward = verifier(text, answer)
+                seconds.append(time.perf_counter() - start)
+            assert min(seconds) < 0.05
+            assert reward == 0.0 or answer is completion and verifier is exact
+
+
+# ---- number ----------------------------------------------------------------------------------------------------------
+
+@given(integers, st.integers(1, 10**6))
+def test_equal_numbers_in_any_writing(n, d):
+    value = Fraction(n, d)
+    writings = [f"{value.numerator}/{value.denominator}", f"{n}/{d}", f" {3 * n}/{3 * d}\n"]
+    if value.denominator == 1:
+        writings += [f"{value.numerator}", f"{value.numerator:,}", f"{value.numerator}.00", f"{value.numerator:+}"]
+    for completion in writings:
+        for answer in writings:
+            assert number(completion, answer) == number(f"work: 1+1=3\n#### {completion}", answer) == 1.0
+    assert number(f"{n}/{d}", f"{n + 1}/{d}") == 0.0
+
+
+@given(st.integers(-10**8, 10**8), st.integers(0, 8))
+def test_decimals_are_compared_exactly(n, places):
+    text = f"{'-' if n < 0 else ''}{abs(n) // 10**places}.{abs(n) % 10**places:0{places}d}" if places else str(n)
+    assert number(text, f"{n}/{10**places}") == 1.0
+    assert number(text + "1", f"{n}/{10**places}") == 0.0 if places else True
+
+
+@pytest.mark.parametrize("completion, answer, reward", [
+    ("12", "12", 1), ("#### 12", "12", 1), ("#### 12.", "12", 1), ("####12", "12.0", 1), ("1,234.50", "1234.5", 1),
+    (".5", "1/2", 1), ("-0", "0", 1), ("0.1", "1/10", 1), ("007", "7", 1), ("+3", "3", 1), ("-1,234/2", "-617", 1),
+    ("11 or 12", "12", 0), ("12 or 11", "12", 0), ("12, 13", "12", 0), ("12\n13", "12", 0), ("#### 11\n#### 12", "12", 0),
+    ("#### 12\nno, 13", "12", 0), ("12 ####", "12", 0), ("12 #### 13", "12", 0), ("12 apples", "12", 0), ("the answer is 12", "12", 0),
+    ("1,23", "123", 0), ("12,34", "1234", 0), ("1234,567", "1234567", 0), (",123", "123", 0), ("1 234", "1234", 0),
+    ("24/2", "12", 1), ("24/0", "12", 0), ("0/0", "0", 0), ("1.5/2", "3/4", 0), ("1/-2", "-1/2", 0), ("- 5", "-5", 0),
+    ("", "", 0), (".", "0", 0), ("-", "0", 0), ("", "0", 0), ("nan", "nan", 0), ("inf", "inf", 0), ("1e3", "1000", 0),
+    ("12%", "12", 0), ("$12", "12", 0), ("0.30000000000000004", "0.3", 0), ("12", "twelve", 0), ("12", "", 0), ("#12", "12", 0),
+])
+def test_number_table(completion, answer, reward):
+    assert number(completion, answer) == reward
+
+
+# ---- exact and choice ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("completion, answer, reward", [
+    ("refund", "refund", 1), ("because\n#### refund\n", "refund", 1), ("Refund", "refund", 0), ("refund!", "refund", 0),
+    ("refund or not", "refund", 0), ("", "", 0), ("####", "", 0), ("refund", " refund ", 1), ("a  b", "a b", 0),
+])
+def test_exact_table(completion, answer, reward):
+    assert exact(completion, answer) == reward
+
+
+@pytest.mark.parametrize("completion, answer, reward", [
+    ("B", "B", 1), ("(B)", "B", 1), ("B.", "B", 1), ("B)", "B", 1), ("think\n#### (B)", "(B)", 1), ("A", "B", 0), ("b", "B", 0),
+    ("A or B", "B", 0), ("AB", "B", 0), ("B B", "B", 0), ("F", "F", 0), ("", "B", 0), ("B", "", 0), ("Б", "Б", 0), ("The answer is B", "B", 0),
+])
+def test_choice_table(completion, answer, reward):
+    assert choice(completion, answer) == reward
+
+
+# ---- expression ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("completion, reward", [
+    ("(8-2)*4+3", 1), ("8-2=6\n6*4=24\n#### (8-2)*4+3 = 27", 1), ("3+4*(8-2)", 1), ("((8 - 2) * (4)) + 3", 1),
+    ("(8-2)*4", 0), ("27", 0), ("8-2+4+3", 0), ("3*3*3", 0), ("(8-2)*4+3+8-8", 0), ("(8-2)*4+3 = 28", 0),
+    ("(8-2)*4+3 = 27 = 27", 0), ("(8-2)*4+3 or 3+4*(8-2)", 0), ("8-2)*4+3", 0), ("(8-2)*4+3/0", 0), ("(8-2)**4", 0),
+    ("83//3", 0), ("-(2-8)*4+3", 0), ("(8.0-2)*4+3", 0), ("(8-2)*04+3", 0), ("(8-2)*4+3+0", 0), ("8(2)", 0), ("", 0), ("=27", 0),
+    ("#### (8-2)*4+3 #### (8-2)*4+3", 0), ("(8-2)*4+3\n27", 0),
+])
+def test_expression_table(completion, reward):
+    assert expression(completion, GIVEN) == reward
+
+
+def test_expression_reads_the_given_numbers_in_any_writing():
+    assert expression("6/(1-3/4)", "1 3 4 6 = 24") == 1.0  # through a fraction, exactly
+    assert expression("5+5", "5, 5 = 10") == 1.0 and expression("5+5", "5 = 10") == 0.0  # each as often as it is given
+    assert expression("2*3", "2 3 9 = 6") == 1.0  # not all have to be used
+    assert expression("23", "2 3 = 23") == 0.0  # digits are not numbers to be glued
+    for broken in ("1 3 4 6", "= 24", "", "1 3 4 6 = x", "1 3 4 6 = 24/0"):
+        assert expression("6/(1-3/4)", broken) == 0.0
+
+
+@given(st.lists(st.integers(1, 99), min_size=2, max_size=5), st.data())
+def test_every_true_equation_over_the_given_numbers_is_accepted(numbers, data):
+    text, value = str(numbers[0]), Fraction(numbers[0])
+    for n in numbers[1:]:
+        op = data.draw(st.sampled_from("+-*/"))
+        text = f"({text}{op}{n})"
+        value = {"+": value + n, "-": value - n, "*": value * n, "/": value / n}[op]
+    answer = f"{' '.join(map(str, numbers))} = {value}"
+    assert expression(text, answer) == 1.0
+    assert expression(f"{text}+{numbers[0]}", answer) == 0.0
+    assert expression(text, f"{' '.join(map(str, numbers))} = {value + 1}") == 0.0
+
+
+# ---- a verifier of the user's own ------------------------------------------------------------------------------------
+
+def test_load(tmp_path):
+    assert load("number") is number
+    rules = tmp_path / "my_rules.py"
+    rules.write_text("def check(completion, answer):\n    return 0.5\nvalue = 3\n")
+    assert load(f"{rules}:check")("a", "b") == 0.5
+    (tmp_path / "broken.py").write_text("def check(:\n")
+    (tmp_path / "failing.py").write_text("1/0\n")
+    for name, words in (("nonsense", "exact, number, choice, expression"), (f"{rules}:missing", "no function missing"),
+                        (f"{rules}:value", "no function value"), (f"{tmp_path}/none.py:check", "no file"), (str(rules), "neither"),
+                        (f"{tmp_path}/broken.py:check", "SyntaxError"), (f"{tmp_path}/failing.py:check", "ZeroDivisionError")):
+        with pytest.raises(ValueError, match=words) as error:
+            load(name)
+        assert "\n" not in str(error.value)
+
+
+def test_standard_library_only():
+    source = open(verifiers.__file__).read()
+    assert not {"torch", "numpy", "tiktoken"} & {word for line in source.splitlines() if "import" in line for word in line.split()}
+    assert "eval(" not in source.replace("_evaluate(", "") and "exec(" not in source and "compile(" not in source.replace("re.compile(", "")

@@ -1,0 +1,136 @@
+"""Reward functions: (completion, reference answer) -> reward in [0, 1].
+
+Model text is data. Nothing here evaluates or compiles it, nothing raises, and every call is bounded in time and memory:
+whatever is malformed scores 0.0. The final answer is what follows the one `####` of a completion, to its end, or the
+whole completion where there is none; two markers are two answers and score 0.0.
+"""
+
+import ast
+import importlib.util
+import re
+from collections import Counter
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+Verifier = Callable[[str, str], float]
+
+MARKER = "####"
+MAX_COMPLETION = 1_000_000  # characters; longer ones score 0.0 unread
+MAX_ANSWER = 200  # characters of a number or an expression: bounds parsing, and the size of every number in it
+
+_NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?(?:/(\d+))?", re.ASCII)
+_EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
+_OPERATORS = {ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
+              ast.Div: lambda a, b: a / b}
+
+
+def final_answer(completion: str) -> str | None:
+    """The text behind the only `####`, or the whole text where there is none, stripped; None if two or too long."""
+    if len(completion) > MAX_COMPLETION:
+        return None
+    before, marker, after = completion.partition(MARKER)
+    if MARKER in after:
+        return None
+    return (after if marker else before).strip()
+
+
+def exact(completion: str, answer: str) -> float:
+    """1.0 if the final answer is the reference, character for character, outer white space aside."""
+    return float(final_answer(completion) == answer.strip() != "")
+
+
+def number(completion: str, answer: str) -> float:
+    """1.0 if both are one number of equal value: integer, decimal, fraction a/b, thousands separators; compared exactly."""
+    value = _parse_number(final_answer(completion))
+    return float(value is not None and value == _parse_number(answer.strip()))
+
+
+def choice(completion: str, answer: str) -> float:
+    """1.0 if the final answer is the reference's letter, A to E, bare or as (A), A. or A)."""
+    letter = _parse_choice(final_answer(completion))
+    return float(letter is not None and letter == _parse_choice(answer.strip()))
+
+
+def expression(completion: str, answer: str) -> float:
+    """1.0 if the final answer is an expression over + - * / and ( ) that reaches the target from the given numbers.
+
+    answer: "NUMBERS = TARGET", NUMBERS in any writing, a reference solution such as "(8-2)*4+3 = 27" included. Each
+    given number may be used at most once; a final answer "expression = target" is read by its left side.
+    """
+    given, _, target = answer.rpartition("=")
+    reached = _parse_number(target.strip())
+    text = final_answer(completion)
+    if text is None or reached is None:
+        return 0.0
+    left, equals, right = text.partition("=")
+    if equals and _parse_number(right.strip()) != reached:
+        return 0.0
+    value, used = _evaluate(left.strip())
+    available = Counter(int(n) for n in re.findall(r"[0-9]+", given[:MAX_ANSWER]))
+    return float(value is not None and value == reached and not used - available)
+
+
+BUILT_IN: dict[str, Verifier] = {"exact": exact, "number": number, "choice": choice, "expression": expression}
+
+
+def load(name_or_path: str) -> Verifier:
+    """A built-in verifier by name, or `function` of the user's own "file.py:function" (that file is run, as code).
+
+    Raises ValueError, in one line, for an unknown name, a missing file or function, or a file that fails to run.
+    """
+    if name_or_path in BUILT_IN:
+        return BUILT_IN[name_or_path]
+    path, colon, name = name_or_path.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        raise ValueError(f"verifier {name_or_path!r} is neither {', '.join(BUILT_IN)} nor of the form my_rules.py:check")
+    if not Path(path).is_file():
+        raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise ValueError(f"verifier {name_or_path!r}: {path} fails with {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        raise ValueError(f"verifier {name_or_path!r}: {path} has no function {name}")
+    return function
+
+
+def _parse_number(text: str | None) -> Fraction | None:
+    match = _NUMBER.fullmatch(text) if text and len(text) <= MAX_ANSWER else None
+    if match is None:
+        return None
+    sign, whole, decimals, denominator = match.groups()
+    if whole is None and (decimals is None or decimals == "."):
+        return None
+    if denominator is not None and (decimals is not None or int(denominator) == 0):
+        return None
+    value = Fraction((whole or "0").replace(",", "") + (decimals or "").rstrip(".")) / int(denominator or 1)
+    return -value if sign == "-" else value
+
+
+def _parse_choice(text: str | None) -> str | None:
+    match = re.fullmatch(r"\(?([A-E])\)?\.?", text) if text and len(text) <= 4 else None
+    return match.group(1) if match else None
+
+
+def _evaluate(text: str) -> tuple[Fraction | None, Counter]:
+    """Value and multiset of the numbers of an arithmetic expression; (None, ...) for anything else."""
+    used: Counter = Counter()
+
+    def value(node: ast.AST) -> Fraction:
+        if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+            return _OPERATORS[type(node.op)](value(node.left), value(node.right))
+        if isinstance(node, ast.Constant) and type(node.value) is int:
+            used[node.value] += 1
+            return Fraction(node.value)
+        raise ValueError("not on the white list")
+
+    if len(text) > MAX_ANSWER or not _EXPRESSION.fullmatch(text):
+        return None, used
+    try:
+        return value(ast.parse(text, mode="eval").body), used
+    except (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError):
+        return None, used
