@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-# Tokens x vocabulary scored at a time: bounds the memory of log-probabilities however large the batch (64 MB in float32).
+# Tokens x vocabulary scored at a time (64 MB in float32): bounds the memory of log-probabilities, whatever the batch.
 SCORE_CHUNK = 2**24
 
 
@@ -85,7 +85,7 @@ class Attention(nn.Module):
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
         if cache is not None:
             k, v = cache.append(k, v)
-        if T == k.shape[2]:  # no past: plain causal attention, padding on the right is invisible to what stands before it
+        if T == k.shape[2]:  # no past: plain causal attention; padding on the right is invisible to what precedes it
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         else:  # one new token: the query heads that share a key head become rows of one small product
             q = q.reshape(B, self.kv_heads, -1, self.head_dim)  # (B, K, H/K, D)
@@ -170,7 +170,7 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 @dataclass
 class Samples:
-    """Completions (N,T), right-padded; mask is True on completion tokens, the stop token included; logps in nats, 0 on padding."""
+    """Completions (N,T), right-padded; mask True on tokens, the stop token included; logps in nats, 0 on padding."""
 
     tokens: Tensor
     mask: Tensor
@@ -197,7 +197,7 @@ class Samples:
 @torch.no_grad()
 def sample(model: Transformer, prompts: list[list[int]], *, group_size: int, max_new_tokens: int, temperature: float,
            stop_token: int, generator: torch.Generator | None = None) -> Samples:
-    """Draw `group_size` completions of every prompt from the full softmax at `temperature` -> Samples of N = P * G rows.
+    """Draw `group_size` completions of every prompt from the full softmax at `temperature` -> Samples, N = P * G rows.
 
     temperature 0 takes the most likely token (log-probability 0: the policy is certain). Each row draws from a noise
     stream of its own (`row_noise`): neighbours, batch order and batch size do not change a single token.
@@ -314,7 +314,7 @@ def completion_states(model: Transformer, prompts: list[list[int]], samples: Sam
 
 
 def _score(model: Transformer, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
-    """log softmax at `tokens` (M,), a chunk of states (M, hidden) at a time; chunks are recomputed in the backward pass."""
+    """log softmax at `tokens` (M,) from states (M, hidden), in chunks that the backward pass computes again."""
     def chunk_logps(states: Tensor, tokens: Tensor) -> Tensor:
         logits = model.head(states).float() / temperature
         return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)

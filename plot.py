@@ -34,7 +34,8 @@ def curves(runs: list[Path], out: Path) -> Path:
         rows, look = read_metrics(run), {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
         for axis, (name, _) in zip(axes.flat, PANELS):
             points = [(row["step"], row[name]) for row in rows if name in row]
-            axis.plot(*zip(*points), label=run.name, linewidth=2 if name == "pass@1" else 1.2, **look) if points else None
+            if points:
+                axis.plot(*zip(*points), label=run.name, linewidth=2 if name == "pass@1" else 1.2, **look)
         greedy = [(row["step"], row["greedy"]) for row in rows if "greedy" in row]
         axes.flat[1].plot(*zip(*greedy), linewidth=0.8, marker=".", markersize=4, **look)
     for axis, (name, title) in zip(axes.flat, PANELS):

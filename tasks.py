@@ -15,7 +15,7 @@ ROLES = ("<|user|>", "<|reference|>", "<|assistant|>", "<|end|>")
 
 @dataclass(frozen=True)
 class Problem:
-    """A question, its reference answer, a worked solution where there is one, other privileged text where there is some."""
+    """A question, its reference answer, and where there are such: a worked solution, other privileged text."""
 
     question: str
     answer: str
@@ -182,7 +182,7 @@ def generated(task: str, held_out: int) -> Source:
 
 
 def from_file(path: str, held_out: int, verifier: str, privileged_key: str | None = None) -> Source:
-    """The user's own problems: up to `held_out` of them, at most a tenth, are set aside, the same ones for every seed."""
+    """The user's own problems; up to `held_out`, at most a tenth, are set aside, the same ones for every seed."""
     problems = load_problems(path, privileged_key)
     if len(problems) < 2:
         raise DataError(f"{path}: {len(problems)} problem(s); at least 2 are needed, one of them to hold out")

@@ -10,11 +10,11 @@ import copy
 import dataclasses
 import hashlib
 import json
-import os
+import math
 import random
-import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +25,14 @@ import tasks
 import verifiers
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
+from run_files import Interrupt, UserError, append, finish, log, new_folder, open_folder, progress, save, truncate
 
 # ---- config ----------------------------------------------------------------------------------------------------------
 
 
-def option(default, help, choices=None):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def option(default, help, choices=None, low=None, high=None):
+    """A field of Config that is also a command-line option; low <= value <= high is checked."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass
@@ -38,48 +40,45 @@ class Config:
     method: str = option("rlsd", "rlsd, or grpo (the same loss at lambda 0, no teacher)", ("rlsd", "grpo"))
     task: str = option("addition", "built-in problems", tuple(tasks.GENERATORS))
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
-    verifier: str = option("", "exact, number, choice, expression or my_rules.py:check (default: the task's; exact for --data)")
+    verifier: str = option("", "exact, number, choice, expression or my_rules.py:check; empty: the task's own")
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
     resume: bool = option(False, "go on with the run in --out from its last checkpoint")
-    seed: int = option(0, "seed of weights, problems and sampling")
-    device: str = option("cpu", "cpu or cuda", ("cpu", "cuda"))
+    seed: int = option(0, "seed of weights, problems and sampling", low=0)
+    device: str = option("cpu", "where to run", ("cpu", "cuda"))
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
-    hidden_size: int = option(64, "width of the model")
-    num_layers: int = option(2, "layers of the model")
-    max_seq_len: int = option(256, "longest prompt + completion, in tokens")
+    hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
+    num_layers: int = option(2, "layers of the model", low=1)
+    max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1)
 
-    warm_steps: int = option(500, "supervised steps before RL, in both views")
-    warm_batch: int = option(128, "sequences a supervised step")
-    warm_lr: float = option(6e-3, "peak learning rate of the warm start")
-    warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view")
-    warm_slip: float = option(0.75, "probability of a slip in the student's worked examples (addition: each carry forgotten)")
+    warm_steps: int = option(700, "supervised steps before RL, in both views", low=0)
+    warm_batch: int = option(128, "sequences a supervised step", low=1)
+    warm_lr: float = option(6e-3, "peak learning rate of the warm start", low=1e-9, high=1.0)
+    warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
+    warm_slip: float = option(0.75, "probability of a slip in the student's worked examples",
+                              low=0.0, high=1.0)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
-    steps: int = option(120, "updates")
-    prompts_per_step: int = option(16, "questions an update")
-    group_size: int = option(16, "samples a question")
-    max_new_tokens: int = option(64, "longest completion, in tokens")
-    temperature: float = option(1.0, "sampling temperature, also of every log-probability in the loss")
-    lr: float = option(5e-5, "learning rate of Adam")
-    max_grad_norm: float = option(1.0, "gradient clipping")
-    micro_batch: int = option(0, "samples a forward and backward pass, 0 for all at once; less memory, the same gradient")
+    steps: int = option(120, "updates", low=1)
+    prompts_per_step: int = option(16, "questions an update", low=1)
+    group_size: int = option(16, "samples a question", low=2)
+    max_new_tokens: int = option(64, "longest completion, in tokens", low=1)
+    temperature: float = option(1.0, "of sampling and of every log-probability", low=1e-3, high=100.0)
+    lr: float = option(1e-4, "learning rate of Adam", low=1e-9, high=1.0)
+    max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
+    micro_batch: int = option(0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0)
 
-    rlsd_lambda: float = option(0.5, "weight of the self-distilled credit")
-    rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this")
-    rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0")
-    rlsd_lambda_decay_steps: int = option(50, "updates over which lambda then falls to 0; 0 keeps it")
-    rlsd_teacher_sync_interval: int = option(10, "updates between copies of the policy into the teacher")
+    rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
+    rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
+    rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0)
+    rlsd_lambda_decay_steps: int = option(50, "updates over which lambda then falls to 0; 0 keeps it", low=0)
+    rlsd_teacher_sync_interval: int = option(10, "updates between copies of the policy into the teacher", low=1)
 
-    eval_every: int = option(10, "updates between evaluations on held-out problems")
-    eval_problems: int = option(500, "held-out problems")
-    save_every: int = option(50, "updates between checkpoints")
-
-
-class UserError(Exception):
-    """Something the user can mend: printed as one line, exit code 2."""
+    eval_every: int = option(10, "updates between evaluations on held-out problems", low=1)
+    eval_problems: int = option(500, "held-out problems", low=1)
+    save_every: int = option(50, "updates between checkpoints", low=1)
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,18 +109,11 @@ def parse_config(argv: list[str]) -> Config:
 
 
 def check_ranges(config: Config) -> None:
-    at_least = {"group_size": 2, "warm_steps": 0, "micro_batch": 0, "rlsd_lambda_warmup_steps": 0,
-                "rlsd_lambda_decay_steps": 0, "seed": 0, "rlsd_reweight_clip_range": 0.0}
-    in_unit = ("rlsd_lambda", "warm_teacher_share", "warm_slip")
-    for name, value in dataclasses.asdict(config).items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if name in in_unit and not 0 <= value <= 1:
-            raise UserError(f"--{name} {value}: a number from 0 to 1 is needed")
-        if isinstance(value, float) and name not in in_unit and name not in at_least and not 0 < value < float("inf"):
-            raise UserError(f"--{name} {value}: a finite number above 0 is needed")
-        if (isinstance(value, int) or name in at_least) and not at_least.get(name, 1) <= value < float("inf"):
-            raise UserError(f"--{name} {value}: at least {at_least.get(name, 1)} is needed")
+    for f in dataclasses.fields(config):
+        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+        if low is not None and not low <= value <= (math.inf if high is None else high):
+            allowed = f"at least {low}" if high is None else f"{low} to {high}"
+            raise UserError(f"--{f.name} {value}: {allowed} is needed")
     if config.hidden_size % 32:
         raise UserError(f"--hidden_size {config.hidden_size}: a multiple of 32 is needed (heads of 16, in pairs)")
 
@@ -130,7 +122,7 @@ def resumed(given: dict) -> Config:
     """The config of the run in --out; of the options given again only --steps may differ."""
     path = Path(given.get("out", "")) / "config.json"
     if "out" not in given or not path.is_file() or not (path.parent / "last.pt").is_file():
-        raise UserError("--resume needs --out with the folder of a run that has a checkpoint (config.json and last.pt)")
+        raise UserError("--resume needs --out with the folder of a run that has config.json and last.pt")
     saved = json.loads(path.read_text())
     for name, value in given.items():
         if name not in ("out", "resume", "steps") and saved[name] != value:
@@ -164,11 +156,50 @@ def teacher_view(problem: tasks.Problem, config: Config) -> list[int]:
     return tasks.teacher_prompt(problem, problem.privileged if config.privileged_key else config.privileged)
 
 
+def autocast(config: Config):
+    return torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else nullcontext()
+
+
 def build_model(config: Config) -> Transformer:
     torch.manual_seed(config.seed)
     heads = config.hidden_size // 16
-    return Transformer(ModelConfig(tasks.TOKENIZER.n_vocab, config.hidden_size, 3 * config.hidden_size, config.num_layers,
-                                   heads, heads // 2, 16, config.max_seq_len)).to(config.device)
+    return Transformer(ModelConfig(
+        vocab_size=tasks.TOKENIZER.n_vocab, hidden_size=config.hidden_size, intermediate_size=3 * config.hidden_size,
+        num_layers=config.num_layers, num_heads=heads, num_kv_heads=heads // 2, head_dim=16,
+        max_seq_len=config.max_seq_len)).to(config.device)
+
+
+class State:
+    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out pass@1.
+
+    Problems and noise of a step follow from (seed, step), so no generator has to be kept.
+    """
+
+    def __init__(self, config: Config):
+        self.model = build_model(config)
+        self.teacher = copy.deepcopy(self.model) if config.method == "rlsd" else None
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        self.step, self.best = 0, -1.0
+
+    def sync_teacher(self) -> None:
+        if self.teacher is not None:
+            self.teacher.load_state_dict(self.model.state_dict())
+
+    def save(self, path: Path) -> None:
+        save({"step": self.step, "best": self.best,
+              "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
+              "teacher": self.teacher.state_dict() if self.teacher is not None else None}, path)
+
+    def load(self, path: Path, config: Config) -> None:
+        try:
+            state = torch.load(path, map_location=config.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.teacher is not None:
+                self.teacher.load_state_dict(state["teacher"])
+            self.step, self.best = state["step"], state["best"]
+        except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
+            raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
 
 
 # ---- warm start ------------------------------------------------------------------------------------------------------
@@ -199,7 +230,7 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config) -> None
 
 
 def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng: random.Random) -> torch.Tensor:
-    """Mean negative log-likelihood, in nats a token, of worked solutions: right ones in the teacher's view, careless ones in the student's."""
+    """Mean -log p, in nats a token, of worked solutions: right for the teacher's view, careless for the student's."""
     prompts, targets = [], []
     for problem in source.draw(rng, config.warm_batch):
         if rng.random() < config.warm_teacher_share:
@@ -238,7 +269,8 @@ class Rollout:
                        self.advantages[index])
 
 
-def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier, config: Config, step: int) -> Rollout:
+def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier, config: Config,
+            step: int) -> Rollout:
     """Sample every question's group, verify each completion, standardise the rewards within the group."""
     rng = random.Random(f"{config.seed} rollout {step}")
     questions = source.draw(rng, config.prompts_per_step)
@@ -266,7 +298,8 @@ def verify(verifier: verifiers.Verifier, samples: Samples, problems: list[tasks.
     return rewards
 
 
-def score(model: Transformer, batch: Rollout, config: Config, view) -> torch.Tensor:
+def score(model: Transformer, batch: Rollout, config: Config,
+          view: Callable[[tasks.Problem], list[int]]) -> torch.Tensor:
     """Log-probabilities (N,T) of the batch's completions after the prompts that `view` makes of its problems."""
     with autocast(config):
         return token_logps(model, [view(p) for p in batch.problems], batch.samples, config.temperature)
@@ -304,7 +337,7 @@ def update(model: Transformer, teacher: Transformer | None, optimizer: torch.opt
 
 
 def describe(batch: Rollout, config: Config) -> dict[str, float]:
-    """Reward, mean length in tokens, entropy in nats a token (mean of -log p of the sampled tokens), groups without spread."""
+    """Reward, length in tokens, entropy in nats a token (mean -log p of the samples), groups without spread (share)."""
     mask = batch.samples.mask
     groups = batch.advantages.view(-1, config.group_size)
     return {"reward": batch.rewards.mean().item(), "length": mask.sum(1).float().mean().item(),
@@ -314,7 +347,8 @@ def describe(batch: Rollout, config: Config) -> dict[str, float]:
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
-def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier, config: Config) -> dict[str, float]:
+def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier,
+             config: Config) -> dict[str, float]:
     """Held-out pass@1 in the student's view, at temperature 1 and greedy; the same noise at every call."""
     scores = {}
     for name, temperature in (("pass@1", 1.0), ("greedy", 0.0)):
@@ -327,102 +361,8 @@ def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verif
     return scores
 
 
-# ---- files of a run --------------------------------------------------------------------------------------------------
-
-def save(state: dict, path: Path) -> None:
-    """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
-    os.replace(temporary, path)
-
-
-class State:
-    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out pass@1.
-
-    Problems and noise of a step follow from (seed, step), so no generator has to be kept.
-    """
-
-    def __init__(self, config: Config):
-        self.model = build_model(config)
-        self.teacher = copy.deepcopy(self.model) if config.method == "rlsd" else None
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
-        self.step, self.best = 0, -1.0
-
-    def sync_teacher(self) -> None:
-        if self.teacher is not None:
-            self.teacher.load_state_dict(self.model.state_dict())
-
-    def save(self, path: Path) -> None:
-        save({"step": self.step, "best": self.best, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
-              "teacher": self.teacher.state_dict() if self.teacher is not None else None}, path)
-
-    def load(self, path: Path, config: Config) -> None:
-        try:
-            state = torch.load(path, map_location=config.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.teacher is not None:
-                self.teacher.load_state_dict(state["teacher"])
-            self.step, self.best = state["step"], state["best"]
-        except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
-            raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
-
-
-def open_run(config: Config) -> Path:
-    """Make the run's folder; a folder that already holds a run is refused, unless it is to be resumed."""
-    if not config.out:
-        name = f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}"
-        taken = [n for n in range(1, 10_000) if Path(f"runs/{name}" if n == 1 else f"runs/{name}.{n}").exists()]
-        n = max(taken, default=0) + 1
-        config.out = f"runs/{name}" if n == 1 else f"runs/{name}.{n}"
-    out = Path(config.out)
-    if (out / "last.pt").exists() and not config.resume:
-        raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "config.json").write_text(json.dumps({**dataclasses.asdict(config), "resume": False}, indent=1) + "\n")
-    return out
-
-
-def truncate(path: Path, last_step: int) -> None:
-    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            if json.loads(line)["step"] > last_step:
-                break
-        except ValueError:
-            break
-        kept.append(line + "\n")
-    path.write_text("".join(kept))
-
-
-def append(path: Path, row: dict) -> None:
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-
-
-PRINTED = ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
-           "clipped_high", "tokens/s", "pass@1", "greedy")
-
-
-def log(out: Path, row: dict) -> None:
-    """One line for people and grep, the whole row to metrics.jsonl."""
-    append(out / "metrics.jsonl", row)
-    shown = {name: row[name] for name in PRINTED if name in row}
-    print(" ".join(f"{name}={value:.4g}" for name, value in shown.items()), flush=True)
-
-
-def draw_curves(out: Path) -> None:
-    try:
-        import plot
-    except ImportError:
-        print("curves.png left out: matplotlib is not installed")
-        return
-    print(f"curves: {plot.curves([out], out / 'curves.png')}")
-
-
-def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float) -> list[dict]:
+def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config,
+                     lam: float) -> list[dict]:
     """One right and one wrong sample of the first group with spread, with the credit of each token."""
     spread = batch.advantages.nonzero().squeeze(1)
     if len(spread) == 0:
@@ -437,41 +377,18 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
                                   pair.samples.mask, lam, config.rlsd_reweight_clip_range)
     rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
     return [{"question": problem.question, "completion": tasks.decode(tokens), "reward": reward,
-             "tokens": [tasks.TOKENIZER.decode([t]) for t in tokens], "credit": [round(c, 4) for c in values[:len(tokens)]]}
+             "tokens": [tasks.TOKENIZER.decode([t]) for t in tokens],
+             "credit": [round(c, 4) for c in values[:len(tokens)]]}
             for problem, tokens, reward, values in rows]
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
 
-def autocast(config: Config):
-    return torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else nullcontext()
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM ask for a clean end after the current step; a second Ctrl-C ends at once."""
-
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
-
-    def handle(self, number, frame):
-        self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-
-def progress(steps: range):
-    """The steps, with a bar on standard error where that is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return steps
-    return tqdm(steps, disable=not sys.stderr.isatty())
-
-
 def train(config: Config) -> int:
     source, verifier = load_source(config)
-    out = open_run(config)
+    config.out = config.out or new_folder(f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}")
+    out = Path(config.out)
+    open_folder(out, dataclasses.asdict(config), config.resume)
     state = State(config)
     if config.resume:
         state.load(out / "last.pt", config)
@@ -482,7 +399,8 @@ def train(config: Config) -> int:
         state.sync_teacher()
         log(out, {"step": 0, **evaluate(state.model, source, verifier, config)})
         state.save(out / "last.pt")
-    print(f"{config.method}: {sum(p.numel() for p in state.model.parameters()):,} parameters, run folder {out}", flush=True)
+    parameters = sum(p.numel() for p in state.model.parameters())
+    print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
 
     interrupt = Interrupt()
     for step in progress(range(state.step + 1, config.steps + 1)):
@@ -512,7 +430,7 @@ def train(config: Config) -> int:
         if interrupt.signal:
             print(f"interrupted after step {step}; python train.py --resume --out {out} goes on", flush=True)
             return 128 + interrupt.signal
-    draw_curves(out)
+    finish(out)
     return 0
 
 

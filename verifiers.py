@@ -41,7 +41,7 @@ def exact(completion: str, answer: str) -> float:
 
 
 def number(completion: str, answer: str) -> float:
-    """1.0 if both are one number of equal value: integer, decimal, fraction a/b, thousands separators; compared exactly."""
+    """1.0 if both are one number of exactly equal value: integer, decimal, fraction a/b, thousands separators."""
     value = _parse_number(final_answer(completion))
     return float(value is not None and value == _parse_number(answer.strip()))
 
@@ -83,7 +83,7 @@ def load(name_or_path: str) -> Verifier:
         return BUILT_IN[name_or_path]
     path, colon, name = name_or_path.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise ValueError(f"verifier {name_or_path!r} is neither {', '.join(BUILT_IN)} nor of the form my_rules.py:check")
+        raise ValueError(f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, nor like my_rules.py:check")
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)

@@ -265,6 +265,14 @@ def test_huge_gaps_stay_finite_and_meet_the_exact_bounds(b, lam, eps_w, gap, dty
     assert torch.allclose(a_hat, expected.to(dtype), rtol=1e-5, atol=1e-9)
 
 
+@given(batches, st.sampled_from([1e6, -1e6, 2.0]), st.sampled_from([math.inf, math.nan, 1e4]))
+def test_weights_are_finite_and_above_zero_and_one_on_padding(b, gap, poison):
+    teacher = torch.where(b.mask.bool(), b.logps + gap, poison)
+    weights, delta = evidence_weights(b.advantages.float(), teacher.float(), b.logps.float(), b.mask)
+    assert torch.isfinite(weights).all() and (weights > 0).all() and torch.isfinite(delta).all()
+    assert (weights[b.mask == 0] == 1).all() and (delta[b.mask == 0] == 0).all()
+
+
 @pytest.mark.parametrize("gap", [1e6, -1e6])
 def test_huge_policy_ratios_stay_finite(gap):
     logps = torch.full((2, 3), -1.0, requires_grad=True)

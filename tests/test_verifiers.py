@@ -82,6 +82,7 @@ def test_number_table(completion, answer, reward):
 @pytest.mark.parametrize("completion, answer, reward", [
     ("refund", "refund", 1), ("because\n#### refund\n", "refund", 1), ("Refund", "refund", 0), ("refund!", "refund", 0),
     ("refund or not", "refund", 0), ("", "", 0), ("####", "", 0), ("refund", " refund ", 1), ("a  b", "a b", 0),
+    ("#### a #### b", "a #### b", 0),
 ])
 def test_exact_table(completion, answer, reward):
     assert exact(completion, answer) == reward
@@ -140,7 +141,7 @@ def test_load(tmp_path):
     (tmp_path / "broken.py").write_text("def check(:\n")
     (tmp_path / "failing.py").write_text("1/0\n")
     for name, words in (("nonsense", "exact, number, choice, expression"), (f"{rules}:missing", "no function missing"),
-                        (f"{rules}:value", "no function value"), (f"{tmp_path}/none.py:check", "no file"), (str(rules), "neither"),
+                        (f"{rules}:value", "no function value"), (f"{tmp_path}/none.py:check", "no file"), (str(rules), "none of"),
                         (f"{tmp_path}/broken.py:check", "SyntaxError"), (f"{tmp_path}/failing.py:check", "ZeroDivisionError")):
         with pytest.raises(ValueError, match=words) as error:
             load(name)

@@ -1,0 +1,106 @@
+"""What a run leaves on disk, and how it ends cleanly: folder, log lines, checkpoints, curves, Ctrl-C."""
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch
+
+
+class UserError(Exception):
+    """Something the user can mend: printed as one line, exit code 2."""
+
+
+def new_folder(name: str) -> str:
+    """runs/NAME, or the first of runs/NAME.2, runs/NAME.3, ... that is not there yet."""
+    n, folder = 1, f"runs/{name}"
+    while Path(folder).exists():
+        n += 1
+        folder = f"runs/{name}.{n}"
+    return folder
+
+
+def open_folder(out: Path, config: dict, resume: bool) -> None:
+    """Make the run's folder; one that already holds a run is refused, unless it is to be resumed."""
+    if (out / "last.pt").exists() and not resume:
+        raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    if not resume:
+        for name in ("metrics.jsonl", "samples.jsonl"):  # of a run that was stopped before its first checkpoint
+            (out / name).unlink(missing_ok=True)
+    (out / "config.json").write_text(json.dumps({**config, "resume": False}, indent=1) + "\n")
+
+
+def save(state: dict, path: Path) -> None:
+    """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    torch.save(state, temporary)
+    os.replace(temporary, path)
+
+
+def truncate(path: Path, last_step: int) -> None:
+    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included."""
+    kept = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            if json.loads(line)["step"] > last_step:
+                break
+        except ValueError:
+            break
+        kept.append(line + "\n")
+    path.write_text("".join(kept))
+
+
+def append(path: Path, row: dict) -> None:
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+PRINTED = ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
+           "clipped_high", "tokens/s", "pass@1", "greedy")
+
+
+def log(out: Path, row: dict) -> None:
+    """One line for people and grep, the whole row to metrics.jsonl."""
+    append(out / "metrics.jsonl", row)
+    shown = {name: row[name] for name in PRINTED if name in row}
+    print(" ".join(f"{name}={value:.4g}" for name, value in shown.items()), flush=True)
+
+
+def finish(out: Path) -> None:
+    """Say what the run reached, and draw its curves where matplotlib is installed."""
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    first, last = rows[0], rows[-1]
+    print(f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
+          f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)")
+    try:
+        import plot
+    except ImportError:
+        print("curves.png left out: matplotlib is not installed")
+        return
+    print(f"curves: {plot.curves([out], out / 'curves.png')}")
+
+
+class Interrupt:
+    """Ctrl-C and SIGTERM ask for a clean end after the current step; a second Ctrl-C ends at once."""
+
+    def __init__(self):
+        self.signal = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle)
+
+    def handle(self, number, frame):
+        self.signal = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def progress(steps: range):
+    """The steps, with a bar on standard error where that is a terminal and tqdm is installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return steps
+    return tqdm(steps, disable=not sys.stderr.isatty())
