@@ -57,7 +57,7 @@ class Config:
     warm_batch: int = option(128, "sequences a supervised step", low=1)
     warm_lr: float = option(6e-3, "peak learning rate of the warm start", low=1e-9, high=1.0)
     warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
-    warm_slip: float = option(0.75, "probability of a slip in the student's worked examples",
+    warm_slip: float = option(0.8, "probability of a slip in the student's worked examples",
                               low=0.0, high=1.0)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
@@ -316,24 +316,27 @@ def score_by_teacher(teacher: Transformer | None, batch: Rollout, config: Config
 def update(model: Transformer, teacher: Transformer | None, optimizer: torch.optim.Optimizer, batch: Rollout,
            config: Config, lam: float) -> dict[str, float]:
     """One optimizer step on the global token mean -> metrics over the tokens that carry an advantage."""
-    tokens = batch.samples.mask.sum()  # of the whole batch: samples without advantage count, though they move nothing
+    samples = batch.samples
+    tokens = samples.mask.sum()  # of the whole batch: samples without advantage count, though they move nothing
     rows = batch.advantages.nonzero().squeeze(1)
+    if len(rows) == 0:
+        _, metrics = rlsd_loss(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
+        return metrics | {"loss": 0.0, "grad_norm": 0.0}
     metrics: dict[str, float] = {}
     optimizer.zero_grad()
-    for index in rows.split(config.micro_batch or len(rows)) if len(rows) else []:
+    for index in rows.split(config.micro_batch or len(rows)):
         part = batch.rows(index)
         teacher_logps = score_by_teacher(teacher if lam > 0 else None, part, config)
         logps = score(model, part, config, tasks.student_prompt)
         loss, means = rlsd_loss(logps, part.samples.logps, teacher_logps, part.advantages, part.samples.mask, lam=lam,
                                 eps_w=config.rlsd_reweight_clip_range, denominator=tokens)
         loss.backward()
-        share = float(part.samples.mask.sum() / batch.samples.mask[rows].sum())
+        share = float(part.samples.mask.sum() / samples.mask[rows].sum())
         for name, value in {**means, "loss": loss.item() / share}.items():
             metrics[name] = metrics.get(name, 0.0) + share * value
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item() if len(rows) else 0.0
-    if len(rows):
-        optimizer.step()
-    return metrics | {"grad_norm": grad_norm}
+    metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+    optimizer.step()
+    return metrics
 
 
 def describe(batch: Rollout, config: Config) -> dict[str, float]:

@@ -239,7 +239,8 @@ def test_no_spread_anywhere_moves_nothing():
     config, state, source = setup()
     batch = batch_of(state, source, config, lambda c, a: 1.0)
     before = [p.detach().clone() for p in state.model.parameters()]
-    assert train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5) == {"grad_norm": 0.0}
+    metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    assert metrics["weight"] == 1 and all(value == 0 for name, value in metrics.items() if name != "weight")
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
 
 
