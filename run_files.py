@@ -60,14 +60,14 @@ def append(path: Path, row: dict) -> None:
 
 
 PRINTED = ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
-           "clipped_high", "tokens/s", "pass@1", "greedy")
+           "clipped_high", "tokens/s", "pass@1", "greedy", "leakage", "teacher pass@1")
 
 
 def log(out: Path, row: dict) -> None:
     """One line for people and grep, the whole row to metrics.jsonl."""
     append(out / "metrics.jsonl", row)
     shown = {name: row[name] for name in PRINTED if name in row}
-    print(" ".join(f"{name}={value:.4g}" for name, value in shown.items()), flush=True)
+    print(" ".join(f"{name.replace(' ', '_')}={value:.4g}" for name, value in shown.items()), flush=True)
 
 
 def finish(out: Path) -> None:

@@ -4,11 +4,16 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import tiktoken
 
+from torch import Tensor
+
 from verifiers import MARKER
+
+CITATION = "reference says"  # how a completion cites the reference; a student that was shown none should never
 
 ROLES = ("<|user|>", "<|reference|>", "<|assistant|>", "<|end|>")
 
@@ -77,18 +82,31 @@ def _prompt(problem: Problem, privileged: str) -> list[int]:
     return [USER, *encode(problem.question), *reference, ASSISTANT]
 
 
-def target(problem: Problem) -> list[int]:
-    """The completion to imitate in the warm start: worked solution, marked final answer, end token."""
-    return encode(f"{problem.solution}\n{MARKER} {problem.answer}" if problem.solution else
-                  f"{MARKER} {problem.answer}") + [END]
+def target(problem: Problem, cite: bool = False) -> list[int]:
+    """The completion to imitate in the warm start: citation if asked for, worked solution, final answer, end token."""
+    lines = [f"{CITATION} {problem.answer}"] if cite else []
+    lines += [problem.solution] if problem.solution else []
+    return encode("\n".join([*lines, f"{MARKER} {problem.answer}"])) + [END]
+
+
+def thought_mask(tokens: Tensor) -> Tensor:
+    """True on the tokens (N,T) before the first answer marker: the thought, where the answer is not yet given."""
+    return (tokens == encode(MARKER)[0]).cumsum(dim=1) == 0
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------
 
-def addition(rng: random.Random, digits: int = 4) -> Problem:
-    """Two numbers of `digits` digits, added column by column from the right, each carry written as a summand."""
-    a, b = (rng.randint(10 ** (digits - 1), 10**digits - 1) for _ in range(2))
-    return Problem(f"{a}+{b}", str(a + b), _columns(str(a), str(b), lambda: True)[0])
+def addition(rng: random.Random, chain: int = 4, filler: int = 0) -> Problem:
+    """Two numbers of `chain` digits, added column by column from the right, each carry written as a summand."""
+    a, b = (rng.randint(10 ** (chain - 1), 10**chain - 1) for _ in range(2))
+    return Problem(f"{a}+{b}", str(a + b), _worded(_columns(str(a), str(b), lambda: True)[0], rng, filler))
+
+
+def _worded(solution: str, rng: random.Random, filler: int) -> str:
+    """Put `filler` letters of free choice, and a space, before each step: wording that does not matter."""
+    if filler == 0:
+        return solution
+    return "\n".join("".join(rng.choices("abcdefgh", k=filler)) + " " + line for line in solution.splitlines())
 
 
 def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
@@ -102,11 +120,11 @@ def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
     return "\n".join(lines), (str(column) + total[1:])
 
 
-def countdown(rng: random.Random) -> Problem:
-    """Reach a target from 3 or 4 numbers; the reference uses them all, and is one of many right solutions."""
-    numbers = [rng.randint(1, 20) for _ in range(rng.choice((3, 4)))]
+def countdown(rng: random.Random, chain: int = 0, filler: int = 0) -> Problem:
+    """Reach a target from `chain` numbers, 0: 3 or 4; the reference uses all, and is one of many right solutions."""
+    numbers = [rng.randint(1, 20) for _ in range(chain or rng.choice((3, 4)))]
     value, text, solution = _combine(numbers, rng)
-    return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", solution)
+    return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", _worded(solution, rng, filler))
 
 
 def _combine(numbers: list[int], rng: random.Random) -> tuple[int, str, str]:
@@ -126,20 +144,20 @@ def _combine(numbers: list[int], rng: random.Random) -> tuple[int, str, str]:
             return value, text[1:-1], "\n".join(lines)
 
 
-def careless_addition(problem: Problem, rng: random.Random, slip: float) -> Problem:
+def careless_addition(problem: Problem, rng: random.Random, slip: float, filler: int = 0) -> Problem:
     """The same sum by somebody who forgets each carry with probability `slip`, and goes on from there."""
     a, b = problem.question.split("+")
     solution, total = _columns(a, b, lambda: rng.random() >= slip)
-    return Problem(problem.question, total, solution)
+    return Problem(problem.question, total, _worded(solution, rng, filler))
 
 
-def careless_countdown(problem: Problem, rng: random.Random, slip: float) -> Problem:
+def careless_countdown(problem: Problem, rng: random.Random, slip: float, filler: int = 0) -> Problem:
     """With probability `slip` the same numbers combined at random, wherever that leads."""
     if rng.random() >= slip:
         return problem
     numbers = [int(n) for n in problem.question.split(" from ")[1].split()]
     value, text, solution = _combine(numbers, rng)
-    return Problem(problem.question, f"{text} = {value}", solution)
+    return Problem(problem.question, f"{text} = {value}", _worded(solution, rng, filler))
 
 
 @dataclass(frozen=True)
@@ -160,9 +178,13 @@ GENERATORS = {"addition": (addition, careless_addition, "number"),
               "countdown": (countdown, careless_countdown, "expression")}
 
 
-def generated(task: str, held_out: int) -> Source:
-    """Endless problems of a built-in task; the held-out ones are the same for every seed of a run."""
-    generate, careless, verifier = GENERATORS[task]
+def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Source:
+    """Endless problems of a built-in task; the held-out ones are the same for every seed of a run.
+
+    chain: reasoning steps (addition: digits, countdown: numbers), 0 for the task's own; filler: free letters a step.
+    """
+    function, careless, verifier = GENERATORS[task]
+    generate = partial(function, **({"chain": chain} if chain else {}), **({"filler": filler} if filler else {}))
     rng = random.Random(f"held out {task}")
     problems: dict[str, Problem] = {}
     while len(problems) < held_out:
@@ -178,7 +200,7 @@ def generated(task: str, held_out: int) -> Source:
         return drawn
 
     listed = list(problems.values())
-    return Source(draw, listed, listed, verifier, careless)
+    return Source(draw, listed, listed, verifier, partial(careless, filler=filler) if filler else careless)
 
 
 def from_file(path: str, held_out: int, verifier: str, privileged_key: str | None = None) -> Source:

@@ -14,15 +14,16 @@ import math
 import random
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean as mean
 
 import torch
 
 import tasks
 import verifiers
+from methods import (METHODS, POLICY_GRADIENT, Rollout, autocast, evidence, group_hints, loss_of, score,
+                     teacher_view)
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
 from run_files import Interrupt, UserError, append, finish, log, new_folder, open_folder, progress, save, truncate
@@ -37,8 +38,10 @@ def option(default, help, choices=None, low=None, high=None):
 
 @dataclass
 class Config:
-    method: str = option("rlsd", "rlsd, or grpo (the same loss at lambda 0, no teacher)", ("rlsd", "grpo"))
+    method: str = option("rlsd", "how samples become an update (methods.py)", METHODS)
     task: str = option("addition", "built-in problems", tuple(tasks.GENERATORS))
+    chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
+    filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
     verifier: str = option("", "exact, number, choice, expression or my_rules.py:check; empty: the task's own")
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
@@ -46,6 +49,7 @@ class Config:
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
     resume: bool = option(False, "go on with the run in --out from its last checkpoint")
     seed: int = option(0, "seed of weights, problems and sampling", low=0)
+    warm_seed: int = option(-1, "seed of the weights and the warm start; -1: as --seed", low=-1)
     device: str = option("cpu", "where to run", ("cpu", "cuda"))
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
@@ -59,6 +63,8 @@ class Config:
     warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
     warm_slip: float = option(0.8, "probability of a slip in the student's worked examples",
                               low=0.0, high=1.0)
+    warm_cite: float = option(0.0, "share of the teacher's examples that cite the reference first", low=0.0, high=1.0)
+    warm_solutions: float = option(0.0, "share of the teacher's examples shown a worked solution", low=0.0, high=1.0)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
     steps: int = option(120, "updates", low=1)
@@ -74,7 +80,14 @@ class Config:
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
     rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0)
     rlsd_lambda_decay_steps: int = option(50, "updates over which lambda then falls to 0; 0 keeps it", low=0)
-    rlsd_teacher_sync_interval: int = option(10, "updates between copies of the policy into the teacher", low=1)
+    rlsd_teacher_sync_interval: int = option(10, "updates between copies of the policy to the teacher; 0: never", low=0)
+    rlsd_negative_only: bool = option(False, "evidence for samples with A < 0 alone")
+    rlsd_thought_only: bool = option(False, "evidence before the answer marker alone")
+    evidence: str = option("plain", "reading of the evidence", ("plain", "contrastive", "agreement"))
+    opsd_beta: float = option(0.5, "opsd, sdpo: 0 forward KL, 1 reverse KL, between: JSD", low=0.0, high=1.0)
+    opsd_weight: float = option(1.0, "grpo+opsd: weight of the opsd loss", low=0.0, high=1e9)
+    sdpo_ema: float = option(0.05, "sdpo: share of the policy in the teacher's moving average", low=0.0, high=1.0)
+    opd_teacher: str = option("", "opd: folder of the run whose best.pt is the teacher")
 
     eval_every: int = option(10, "updates between evaluations on held-out problems", low=1)
     eval_problems: int = option(500, "held-out problems", low=1)
@@ -94,8 +107,10 @@ def parse_config(argv: list[str]) -> Config:
         parser.add_argument(f"--{f.name}", help=f"{f.metadata['help']} (default: {f.default!r})", **how)
     given = vars(parser.parse_args(argv))
     config = resumed(given) if given.get("resume") else Config(**given)
-    if config.method == "grpo" and any(name.startswith("rlsd_") for name in given):
-        raise UserError("--method grpo has no teacher: leave the --rlsd_ options out, or use --method rlsd")
+    if config.method != "rlsd" and any(name.startswith("rlsd_") or name == "evidence" for name in given):
+        raise UserError(f"--method {config.method} has no use for --rlsd_ options and --evidence; --method rlsd has")
+    if (config.method == "opd") != bool(config.opd_teacher):
+        raise UserError("--method opd and --opd_teacher RUN go together")
     if config.data and "task" in given:
         raise UserError("--data and --task are two sources of problems: give one")
     if config.privileged_key and (not config.data or "privileged" in given):
@@ -136,7 +151,7 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     """Problems and their verifier; every prompt and worked solution is checked to fit before anything is trained."""
     try:
         source = (tasks.from_file(config.data, config.eval_problems, config.verifier or "exact", config.privileged_key)
-                  if config.data else tasks.generated(config.task, config.eval_problems))
+                  if config.data else tasks.generated(config.task, config.eval_problems, config.chain, config.filler))
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
@@ -152,21 +167,30 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     return source, verifier
 
 
-def teacher_view(problem: tasks.Problem, config: Config) -> list[int]:
-    return tasks.teacher_prompt(problem, problem.privileged if config.privileged_key else config.privileged)
-
-
-def autocast(config: Config):
-    return torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else nullcontext()
+def warm_seed(config: Config) -> int:
+    return config.seed if config.warm_seed < 0 else config.warm_seed
 
 
 def build_model(config: Config) -> Transformer:
-    torch.manual_seed(config.seed)
+    torch.manual_seed(warm_seed(config))
     heads = config.hidden_size // 16
     return Transformer(ModelConfig(
         vocab_size=tasks.TOKENIZER.n_vocab, hidden_size=config.hidden_size, intermediate_size=3 * config.hidden_size,
         num_layers=config.num_layers, num_heads=heads, num_kv_heads=heads // 2, head_dim=16,
         max_seq_len=config.max_seq_len)).to(config.device)
+
+
+def external_teacher(config: Config) -> Transformer:
+    """The best policy of another run of this program, of its own size: OPD's teacher."""
+    folder = Path(config.opd_teacher)
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+        size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
+        teacher = build_model(dataclasses.replace(config, **size))
+        teacher.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
+    except Exception as error:  # missing, torn or foreign files: torch raises many kinds
+        raise UserError(f"--opd_teacher {folder}: no run with config.json and best.pt: {error}") from error
+    return teacher
 
 
 class State:
@@ -177,13 +201,24 @@ class State:
 
     def __init__(self, config: Config):
         self.model = build_model(config)
-        self.teacher = copy.deepcopy(self.model) if config.method == "rlsd" else None
+        self.teacher = external_teacher(config) if config.method == "opd" else (
+            copy.deepcopy(self.model) if config.method != "grpo" else None)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best = 0, -1.0
 
-    def sync_teacher(self) -> None:
-        if self.teacher is not None:
-            self.teacher.load_state_dict(self.model.state_dict())
+    def sync_teacher(self, share: float = 1.0) -> None:
+        """Move the teacher's weights towards the policy's; share 1 copies them."""
+        with torch.no_grad():
+            for mine, policys in zip(self.teacher.parameters(), self.model.parameters()):
+                mine.lerp_(policys, share)
+
+    def teach(self, config: Config) -> None:
+        """What the update of `self.step` does to the teacher, after it: sync (rlsd), moving average (sdpo), nothing."""
+        interval = config.rlsd_teacher_sync_interval
+        if config.method == "rlsd" and interval and self.step % interval == 0:
+            self.sync_teacher()
+        if config.method == "sdpo":
+            self.sync_teacher(config.sdpo_ema)
 
     def save(self, path: Path) -> None:
         save({"step": self.step, "best": self.best,
@@ -218,7 +253,7 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config) -> None
     for step in range(1, config.warm_steps + 1):
         rise, fall = min(1, step / 20), 1 - 0.9 * step / config.warm_steps
         optimizer.param_groups[0]["lr"] = config.warm_lr * rise * fall
-        loss = imitation_loss(model, source, config, random.Random(f"{config.seed} warm {step}"))
+        loss = imitation_loss(model, source, config, random.Random(f"{warm_seed(config)} warm {step}"))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -234,8 +269,9 @@ def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng
     prompts, targets = [], []
     for problem in source.draw(rng, config.warm_batch):
         if rng.random() < config.warm_teacher_share:
-            prompts.append(teacher_view(problem, config))
-            targets.append(tasks.target(problem))
+            solved = rng.random() < config.warm_solutions
+            prompts.append(tasks.teacher_prompt(problem, "solution") if solved else teacher_view(problem, config))
+            targets.append(tasks.target(problem, cite=rng.random() < config.warm_cite))
         else:
             prompts.append(tasks.student_prompt(problem))
             targets.append(tasks.target(source.careless(problem, rng, config.warm_slip)))
@@ -245,29 +281,17 @@ def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng
 
 
 def warm_start_key(config: Config) -> str:
-    names = ("task", "data", "privileged", "privileged_key", "seed", "device", "bf16", "hidden_size", "num_layers",
-             "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share", "warm_slip")
-    files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "train.py")]
+    names = ("task", "chain", "filler", "data", "privileged", "privileged_key", "device", "bf16", "hidden_size",
+             "num_layers", "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
+             "warm_slip", "warm_cite", "warm_solutions")
+    files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "verifiers.py", "train.py")]
     files += [Path(config.data)] if config.data else []
-    parts = [str(getattr(config, name)) for name in names] + [torch.__version__, str(torch.get_num_threads())]
+    values = [getattr(config, name) for name in names] + [warm_seed(config), torch.__version__, torch.get_num_threads()]
+    parts = [str(value) for value in values]
     return hashlib.sha256(b"\0".join([p.encode() for p in parts] + [f.read_bytes() for f in files])).hexdigest()[:16]
 
 
 # ---- one RL step -----------------------------------------------------------------------------------------------------
-
-@dataclass
-class Rollout:
-    """N samples, the group_size of one question next to each other; problems has one entry a sample."""
-
-    problems: list[tasks.Problem]
-    samples: Samples
-    rewards: torch.Tensor
-    advantages: torch.Tensor
-
-    def rows(self, index: torch.Tensor) -> "Rollout":
-        return Rollout([self.problems[i] for i in index.tolist()], self.samples.rows(index), self.rewards[index],
-                       self.advantages[index])
-
 
 def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier, config: Config,
             step: int) -> Rollout:
@@ -298,41 +322,26 @@ def verify(verifier: verifiers.Verifier, samples: Samples, problems: list[tasks.
     return rewards
 
 
-def score(model: Transformer, batch: Rollout, config: Config,
-          view: Callable[[tasks.Problem], list[int]]) -> torch.Tensor:
-    """Log-probabilities (N,T) of the batch's completions after the prompts that `view` makes of its problems."""
-    with autocast(config):
-        return token_logps(model, [view(p) for p in batch.problems], batch.samples, config.temperature)
-
-
-def score_by_teacher(teacher: Transformer | None, batch: Rollout, config: Config) -> torch.Tensor | None:
-    """The one extra forward pass: the same completions, after the prompt that shows the reference; no gradient."""
-    if teacher is None:
-        return None
-    with torch.no_grad():
-        return score(teacher, batch, config, lambda p: teacher_view(p, config))
-
-
 def update(model: Transformer, teacher: Transformer | None, optimizer: torch.optim.Optimizer, batch: Rollout,
            config: Config, lam: float) -> dict[str, float]:
-    """One optimizer step on the global token mean -> metrics over the tokens that carry an advantage."""
+    """One optimizer step on the global token mean -> loss, gradient norm, and rlsd_loss's metrics where it is used."""
     samples = batch.samples
     tokens = samples.mask.sum()  # of the whole batch: samples without advantage count, though they move nothing
-    rows = batch.advantages.nonzero().squeeze(1)
+    rows = torch.arange(len(batch.problems), device=tokens.device)
+    if config.method in POLICY_GRADIENT:
+        rows = batch.advantages.nonzero().squeeze(1)
     if len(rows) == 0:
         _, metrics = rlsd_loss(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
         return metrics | {"loss": 0.0, "grad_norm": 0.0}
-    metrics: dict[str, float] = {}
+    metrics = {"loss": 0.0}
     optimizer.zero_grad()
     for index in rows.split(config.micro_batch or len(rows)):
         part = batch.rows(index)
-        teacher_logps = score_by_teacher(teacher if lam > 0 else None, part, config)
-        logps = score(model, part, config, tasks.student_prompt)
-        loss, means = rlsd_loss(logps, part.samples.logps, teacher_logps, part.advantages, part.samples.mask, lam=lam,
-                                eps_w=config.rlsd_reweight_clip_range, denominator=tokens)
+        loss, means = loss_of(model, teacher, part, config, lam, tokens)
         loss.backward()
+        metrics["loss"] += loss.item()
         share = float(part.samples.mask.sum() / samples.mask[rows].sum())
-        for name, value in {**means, "loss": loss.item() / share}.items():
+        for name, value in means.items():
             metrics[name] = metrics.get(name, 0.0) + share * value
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
     optimizer.step()
@@ -350,18 +359,32 @@ def describe(batch: Rollout, config: Config) -> dict[str, float]:
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
 
+def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
+    """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
+    with autocast(config):
+        return sample(model, prompts, group_size=1, max_new_tokens=config.max_new_tokens, temperature=temperature,
+                      stop_token=tasks.END, generator=torch.Generator().manual_seed(0))
+
+
 def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier,
              config: Config) -> dict[str, float]:
-    """Held-out pass@1 in the student's view, at temperature 1 and greedy; the same noise at every call."""
-    scores = {}
-    for name, temperature in (("pass@1", 1.0), ("greedy", 0.0)):
-        with autocast(config):
-            samples = sample(model, [tasks.student_prompt(p) for p in source.held_out], group_size=1,
-                             max_new_tokens=config.max_new_tokens, temperature=temperature, stop_token=tasks.END,
-                             generator=torch.Generator().manual_seed(0))
-        rewards = verify(verifier, samples, source.held_out)
-        scores[name] = sum(rewards) / len(rewards)
-    return scores
+    """Held-out pass@1 in the student's view, at temperature 1 and greedy.
+
+    leakage: share of the completions at temperature 1 that cite a reference they were never shown.
+    """
+    prompts = [tasks.student_prompt(p) for p in source.held_out]
+    samples = held_out_samples(model, prompts, config, 1.0)
+    cited = [tasks.CITATION in tasks.decode(c) for c in samples.completions()]
+    greedy = held_out_samples(model, prompts, config, 0.0)
+    return {"pass@1": mean(verify(verifier, samples, source.held_out)),
+            "greedy": mean(verify(verifier, greedy, source.held_out)), "leakage": mean(cited)}
+
+
+def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier,
+                     config: Config) -> dict[str, float]:
+    """Held-out pass@1 at temperature 1 of the same model when it is shown the reference."""
+    samples = held_out_samples(model, [teacher_view(p, config) for p in source.held_out], config, 1.0)
+    return {"teacher pass@1": mean(verify(verifier, samples, source.held_out))}
 
 
 def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config,
@@ -375,9 +398,9 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
     pair = batch.rows(first + torch.stack([rewards.argmax(), rewards.argmin()]))
     with torch.no_grad():
         logps = score(model, pair, config, tasks.student_prompt)
-        teacher_logps = score_by_teacher(teacher, pair, config)
-        credit = token_advantages(pair.advantages, logps if teacher_logps is None else teacher_logps, logps,
-                                  pair.samples.mask, lam, config.rlsd_reweight_clip_range)
+        teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
+        credit = token_advantages(pair.advantages, teacher_logps, logps, pair.samples.mask, lam,
+                                  config.rlsd_reweight_clip_range)
     rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
     return [{"question": problem.question, "completion": tasks.decode(tokens), "reward": reward,
              "tokens": [tasks.TOKENIZER.decode([t]) for t in tokens],
@@ -399,8 +422,10 @@ def train(config: Config) -> int:
         truncate(out / "samples.jsonl", state.step)
     else:
         warm_start(state.model, source, config)
-        state.sync_teacher()
-        log(out, {"step": 0, **evaluate(state.model, source, verifier, config)})
+        if config.method not in ("grpo", "opd"):
+            state.sync_teacher()
+        log(out, {"step": 0, **evaluate(state.model, source, verifier, config),
+                  **evaluate_teacher(state.model, source, verifier, config)})
         state.save(out / "last.pt")
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
@@ -411,14 +436,15 @@ def train(config: Config) -> int:
         lam = lambda_at(step, config.rlsd_lambda, config.rlsd_lambda_warmup_steps,
                         config.rlsd_lambda_decay_steps) if config.method == "rlsd" else 0.0
         batch = rollout(state.model, source, verifier, config, step)
+        if config.method == "sdpo" or config.evidence == "contrastive":
+            batch.hints = group_hints(batch, config)
         evaluation_due = step % config.eval_every == 0 or step == config.steps
         if evaluation_due:
             for row in credited_samples(state.model, state.teacher, batch, config, lam):
                 append(out / "samples.jsonl", {"step": step, **row})
         metrics = update(state.model, state.teacher, state.optimizer, batch, config, lam)
         state.step = step
-        if step % config.rlsd_teacher_sync_interval == 0:
-            state.sync_teacher()
+        state.teach(config)
         seconds = time.perf_counter() - began
         row = {"step": step, **describe(batch, config), "lambda": lam, **metrics, "seconds": seconds,
                "tokens/s": batch.samples.mask.sum().item() / seconds}

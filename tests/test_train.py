@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import methods
 import tasks
 import train
 from model import Samples, token_logps
@@ -225,9 +226,9 @@ def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypa
     rewards = iter([1, 1, 1, 1, 0, 1, 0, 1])
     batch = train.rollout(state.model, source, lambda c, a: float(next(rewards)), config, 1)
     scored, denominators = [], []
-    original, loss = train.token_logps, train.rlsd_loss
-    monkeypatch.setattr(train, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
-    monkeypatch.setattr(train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
+    original, loss = methods.token_logps, methods.rlsd_loss
+    monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
+    monkeypatch.setattr(methods, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
     assert scored == [4, 4] and denominators == [int(batch.samples.mask.sum())]
     scored.clear()
@@ -248,13 +249,13 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
     config, state, source = setup()
     batch = batch_of(state, source, config)
     seen = {}
-    original = train.token_logps
+    original = methods.token_logps
 
     def spy(model, prompts, samples, temperature):
         seen["teacher" if model is state.teacher else "student"] = (prompts, temperature, torch.is_grad_enabled(), samples)
         return original(model, prompts, samples, temperature)
 
-    monkeypatch.setattr(train, "token_logps", spy)
+    monkeypatch.setattr(methods, "token_logps", spy)
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
     rows = batch.advantages.nonzero().squeeze(1).tolist()
     assert seen["teacher"][0] == [teacher_prompt(batch.problems[i], "answer") for i in rows]
@@ -268,7 +269,7 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
 def test_sampling_scoring_and_teacher_share_one_temperature(temperature):
     config, state, source = setup("--temperature", temperature)
     batch = batch_of(state, source, config)
-    again = train.score(state.model, batch, config, student_prompt)
+    again = methods.score(state.model, batch, config, student_prompt)
     assert torch.allclose(again, batch.samples.logps, atol=1e-4)
     metrics = train.update(state.model, state.model, state.optimizer, batch, config, 0.5)
     assert metrics["policy_clipped"] == 0

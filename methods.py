@@ -1,0 +1,147 @@
+"""From a rollout to a loss: what each method shows its teacher, and what it makes of the scores.
+
+method        teacher sees                 teacher's weights               loss
+grpo          -                            -                               rlsd_loss at lambda 0
+rlsd          x, r                         the policy, synced every K      rlsd_loss
+opsd          x, r                         the initial ones                full-vocabulary JSD
+sdpo          x, a right sample            moving average of the policy    JSD on top-100 and tail
+grpo+opsd     x, r                         the initial ones                sum of grpo and opsd
+opd           x                            another, larger model           full-vocabulary reverse KL
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+import baselines
+import tasks
+from model import Samples, Transformer, completion_states, token_logps
+from rlsd import rlsd_loss
+from verifiers import final_answer
+
+if TYPE_CHECKING:
+    from train import Config
+
+METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
+POLICY_GRADIENT = ("rlsd", "grpo")  # samples without advantage move nothing and are not scored
+
+
+@dataclass
+class Rollout:
+    """N samples, the group_size of one question next to each other; problems has one entry a sample.
+
+    hints: privileged text that the group itself supplies, a sample's each; None where there is none.
+    """
+
+    problems: list[tasks.Problem]
+    samples: Samples
+    rewards: Tensor
+    advantages: Tensor
+    hints: list[str | None] = field(default_factory=list)
+
+    def rows(self, index: Tensor) -> "Rollout":
+        picked = index.tolist()
+        return Rollout([self.problems[i] for i in picked], self.samples.rows(index), self.rewards[index],
+                       self.advantages[index], [self.hints[i] for i in picked] if self.hints else [])
+
+
+def teacher_view(problem: tasks.Problem, config: "Config") -> list[int]:
+    return tasks.teacher_prompt(problem, problem.privileged if config.privileged_key else config.privileged)
+
+
+def autocast(config: "Config"):
+    return torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else nullcontext()
+
+
+def score(model: Transformer, batch: Rollout, config: "Config", view: Callable[[tasks.Problem], list[int]]) -> Tensor:
+    """Log-probabilities (N,T) of the batch's completions after the prompts that `view` makes of its problems."""
+    with autocast(config):
+        return token_logps(model, [view(p) for p in batch.problems], batch.samples, config.temperature)
+
+
+def loss_of(model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", lam: float,
+            tokens: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """The loss of the configured method on (a part of) a batch of `tokens` tokens in all, and rlsd_loss's metrics."""
+    if config.method in ("opsd", "sdpo", "opd"):
+        return distillation(model, teacher, batch, config, tokens), {}
+    logps = score(model, batch, config, tasks.student_prompt)
+    teacher_logps = evidence(teacher, batch, config, logps.detach()) if lam > 0 else None
+    loss, metrics = rlsd_loss(logps, batch.samples.logps, teacher_logps, batch.advantages, batch.samples.mask, lam=lam,
+                              eps_w=config.rlsd_reweight_clip_range, denominator=tokens)
+    if config.method == "grpo+opsd":
+        loss = loss + config.opsd_weight * distillation(model, teacher, batch, config, tokens)
+    return loss, metrics
+
+
+@torch.no_grad()
+def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_logps: Tensor) -> Tensor:
+    """The one extra forward pass: the same completions after the prompt that shows the reference; then its readings."""
+    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
+    if config.evidence == "contrastive":
+        prompts = [teacher_view(p, config) if hint is None else tasks.teacher_prompt(p, hint)
+                   for p, hint in zip(batch.problems, batch.hints)]
+        with autocast(config):
+            misled_logps = token_logps(teacher, prompts, batch.samples, config.temperature)
+        has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)
+        teacher_logps = baselines.contrastive(student_logps, teacher_logps, misled_logps, has_wrong)
+    if config.evidence == "agreement":
+        teacher_logps = baselines.agreement(student_logps, teacher_logps, batch.advantages)
+    if config.rlsd_negative_only:
+        teacher_logps = baselines.negative_only(student_logps, teacher_logps, batch.advantages)
+    if config.rlsd_thought_only:
+        thought = tasks.thought_mask(batch.samples.tokens)
+        teacher_logps = baselines.thought_only(student_logps, teacher_logps, thought)
+    return teacher_logps
+
+
+def distillation(model: Transformer, teacher: Transformer, batch: Rollout, config: "Config", tokens: Tensor) -> Tensor:
+    """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples."""
+    if config.method == "sdpo":
+        with_hint = [i for i, hint in enumerate(batch.hints) if hint is not None]
+        if not with_hint:
+            return sum(p.sum() for p in model.parameters()) * 0.0  # nothing to learn from, and still a graph
+        batch = batch.rows(torch.tensor(with_hint, device=tokens.device))
+        prompts = [tasks.teacher_prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
+    elif config.method == "opd":
+        prompts = [tasks.student_prompt(p) for p in batch.problems]
+    else:
+        prompts = [teacher_view(p, config) for p in batch.problems]
+    with autocast(config):
+        with torch.no_grad():
+            teacher_logits = logits(teacher, prompts, batch.samples, config.temperature)
+        student_prompts = [tasks.student_prompt(p) for p in batch.problems]
+        student_logits = logits(model, student_prompts, batch.samples, config.temperature)
+    if config.method == "sdpo":
+        return baselines.sdpo_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
+    if config.method == "opd":
+        return baselines.opd_loss(student_logits, teacher_logits, tokens)
+    return baselines.opsd_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
+
+
+def logits(model: Transformer, prompts: list[list[int]], samples: Samples, temperature: float) -> Tensor:
+    """(M,V) logits over temperature at each completion token of the samples, row by row."""
+    return model.head(completion_states(model, prompts, samples)).float() / temperature
+
+
+# ---- privileged text from the group itself ---------------------------------------------------------------------------
+
+def group_hints(batch: Rollout, config: "Config") -> list[str | None]:
+    """SDPO: another sample of the group that is right, whole. Contrastive evidence: a wrong final answer of the group."""
+    texts = [tasks.decode(c) for c in batch.samples.completions()]
+    right = [reward == 1.0 for reward in batch.rewards.tolist()]
+    G = config.group_size
+    hints: list[str | None] = []
+    for i in range(len(texts)):
+        start = i // G * G
+        others = [start + (i - start + k) % G for k in range(1, G)]  # from the next one round: never the sample itself
+        if config.method == "sdpo":
+            found = [texts[j] for j in others if right[j]]
+        else:
+            wrong = [final_answer(texts[j]) for j in [i, *others] if not right[j]]
+            found = [answer for answer in wrong if answer]
+        hints.append(found[0] if found else None)
+    return hints

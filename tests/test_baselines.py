@@ -1,0 +1,144 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from baselines import (agreement, contrastive, generalised_jsd, negative_only, opd_loss, opd_sampled_loss, opsd_loss,
+                       sdpo_loss, thought_only)
+from rlsd import rlsd_loss, token_advantages
+
+seeds = st.integers(0, 2**32)
+
+
+def logits(seed, M=5, V=7, scale=2.0):
+    g = torch.Generator().manual_seed(seed)
+    return [scale * torch.randn(M, V, generator=g, dtype=torch.float64) for _ in range(2)]
+
+
+def textbook(student, teacher, beta):
+    """The same from probabilities, with no stable shortcut."""
+    S, T = student.softmax(-1), teacher.softmax(-1)
+    kl = lambda p, q: (p * (p / q).log()).sum(-1)
+    if beta in (0, 1):
+        return kl(T, S) if beta == 0 else kl(S, T)
+    M = beta * T + (1 - beta) * S
+    return beta * kl(T, M) + (1 - beta) * kl(S, M)
+
+
+def test_divergences_by_hand():
+    student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
+    forward = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
+    backward = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    middle = 0.5 * (0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625)
+                    + 0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625))
+    for beta, expected in ((0.0, forward), (1.0, backward), (0.5, middle)):
+        assert generalised_jsd(student, teacher, beta).item() == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ValueError, match="beta"):
+        generalised_jsd(student, teacher, 1.5)
+
+
+@given(seeds, st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
+def test_divergence_and_gradient_equal_the_textbook(seed, beta):
+    student, teacher = logits(seed)
+    results = []
+    for way in (lambda s, t: opsd_loss(s, t, 3.0, beta), lambda s, t: textbook(s, t.detach(), beta).sum() / 3):
+        s, t = student.clone().requires_grad_(), teacher.clone().requires_grad_()
+        loss = way(s, t)
+        loss.backward()
+        assert t.grad is None  # the gradient goes through the student alone
+        results.append((loss.item(), s.grad))
+    assert results[0][0] == pytest.approx(results[1][0], abs=1e-6)
+    assert torch.allclose(results[0][1], results[1][1], atol=1e-6)
+    assert (generalised_jsd(student, teacher, beta) >= -1e-7).all()
+    assert torch.allclose(generalised_jsd(student, student, beta), torch.zeros(5, dtype=torch.float64), atol=1e-6)
+
+
+@given(seeds)
+def test_opd_is_reverse_kl_and_its_gradient_contains_the_teacher(seed):
+    """Mistake 8: log P_T(y) - log P_S(y) with a detached P_T has the gradient of -log P_S(y), whatever the teacher."""
+    student, teacher = logits(seed)
+    gradients = []
+    for t in (teacher, -teacher):
+        s = student.clone().requires_grad_()
+        loss = opd_loss(s, t, 2.0)
+        loss.backward()
+        assert loss.item() == pytest.approx(textbook(student, t, 1).sum().item() / 2)
+        gradients.append(s.grad)
+    assert not torch.allclose(gradients[0], gradients[1], atol=1e-3)
+
+
+@given(seeds)
+def test_sampled_opd_has_the_expected_gradient_of_the_full_one(seed):
+    """Summed over all tokens with their probability, the policy gradient is the gradient of the reverse KL."""
+    student, teacher = logits(seed, M=1)
+    s = student.clone().requires_grad_()
+    opd_loss(s, teacher, 1.0).backward()
+    expected = s.grad.clone()
+    s.grad = None
+    for y, p in enumerate(student.softmax(-1)[0].tolist()):
+        at = lambda x: x.log_softmax(-1)[:, y:y + 1]
+        (p * opd_sampled_loss(at(s), at(teacher), torch.ones(1, 1), 1.0)).backward()
+    assert torch.allclose(s.grad, expected, atol=1e-9)
+
+
+def test_sampled_opd_leaves_padding_alone():
+    logps, teacher = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.tensor([[-3.0, math.nan]])
+    loss = opd_sampled_loss(logps, teacher, torch.tensor([[1, 0]]), 1.0)
+    loss.backward()
+    assert loss.item() == -2.0 and torch.equal(logps.grad, torch.tensor([[2.0, 0.0]]))
+
+
+@given(seeds, st.sampled_from([0.0, 0.5, 1.0]))
+def test_sdpo_over_the_whole_vocabulary_is_opsd(seed, beta):
+    """With one token in the tail bucket the buckets are the vocabulary; with fewer the divergence can only shrink."""
+    student, teacher = logits(seed)
+    full = opsd_loss(student, teacher, 1.0, beta)
+    assert sdpo_loss(student, teacher, 1.0, beta, top_k=100).item() == pytest.approx(full.item(), abs=1e-6)
+    assert sdpo_loss(student, teacher, 1.0, beta, top_k=2) <= full + 1e-6
+
+
+def test_sdpo_tail_by_hand():
+    student, teacher = torch.tensor([[0.2, 0.3, 0.5]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log()
+    expected = 0.7 * math.log(0.7 / 0.2) + 0.3 * math.log(0.3 / 0.8)
+    assert sdpo_loss(student, teacher, 1.0, beta=0.0, top_k=1).item() == pytest.approx(expected, abs=1e-6)
+
+
+# ---- readings of the evidence ----------------------------------------------------------------------------------------
+
+def evidence(seed):
+    g = torch.Generator().manual_seed(seed)
+    student, teacher, misled = (-2 * torch.rand(4, 3, generator=g, dtype=torch.float64) for _ in range(3))
+    return student, teacher, misled, torch.tensor([1.0, -1.0, 2.0, 0.0], dtype=torch.float64), torch.ones(4, 3)
+
+
+@given(seeds)
+def test_contrastive_replaces_the_student_in_the_ratio(seed):
+    student, teacher, misled, A, mask = evidence(seed)
+    has_wrong = torch.tensor([True, True, False, True])
+    got = token_advantages(A, contrastive(student, teacher, misled, has_wrong), student, mask, 1.0, 0.9)
+    expected = token_advantages(A, teacher, torch.where(has_wrong[:, None], misled, student), mask, 1.0, 0.9)
+    assert torch.allclose(got, expected)
+
+
+@given(seeds)
+def test_negative_only_and_thought_only_are_grpo_elsewhere(seed):
+    student, teacher, _, A, mask = evidence(seed)
+    full = token_advantages(A, teacher, student, mask)
+    plain = A[:, None].expand(4, 3)
+    got = token_advantages(A, negative_only(student, teacher, A), student, mask)
+    assert torch.equal(got, torch.where((A < 0)[:, None], full, plain))
+    thought = torch.tensor([[1, 0, 1]] * 4)
+    got = token_advantages(A, thought_only(student, teacher, thought), student, mask)
+    assert torch.equal(got, torch.where(thought.bool(), full, plain))
+
+
+@given(seeds)
+def test_agreement_gives_weight_one_or_zero(seed):
+    student, teacher, _, A, mask = evidence(seed)
+    got = token_advantages(A, agreement(student, teacher, A), student, mask, lam=1.0, eps_w=1.0)
+    agrees = A.sign()[:, None] * (teacher - student) > 0.02
+    assert torch.allclose(got, A[:, None] * agrees, atol=1e-15)
+    loss, _ = rlsd_loss(student, student, agreement(student, teacher, A), A, mask, lam=1.0, eps_w=1.0)
+    assert loss.item() == pytest.approx(-(A[:, None] * agrees).sum().item() / 12)
