@@ -44,7 +44,8 @@ def sdpo_loss(student_logits: Tensor, teacher_logits: Tensor, denominator: float
     """
     k = min(top_k, student_logits.shape[-1] - 1)
     index = teacher_logits.topk(k, dim=-1).indices
-    return generalised_jsd(_with_tail(student_logits, index), _with_tail(teacher_logits, index), beta).sum() / denominator
+    student, teacher = _with_tail(student_logits, index), _with_tail(teacher_logits, index)
+    return generalised_jsd(student, teacher, beta).sum() / denominator
 
 
 def opd_loss(student_logits: Tensor, teacher_logits: Tensor, denominator: float | Tensor) -> Tensor:
@@ -82,9 +83,9 @@ def _with_tail(logits: Tensor, index: Tensor) -> Tensor:
 # Each returns what to hand to rlsd_loss in place of teacher_logps; (N,T) in, (N,T) out, nothing else changes.
 
 def contrastive(student_logps: Tensor, teacher_logps: Tensor, misled_logps: Tensor, has_wrong: Tensor) -> Tensor:
-    """Delta = log P_T+ - log P_T-: the teacher shown a wrong answer of the group takes the student's place in the ratio.
+    """Delta = log P_T+ - log P_T-: the teacher shown a wrong answer of the group replaces the student in the ratio.
 
-    Samples (N,) without a wrong answer in their group keep RLSD's own Delta. CEPO (arXiv 2605.19436), RLCSD (2606.11709).
+    Samples (N,) without a wrong answer in their group keep RLSD's Delta. CEPO (arXiv 2605.19436), RLCSD (2606.11709).
     """
     return torch.where(has_wrong[:, None], student_logps + teacher_logps - misled_logps, teacher_logps)
 

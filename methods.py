@@ -50,7 +50,9 @@ class Rollout:
 
 
 def teacher_view(problem: tasks.Problem, config: "Config") -> list[int]:
-    return tasks.teacher_prompt(problem, problem.privileged if config.privileged_key else config.privileged)
+    if config.privileged_key:
+        return tasks.prompt(problem, problem.privileged)
+    return tasks.teacher_prompt(problem, config.privileged)
 
 
 def autocast(config: "Config"):
@@ -82,7 +84,7 @@ def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_log
     """The one extra forward pass: the same completions after the prompt that shows the reference; then its readings."""
     teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
     if config.evidence == "contrastive":
-        prompts = [teacher_view(p, config) if hint is None else tasks.teacher_prompt(p, hint)
+        prompts = [teacher_view(p, config) if hint is None else tasks.prompt(p, hint)
                    for p, hint in zip(batch.problems, batch.hints)]
         with autocast(config):
             misled_logps = token_logps(teacher, prompts, batch.samples, config.temperature)
@@ -105,7 +107,7 @@ def distillation(model: Transformer, teacher: Transformer, batch: Rollout, confi
         if not with_hint:
             return sum(p.sum() for p in model.parameters()) * 0.0  # nothing to learn from, and still a graph
         batch = batch.rows(torch.tensor(with_hint, device=tokens.device))
-        prompts = [tasks.teacher_prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
+        prompts = [tasks.prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
     elif config.method == "opd":
         prompts = [tasks.student_prompt(p) for p in batch.problems]
     else:
@@ -130,7 +132,7 @@ def logits(model: Transformer, prompts: list[list[int]], samples: Samples, tempe
 # ---- privileged text from the group itself ---------------------------------------------------------------------------
 
 def group_hints(batch: Rollout, config: "Config") -> list[str | None]:
-    """SDPO: another sample of the group that is right, whole. Contrastive evidence: a wrong final answer of the group."""
+    """SDPO: another sample of the group that is right, whole. Contrastive evidence: a wrong final answer of it."""
     texts = [tasks.decode(c) for c in batch.samples.completions()]
     right = [reward == 1.0 for reward in batch.rewards.tolist()]
     G = config.group_size

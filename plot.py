@@ -58,7 +58,11 @@ def main(argv: list[str]) -> int:
         if not (run / "metrics.jsonl").is_file():
             print(f"plot.py: {run} holds no metrics.jsonl: give the folder of a run", file=sys.stderr)
             return 2
-    print(curves(args.runs, args.out))
+    try:
+        print(curves(args.runs, args.out))
+    except OSError as error:
+        print(f"plot.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     return 0
 
 

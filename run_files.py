@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,10 @@ import torch
 
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2."""
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, at a point where the run can end; args: the signal's number and what is left behind."""
 
 
 def new_folder(name: str) -> str:
@@ -30,14 +35,17 @@ def open_folder(out: Path, config: dict, resume: bool) -> None:
     if not resume:
         for name in ("metrics.jsonl", "samples.jsonl"):  # of a run that was stopped before its first checkpoint
             (out / name).unlink(missing_ok=True)
-    (out / "config.json").write_text(json.dumps({**config, "resume": False}, indent=1) + "\n")
+    replace(out / "config.json", lambda path: path.write_text(json.dumps({**config, "resume": False}, indent=1) + "\n"))
 
 
 def save(state: dict, path: Path) -> None:
+    replace(path, lambda temporary: torch.save(state, temporary))
+
+
+def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    torch.save(state, temporary)
+    write(temporary)
     os.replace(temporary, path)
 
 
@@ -51,7 +59,7 @@ def truncate(path: Path, last_step: int) -> None:
         except ValueError:
             break
         kept.append(line + "\n")
-    path.write_text("".join(kept))
+    replace(path, lambda temporary: temporary.write_text("".join(kept)))
 
 
 def append(path: Path, row: dict) -> None:
@@ -73,7 +81,8 @@ def log(out: Path, row: dict) -> None:
 def finish(out: Path) -> None:
     """Say what the run reached, and draw its curves where matplotlib is installed."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    first, last = rows[0], rows[-1]
+    evaluated = [row for row in rows if "pass@1" in row]
+    first, last = evaluated[0], evaluated[-1]
     print(f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
           f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)")
     try:

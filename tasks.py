@@ -2,8 +2,9 @@
 
 import json
 import random
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ class Problem:
     answer: str
     solution: str | None = None
     privileged: str | None = None
+    origin: str = field(default="", compare=False)  # file and line, for messages
 
 
 class DataError(ValueError):
@@ -60,7 +62,7 @@ def decode(tokens: list[int]) -> str:
 
 def student_prompt(problem: Problem) -> list[int]:
     """<|user|> question <|assistant|>"""
-    return _prompt(problem, "")
+    return prompt(problem, "")
 
 
 def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
@@ -69,15 +71,16 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
     privileged: "answer", "solution", or any text. Raises ValueError where the problem has no solution to show.
     """
     if privileged == "answer":
-        return _prompt(problem, problem.answer)
+        return prompt(problem, problem.answer)
     if privileged == "solution":
-        if problem.solution is None:
-            raise ValueError(f"privileged: the problem {problem.question!r} has no solution to show")
-        return _prompt(problem, problem.solution)
-    return _prompt(problem, privileged)
+        if not problem.solution:
+            raise ValueError(f"{problem.origin}: the problem {problem.question[:60]!r} has no solution to show")
+        return prompt(problem, problem.solution)
+    return prompt(problem, privileged)
 
 
-def _prompt(problem: Problem, privileged: str) -> list[int]:
+def prompt(problem: Problem, privileged: str) -> list[int]:
+    """A prompt that shows the given text and nothing else, no reference at all where it is empty."""
     reference = [REFERENCE, *encode(privileged)] if privileged else []
     return [USER, *encode(problem.question), *reference, ASSISTANT]
 
@@ -122,8 +125,11 @@ def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
 
 def countdown(rng: random.Random, chain: int = 0, filler: int = 0) -> Problem:
     """Reach a target from `chain` numbers, 0: 3 or 4; the reference uses all, and is one of many right solutions."""
-    numbers = [rng.randint(1, 20) for _ in range(chain or rng.choice((3, 4)))]
-    value, text, solution = _combine(numbers, rng)
+    while True:
+        numbers = [rng.randint(1, 20) for _ in range(chain or rng.choice((3, 4)))]
+        value, text, solution = _combine(numbers, rng)
+        if value not in numbers:  # or copying one of them would do
+            break
     return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", _worded(solution, rng, filler))
 
 
@@ -186,21 +192,27 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
     function, careless, verifier = GENERATORS[task]
     generate = partial(function, **({"chain": chain} if chain else {}), **({"filler": filler} if filler else {}))
     rng = random.Random(f"held out {task}")
-    problems: dict[str, Problem] = {}
+    problems: dict[tuple[str, ...], Problem] = {}
     while len(problems) < held_out:
         problem = generate(rng)
-        problems.setdefault(problem.question, problem)
+        problems.setdefault(_numbers(problem), problem)
 
     def draw(rng: random.Random, n: int) -> list[Problem]:
         drawn = []
         while len(drawn) < n:
             problem = generate(rng)
-            if problem.question not in problems:
+            if _numbers(problem) not in problems:
                 drawn.append(problem)
         return drawn
 
     listed = list(problems.values())
-    return Source(draw, listed, listed, verifier, partial(careless, filler=filler) if filler else careless)
+    return Source(draw, listed, listed + draw(rng, 500), verifier,
+                  partial(careless, filler=filler) if filler else careless)
+
+
+def _numbers(problem: Problem) -> tuple[str, ...]:
+    """The numbers of a question in order of size: 12+34 and 34+12 are one problem, whichever of them is held out."""
+    return tuple(sorted(re.findall(r"\d+", problem.question)))
 
 
 def from_file(path: str, held_out: int, verifier: str, privileged_key: str | None = None) -> Source:
@@ -208,11 +220,11 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str | Non
     problems = load_problems(path, privileged_key)
     if len(problems) < 2:
         raise DataError(f"{path}: {len(problems)} problem(s); at least 2 are needed, one of them to hold out")
-    random.Random("held out").shuffle(problems)
+    shuffled = random.Random("held out").sample(problems, len(problems))
     cut = max(1, min(held_out, len(problems) // 10))
-    train = problems[cut:]
+    train = shuffled[cut:]
     return Source(lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
-                  problems[:cut], problems, verifier, careless=lambda problem, rng, slip: problem)
+                  shuffled[:cut], problems, verifier, careless=lambda problem, rng, slip: problem)
 
 
 def load_problems(path: str, privileged_key: str | None = None) -> list[Problem]:
@@ -230,17 +242,18 @@ def load_problems(path: str, privileged_key: str | None = None) -> list[Problem]
         if not line.strip():
             continue
         try:
-            problem = _problem(line, privileged_key)
-            if problem.question in line_of:
-                raise ValueError(f"the question of line {line_of[problem.question]} again; remove one of the two")
+            problem = _problem(line, privileged_key, f"{path}:{i}")
+            question = " ".join(problem.question.split())
+            if question in line_of:
+                raise ValueError(f"the question of line {line_of[question]} again; remove one of the two")
         except ValueError as error:
             raise DataError(f"{path}:{i}: {error}") from error
-        line_of[problem.question] = i
+        line_of[question] = i
         problems.append(problem)
     return problems
 
 
-def _problem(line: bytes, privileged_key: str | None) -> Problem:
+def _problem(line: bytes, privileged_key: str | None, origin: str) -> Problem:
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -257,6 +270,9 @@ def _problem(line: bytes, privileged_key: str | None) -> Problem:
         value = row.get(key)
         if value is not None and not isinstance(value, str):
             raise ValueError(f"{key!r} must be a string, not {type(value).__name__}")
-        if key in required and not (value or "").strip():
+        if (key in required or value is not None) and not (value or "").strip():
             raise ValueError(f"{key!r} is empty")
-    return Problem(row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None)
+        if key != privileged_key and MARKER in (value or ""):
+            raise ValueError(f"{key!r} contains {MARKER}, which is put before the answer for you; leave it out")
+    return Problem(row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None,
+                   origin)

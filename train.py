@@ -26,7 +26,8 @@ from methods import (METHODS, POLICY_GRADIENT, Rollout, autocast, evidence, grou
                      teacher_view)
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
-from run_files import Interrupt, UserError, append, finish, log, new_folder, open_folder, progress, save, truncate
+from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, progress, save,
+                       truncate)
 
 # ---- config ----------------------------------------------------------------------------------------------------------
 
@@ -48,8 +49,8 @@ class Config:
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
     resume: bool = option(False, "go on with the run in --out from its last checkpoint")
-    seed: int = option(0, "seed of weights, problems and sampling", low=0)
-    warm_seed: int = option(-1, "seed of the weights and the warm start; -1: as --seed", low=-1)
+    seed: int = option(0, "seed of weights, problems and sampling", low=0, high=2**63 - 1)
+    warm_seed: int = option(-1, "seed of the weights and the warm start; -1: as --seed", low=-1, high=2**63 - 1)
     device: str = option("cpu", "where to run", ("cpu", "cuda"))
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
@@ -64,7 +65,8 @@ class Config:
     warm_slip: float = option(0.8, "probability of a slip in the student's worked examples",
                               low=0.0, high=1.0)
     warm_cite: float = option(0.0, "share of the teacher's examples that cite the reference first", low=0.0, high=1.0)
-    warm_solutions: float = option(0.0, "share of the teacher's examples shown a worked solution", low=0.0, high=1.0)
+    warm_solutions: float = option(-1.0, "share of the teacher's examples shown a solution; -1: as --privileged says",
+                                   low=-1.0, high=1.0)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
     steps: int = option(120, "updates", low=1)
@@ -138,11 +140,25 @@ def resumed(given: dict) -> Config:
     path = Path(given.get("out", "")) / "config.json"
     if "out" not in given or not path.is_file() or not (path.parent / "last.pt").is_file():
         raise UserError("--resume needs --out with the folder of a run that has config.json and last.pt")
-    saved = json.loads(path.read_text())
+    try:
+        saved = json.loads(path.read_text())
+        fingerprint = saved.pop("fingerprint")
+        config = Config(**{**saved, **given})
+        check_ranges(config)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is no configuration of this program: {error}") from error
     for name, value in given.items():
         if name not in ("out", "resume", "steps") and saved[name] != value:
             raise UserError(f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only --steps may change")
-    return Config(**{**saved, **given})
+    if fingerprint != fingerprint_of(config):
+        raise UserError(f"--data or the file of --verifier has changed since {path} was written: start a new run")
+    return config
+
+
+def fingerprint_of(config: Config) -> str:
+    """Hash of the user's own files that a run depends on."""
+    files = [name for name in (config.data, config.verifier.rpartition(":")[0]) if Path(name).is_file()]
+    return hashlib.sha256(b"\0".join(Path(name).read_bytes() for name in files)).hexdigest()[:16]
 
 
 # ---- data and model --------------------------------------------------------------------------------------------------
@@ -155,7 +171,11 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
-            solution = len(tasks.target(problem))
+            completion = tasks.target(problem)
+            solution = len(completion)
+            if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
+                raise UserError(f"{problem.origin}: no completion can earn a reward: the verifier does not accept the "
+                                f"reference answer {problem.answer[:60]!r} itself")
             if solution > config.max_new_tokens:
                 raise UserError(f"the solution of {problem.question[:60]!r} has {solution} tokens, more than "
                                 f"--max_new_tokens {config.max_new_tokens}; raise it")
@@ -220,6 +240,12 @@ class State:
         if config.method == "sdpo":
             self.sync_teacher(config.sdpo_ema)
 
+    def keep_if_best(self, row: dict, out: Path) -> None:
+        """best.pt: the weights of the highest held-out pass@1 so far, those before the first update included."""
+        if row.get("pass@1", -1.0) > self.best:
+            self.best = row["pass@1"]
+            save(self.model.state_dict(), out / "best.pt")
+
     def save(self, path: Path) -> None:
         save({"step": self.step, "best": self.best,
               "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(),
@@ -239,15 +265,19 @@ class State:
 
 # ---- warm start ------------------------------------------------------------------------------------------------------
 
-def warm_start(model: Transformer, source: tasks.Source, config: Config) -> None:
+def warm_start(model: Transformer, source: tasks.Source, config: Config, interrupt: Interrupt) -> None:
     """Imitate worked solutions in both views; the result is kept on disk under everything it depends on."""
     if config.warm_steps == 0:
         return
     path = Path(config.warm_dir) / f"{warm_start_key(config)}.pt"
+    path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
-        print(f"warm start: found {path}")
-        model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True))
-        return
+        try:
+            model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True))
+            print(f"warm start: found {path}")
+            return
+        except Exception:  # torn by a full disk or the like: torch raises many kinds
+            print(f"warm start: {path} cannot be read and is made anew")
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     start = time.perf_counter()
     for step in range(1, config.warm_steps + 1):
@@ -258,6 +288,8 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config) -> None
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if interrupt.signal:
+            raise Interrupted(interrupt.signal, "in the warm start, which will begin anew")
         if step % 50 == 0 or step == config.warm_steps:
             print(f"warm start: step={step}/{config.warm_steps} loss={loss.item():.3f} "
                   f"seconds={time.perf_counter() - start:.0f}", flush=True)
@@ -269,8 +301,8 @@ def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng
     prompts, targets = [], []
     for problem in source.draw(rng, config.warm_batch):
         if rng.random() < config.warm_teacher_share:
-            solved = rng.random() < config.warm_solutions
-            prompts.append(tasks.teacher_prompt(problem, "solution") if solved else teacher_view(problem, config))
+            shown = "solution" if rng.random() < solution_share(config) else "answer"
+            prompts.append(teacher_view(problem, dataclasses.replace(config, privileged=shown)))
             targets.append(tasks.target(problem, cite=rng.random() < config.warm_cite))
         else:
             prompts.append(tasks.student_prompt(problem))
@@ -280,13 +312,19 @@ def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng
         return -token_logps(model, prompts, demonstrations, 1.0)[demonstrations.mask].mean()
 
 
+def solution_share(config: Config) -> float:
+    """Of the teacher's examples, those whose prompt holds the worked solution instead of the answer."""
+    return float(config.privileged == "solution") if config.warm_solutions < 0 else config.warm_solutions
+
+
 def warm_start_key(config: Config) -> str:
-    names = ("task", "chain", "filler", "data", "privileged", "privileged_key", "device", "bf16", "hidden_size",
-             "num_layers", "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
-             "warm_slip", "warm_cite", "warm_solutions")
+    names = ("task", "chain", "filler", "data", "privileged_key", "device", "bf16", "hidden_size", "num_layers",
+             "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
+             "warm_slip", "warm_cite")
     files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "verifiers.py", "train.py")]
     files += [Path(config.data)] if config.data else []
-    values = [getattr(config, name) for name in names] + [warm_seed(config), torch.__version__, torch.get_num_threads()]
+    values = [getattr(config, name) for name in names]
+    values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
     parts = [str(value) for value in values]
     return hashlib.sha256(b"\0".join([p.encode() for p in parts] + [f.read_bytes() for f in files])).hexdigest()[:16]
 
@@ -311,13 +349,14 @@ def verify(verifier: verifiers.Verifier, samples: Samples, problems: list[tasks.
     """A reward in [0, 1] for each sample; a verifier that fails or returns anything else stops the run."""
     rewards = []
     for tokens, problem in zip(samples.completions(), problems):
-        where = f"verifier, on {problem.question[:60]!r} with the completion {tasks.decode(tokens)[:60]!r}"
+        completion = tasks.decode(tokens)
+        where = f"verifier, on {problem.origin} {problem.question[:60]!r} with the completion {completion[:60]!r}"
         try:
-            reward = verifier(tasks.decode(tokens), problem.answer)
+            reward = verifier(completion, problem.answer)
         except Exception as error:
-            raise UserError(f"{where}: {type(error).__name__}: {error}") from error
-        if not isinstance(reward, (int, float)) or not 0 <= reward <= 1:
-            raise UserError(f"{where}: it returned {reward!r}; a number from 0 to 1 is needed")
+            raise UserError(f"{where}: {' '.join(f'{type(error).__name__}: {error}'.split())}") from error
+        if isinstance(reward, (bool, str, bytes)) or not hasattr(reward, "__float__") or not 0 <= float(reward) <= 1:
+            raise UserError(f"{where}: it returned {reward!r}; a float from 0 to 1 is needed")
         rewards.append(float(reward))
     return rewards
 
@@ -414,23 +453,27 @@ def train(config: Config) -> int:
     source, verifier = load_source(config)
     config.out = config.out or new_folder(f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}")
     out = Path(config.out)
-    open_folder(out, dataclasses.asdict(config), config.resume)
+    interrupt = Interrupt()
+    open_folder(out, {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}, config.resume)
     state = State(config)
     if config.resume:
         state.load(out / "last.pt", config)
+        if state.step > config.steps:
+            raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
         truncate(out / "metrics.jsonl", state.step)
         truncate(out / "samples.jsonl", state.step)
     else:
-        warm_start(state.model, source, config)
+        warm_start(state.model, source, config, interrupt)
         if config.method not in ("grpo", "opd"):
             state.sync_teacher()
-        log(out, {"step": 0, **evaluate(state.model, source, verifier, config),
-                  **evaluate_teacher(state.model, source, verifier, config)})
+        row = {"step": 0, **evaluate(state.model, source, verifier, config),
+               **evaluate_teacher(state.model, source, verifier, config)}
+        log(out, row)
+        state.keep_if_best(row, out)
         state.save(out / "last.pt")
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
 
-    interrupt = Interrupt()
     for step in progress(range(state.step + 1, config.steps + 1)):
         began = time.perf_counter()
         lam = lambda_at(step, config.rlsd_lambda, config.rlsd_lambda_warmup_steps,
@@ -438,7 +481,7 @@ def train(config: Config) -> int:
         batch = rollout(state.model, source, verifier, config, step)
         if config.method == "sdpo" or config.evidence == "contrastive":
             batch.hints = group_hints(batch, config)
-        evaluation_due = step % config.eval_every == 0 or step == config.steps
+        evaluation_due = step % config.eval_every == 0
         if evaluation_due:
             for row in credited_samples(state.model, state.teacher, batch, config, lam):
                 append(out / "samples.jsonl", {"step": step, **row})
@@ -451,14 +494,11 @@ def train(config: Config) -> int:
         if evaluation_due:
             row |= evaluate(state.model, source, verifier, config)
         log(out, row)
-        if row.get("pass@1", -1.0) > state.best:
-            state.best = row["pass@1"]
-            save(state.model.state_dict(), out / "best.pt")
+        state.keep_if_best(row, out)
         if step % config.save_every == 0 or step == config.steps or interrupt.signal:
             state.save(out / "last.pt")
         if interrupt.signal:
-            print(f"interrupted after step {step}; python train.py --resume --out {out} goes on", flush=True)
-            return 128 + interrupt.signal
+            raise Interrupted(interrupt.signal, f"after step {step}; python train.py --resume --out {out} goes on")
     finish(out)
     return 0
 
@@ -469,8 +509,15 @@ def main(argv: list[str]) -> int:
     except UserError as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except Interrupted as interrupted:
+        number, where = interrupted.args
+        print(f"interrupted {where}", flush=True)
+        return 128 + number
     except KeyboardInterrupt:
-        print("train.py: interrupted; --resume goes on from the last checkpoint, where there is one", file=sys.stderr)
+        print("train.py: interrupted at once; --resume goes on from the last checkpoint, if any", file=sys.stderr)
         return 130
 
 

@@ -8,6 +8,7 @@ whole completion where there is none; two markers are two answers and score 0.0.
 import ast
 import importlib.util
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
@@ -58,8 +59,7 @@ def expression(completion: str, answer: str) -> float:
     answer: "NUMBERS = TARGET", NUMBERS in any writing, a reference solution such as "(8-2)*4+3 = 27" included. Each
     given number may be used at most once; a final answer "expression = target" is read by its left side.
     """
-    given, _, target = answer.rpartition("=")
-    reached = _parse_number(target.strip())
+    given, reached = _parse_given(answer)
     text = final_answer(completion)
     if text is None or reached is None:
         return 0.0
@@ -67,11 +67,17 @@ def expression(completion: str, answer: str) -> float:
     if equals and _parse_number(right.strip()) != reached:
         return 0.0
     value, used = _evaluate(left.strip())
-    available = Counter(int(n) for n in re.findall(r"[0-9]+", given[:MAX_ANSWER]))
-    return float(value is not None and value == reached and not used - available)
+    return float(value is not None and value == reached and not used - given)
 
 
 BUILT_IN: dict[str, Verifier] = {"exact": exact, "number": number, "choice": choice, "expression": expression}
+
+
+def can_be_earned(verifier: Verifier, completion: str, answer: str) -> bool:
+    """False where a built-in verifier cannot read the reference, or refuses the worked solution that ends with it."""
+    if verifier is expression:
+        return _parse_given(answer)[1] is not None
+    return verifier not in BUILT_IN.values() or verifier(completion, answer) == 1.0
 
 
 def load(name_or_path: str) -> Verifier:
@@ -86,12 +92,14 @@ def load(name_or_path: str) -> Verifier:
         raise ValueError(f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, nor like my_rules.py:check")
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    spec = importlib.util.spec_from_file_location(f"_verifier_{Path(path).stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass in the file looks its module up here
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"verifier {name_or_path!r}: {path} fails with {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(f"verifier {name_or_path!r}: {path} fails with {text}") from error
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"verifier {name_or_path!r}: {path} has no function {name}")
@@ -111,9 +119,18 @@ def _parse_number(text: str | None) -> Fraction | None:
     return -value if sign == "-" else value
 
 
+def _parse_given(answer: str) -> tuple[Counter, Fraction | None]:
+    """The given whole numbers and the target of "NUMBERS = TARGET"; no target where that is not what stands there."""
+    given, _, target = answer.rpartition("=")
+    if len(given) > MAX_ANSWER or re.search(r"(?:^|[\s,(])-[0-9]|\.", given):  # negative or decimal
+        return Counter(), None
+    numbers = Counter(int(n) for n in re.findall(r"[0-9]+", given))
+    return numbers, _parse_number(target.strip()) if numbers else None
+
+
 def _parse_choice(text: str | None) -> str | None:
-    match = re.fullmatch(r"\(?([A-E])\)?\.?", text) if text and len(text) <= 4 else None
-    return match.group(1) if match else None
+    match = re.fullmatch(r"\(([A-E])\)\.?|([A-E])[.)]?", text) if text and len(text) <= 4 else None
+    return match.group(1) or match.group(2) if match else None
 
 
 def _evaluate(text: str) -> tuple[Fraction | None, Counter]:

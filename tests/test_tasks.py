@@ -1,5 +1,6 @@
 import json
 import random
+import re
 import socket
 from collections import Counter
 
@@ -12,7 +13,7 @@ import verifiers
 from tasks import ASSISTANT, END, REFERENCE, USER, DataError, Problem, student_prompt, teacher_prompt
 
 texts = st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace").decode())
-problems = st.builds(Problem, texts.filter(bool), texts.filter(bool), st.none() | texts)
+problems = st.builds(Problem, texts.filter(bool), texts.filter(bool), st.none() | texts.filter(bool))
 
 
 # ---- tokenizer and views ---------------------------------------------------------------------------------------------
@@ -58,10 +59,10 @@ def test_the_views_differ_in_the_privileged_text_alone(problem, text):
                 teacher_prompt(problem, privileged)
             continue
         teacher = teacher_prompt(problem, privileged)
-        inserted = [REFERENCE, *tasks.encode(content)] if content else []
+        inserted = [REFERENCE, *tasks.encode(content)]
         assert teacher == student[:-1] + inserted + student[-1:]
         assert teacher[-1] == student[-1] == ASSISTANT  # what stands right before the first completion token
-    assert problem.answer == "" or REFERENCE not in student
+    assert REFERENCE not in student and tasks.prompt(problem, "") == student
 
 
 # ---- built-in problems -----------------------------------------------------------------------------------------------
@@ -103,9 +104,15 @@ def test_slips_come_at_the_stated_rate():
 @pytest.mark.parametrize("task", tasks.GENERATORS)
 def test_guessing_does_not_pay(task):
     answers = Counter()
-    for problem in tasks.generated(task, 5).draw(random.Random(1), 5000):
+    drawn = tasks.generated(task, 5).draw(random.Random(1), 5000)
+    for problem in drawn:
         answers[problem.answer] += 1
     assert answers.most_common(1)[0][1] / 5000 < 0.02
+    verifier = verifiers.load(tasks.GENERATORS[task][2])
+    guesses = {str(n) for n in range(1, 30)} | {"1+1", "2*2", "10+10", "20-1"}
+    guesses |= {p.question.split(" from ")[-1].split()[0] for p in drawn[:20]}  # copying a given number
+    for guess in guesses:
+        assert sum(verifier(guess, p.answer) for p in drawn) / 5000 < 0.02, guess
 
 
 @pytest.mark.parametrize("task", tasks.GENERATORS)
@@ -115,6 +122,10 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
     assert len(held_out) == 300
     assert held_out == {p.question for p in tasks.generated(task, 300).held_out}  # the same for every run
     assert not held_out & {p.question for p in first.draw(random.Random(2), 5000)}
+    def ordered(question):
+        return tuple(sorted(re.findall(r"\d+", question)))
+
+    assert not {ordered(q) for q in held_out} & {ordered(p.question) for p in first.draw(random.Random(3), 20000)}
     # with almost nothing left to draw, held-out questions keep coming up and are passed over
     monkeypatch.setitem(tasks.GENERATORS, "tiny", (lambda rng: Problem(str(rng.randrange(10)), "1"), None, "number"))
     tiny = tasks.generated("tiny", 8)
@@ -152,6 +163,8 @@ def test_a_sound_file(tmp_path):
     ({"question": "q", "answer": 3}, "'answer' must be a string, not int"), ({"question": "", "answer": "a"}, "'question' is empty"),
     ({"question": "q", "answer": " "}, "'answer' is empty"), ({"question": None, "answer": "a"}, "'question' is empty"),
     ({"question": "q", "answer": "a", "solution": []}, "'solution' must be a string"), (row(0), "line 1"),
+    ({"question": " q0\t", "answer": "a"}, "line 1"), (row(2, solution=" "), "'solution' is empty"),
+    (row(2, solution="so\n#### a2"), "'solution' contains ####"), ({"question": "q", "answer": "#### 3"}, "'answer' contains ####"),
     (b'{"question": "\xff"}', "not UTF-8"), (b"[" * 100_000, "not JSON"),
 ])
 def test_a_bad_line_is_named(tmp_path, line, words):

@@ -81,11 +81,13 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
 def test_resumed_equals_never_stopped(tmp_path, method):
     more = verifier_file(tmp_path, SOME_REWARD)
     assert train.main(options(tmp_path, "whole", *more, method=method)) == 0
-    assert train.main(options(tmp_path, "parts", *more, "--steps", "3", method=method)) == 0
+    assert train.main(options(tmp_path, "parts", *more, "--steps", "4", method=method)) == 0
     # lines and samples of steps after the checkpoint, as a kill in between leaves them, the last one torn
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (tmp_path / "parts" / name).open("a") as file:
-            file.write('{"step": 4}\n{"step": 5, "rew')
+            file.write('{"step": 5}\n{"step": 6, "rew')
+    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "3"]) == 2  # has made 4
+    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "4"]) == 0  # nothing left to do
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "6"]) == 0
     assert checkpoint(tmp_path, "whole")["step"] == 6
     assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
@@ -345,6 +347,12 @@ def bad_data(tmp_path, text):
     (lambda p: ["--bf16"], "--device cuda"),
     (lambda p: ["--verifier", "nothing"], "nothing"),
     (lambda p: ["--resume"], "--resume"),
+    (lambda p: ["--seed", "9" * 30], "--seed 9999"),
+    (lambda p: ["--eval_problems", "1", "--max_new_tokens", "40"], "--max_new_tokens 40"),
+    (lambda p: bad_data(p, '{"question": "a", "answer": "x"}\n{"question": "b", "answer": "twelve"}\n')
+     + ["--verifier", "number"], "bad.jsonl:1: no completion can earn"),
+    (lambda p: verifier_file(p, "return True"), "returned True"),
+    (lambda p: verifier_file(p, "raise ValueError('one\\ntwo')"), "one two"),
     (lambda p: ["--max_new_tokens", "10"], "--max_new_tokens 10"),
     (lambda p: ["--max_seq_len", "60"], "--max_seq_len 60"),
     (lambda p: bad_data(p, '{"question": "a"}\n'), "bad.jsonl:1: no key 'answer'"),
@@ -400,3 +408,132 @@ def test_it_learns(tmp_path):
     assert train.main(options(tmp_path, "run", *more)) == 0
     rewards = [row["reward"] for row in metrics(tmp_path, "run")[1:]]
     assert sum(rewards[:3]) / 3 < 0.6 and sum(rewards[-5:]) / 5 > 0.9
+
+
+# ---- options reach what they name ------------------------------------------------------------------------------------
+
+def test_options_reach_the_step(tmp_path, monkeypatch):
+    """Every option of the loss, off its default, arrives where it belongs."""
+    seen = {}
+    loss, clip = methods.rlsd_loss, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(methods, "rlsd_loss", lambda *a, **k: seen.update(k) or loss(*a, **k))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: seen.update(norm=n) or clip(p, n))
+    more = ["--rlsd_lambda", "0.8", "--rlsd_reweight_clip_range", "0.3", "--rlsd_lambda_warmup_steps", "2",
+            "--rlsd_lambda_decay_steps", "8", "--max_grad_norm", "0.7", "--temperature", "0.9"]
+    assert train.main(options(tmp_path, "run", *more, *verifier_file(tmp_path, SOME_REWARD))) == 0
+    assert [row["lambda"] for row in metrics(tmp_path, "run")[1:]] == pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5, 0.4])
+    assert seen["eps_w"] == 0.3 and seen["norm"] == 0.7
+
+
+def test_the_privileged_text_is_the_one_asked_for(tmp_path):
+    problem = Problem("q", "a", "worked", "answer")
+    for more, text in (([], "a"), (["--privileged", "solution"], "worked"), (["--data", "x", "--privileged_key", "k"], "answer")):
+        config = train.parse_config([*TINY, *more])
+        assert methods.teacher_view(problem, config) == tasks.prompt(problem, text)
+
+
+def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
+    config, state, source = setup()
+    problems = [Problem("1+1", "2"), Problem("2+2", "4"), Problem("3+3", "6"), Problem("5+5", "10")]
+    source = tasks.Source(None, problems, problems, "number", None)
+    said = {1.0: ["2", "5", f"{tasks.CITATION} 6\n#### 6", "10"], 0.0: ["2", "1", "1", "1"]}
+    asked = []
+
+    def stub(model, prompts, *, group_size, temperature, generator, **rest):
+        asked.append((model, prompts, group_size, generator.initial_seed()))
+        return Samples.of([tasks.encode(text) + [END] for text in said[temperature]])
+
+    monkeypatch.setattr(train, "sample", stub)
+    scores = train.evaluate(state.model, source, train.verifiers.load("number"), config)
+    assert scores == {"pass@1": 0.75, "greedy": 0.25, "leakage": 0.25}
+    assert asked == [(state.model, [student_prompt(p) for p in problems], 1, 0)] * 2
+    assert train.evaluate_teacher(state.model, source, train.verifiers.load("number"), config) == {"teacher pass@1": 0.75}
+    assert asked[2][1] == [teacher_prompt(p, "answer") for p in problems]
+
+
+def test_figures_of_a_rollout_by_hand():
+    config, _, _ = setup()
+    samples = Samples.of([[1, 2, 3], [4], [5, 6], [7], *[[8, 9]] * 4])
+    samples.logps = torch.where(samples.mask, -0.5, -9.0)
+    samples.logps[0, 0] = -2.5
+    rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1])
+    batch = train.Rollout([None] * 8, samples, rewards, group_advantages(rewards, 4))
+    assert train.describe(batch, config) == pytest.approx(
+        {"reward": 5 / 8, "length": 15 / 8, "entropy": (2.5 + 14 * 0.5) / 15, "no_spread": 0.5})
+
+
+def test_the_best_policy_is_kept_from_the_start(tmp_path):
+    """A verifier that pays only at first: best.pt stays the policy before the first update, also over a resume."""
+    counter = tmp_path / "count"
+    body = (f"import pathlib; p = pathlib.Path({str(counter)!r}); n = len(p.read_text()) if p.exists() else 0; "
+            "p.write_text('x' * (n + 1)); return 1.0 if n < 10 else n % 2 / 2")
+    assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, body), "--steps", "3")) == 0
+    best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "6"]) == 0
+    state = checkpoint(tmp_path, "run")
+    assert state["best"] == metrics(tmp_path, "run")[0]["pass@1"] > metrics(tmp_path, "run")[3]["pass@1"]
+    assert same_state(best, torch.load(tmp_path / "run" / "best.pt", weights_only=True))
+    assert not same_state(best, state["model"])
+
+
+def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"question": "a", "answer": "b", "k": "c"}\n')
+    changes = {"task": "countdown", "chain": 3, "filler": 1, "data": str(data), "privileged": "solution", "seed": 1,
+               "warm_seed": 5, "hidden_size": 96, "num_layers": 3, "max_seq_len": 128, "eval_problems": 7, "warm_steps": 9,
+               "warm_batch": 9, "warm_lr": 0.1, "warm_teacher_share": 0.1, "warm_slip": 0.1, "warm_cite": 0.1,
+               "warm_solutions": 0.1, "privileged_key": "k", "bf16": True, "device": "cuda"}
+    base = train.Config()
+    keys = [train.warm_start_key(base)] + [train.warm_start_key(train.dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
+    assert len(set(keys)) == len(keys)
+    with_data = train.dataclasses.replace(base, data=str(data))
+    before = train.warm_start_key(with_data)
+    data.write_text('{"question": "a", "answer": "B"}\n')
+    assert train.warm_start_key(with_data) != before
+    assert train.warm_start_key(train.dataclasses.replace(base, lr=1.0, steps=3, out="x", method="grpo")) == keys[0]
+
+
+def test_a_damaged_warm_start_is_made_anew(tmp_path):
+    assert train.main(options(tmp_path, "a", "--steps", "1")) == 0
+    (kept,) = (tmp_path / "warm").glob("*.pt")
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert train.main(options(tmp_path, "b", "--steps", "1")) == 0
+    assert metrics(tmp_path, "a") == metrics(tmp_path, "b")
+
+
+def test_a_changed_data_file_or_configuration_is_not_resumed(tmp_path, capsys):
+    data = tmp_path / "d.jsonl"
+    rows = [json.dumps({"question": f"{i}?", "answer": "x"}) for i in range(20)]
+    data.write_text("\n".join(rows))
+    assert train.main(options(tmp_path, "run", "--data", str(data), "--steps", "1")) == 0
+    data.write_text("\n".join(reversed(rows)))
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "has changed" in capsys.readouterr().err
+    for text in ("{", "[]", '{"fingerprint": "x", "colour": 1}', '{"fingerprint": "x", "lr": "big"}', "{}"):
+        (tmp_path / "run" / "config.json").write_text(text)
+        assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+        err = capsys.readouterr().err
+        assert "config.json is no configuration" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_warm_start_says_so(tmp_path, number):
+    args = [sys.executable, "-u", str(ROOT / "train.py"), *options(tmp_path, "cut", "--warm_steps", "100000")]
+    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for line in process.stdout:
+        if line.startswith("warm start: step=50/"):
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and "interrupted in the warm start" in out and not err
+    assert train.main(options(tmp_path, "cut")) == 0  # nothing was begun that could be in the way
+
+
+@pytest.mark.parametrize("name", ["--out", "--warm_dir"])
+def test_a_path_that_cannot_be_written_is_named(tmp_path, capsys, name):
+    (tmp_path / "file").write_text("")
+    args = [*options(tmp_path, "run"), name, str(tmp_path / "file" / "below")]
+    assert train.main(args) == 2
+    err = capsys.readouterr().err
+    assert str(tmp_path / "file") in err and err.count("\n") == 1

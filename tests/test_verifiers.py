@@ -90,7 +90,7 @@ def test_exact_table(completion, answer, reward):
 
 @pytest.mark.parametrize("completion, answer, reward", [
     ("B", "B", 1), ("(B)", "B", 1), ("B.", "B", 1), ("B)", "B", 1), ("think\n#### (B)", "(B)", 1), ("A", "B", 0), ("b", "B", 0),
-    ("A or B", "B", 0), ("AB", "B", 0), ("B B", "B", 0), ("F", "F", 0), ("", "B", 0), ("B", "", 0), ("Б", "Б", 0), ("The answer is B", "B", 0),
+    ("A or B", "B", 0), ("AB", "B", 0), ("B B", "B", 0), ("F", "F", 0), ("", "B", 0), ("B", "", 0), ("(B", "B", 0), ("(B.", "B", 0), ("B).", "B", 0), ("(B).", "B", 1), ("Б", "Б", 0), ("The answer is B", "B", 0),
 ])
 def test_choice_table(completion, answer, reward):
     assert choice(completion, answer) == reward
@@ -114,7 +114,7 @@ def test_expression_reads_the_given_numbers_in_any_writing():
     assert expression("5+5", "5, 5 = 10") == 1.0 and expression("5+5", "5 = 10") == 0.0  # each as often as it is given
     assert expression("2*3", "2 3 9 = 6") == 1.0  # not all have to be used
     assert expression("23", "2 3 = 23") == 0.0  # digits are not numbers to be glued
-    for broken in ("1 3 4 6", "= 24", "", "1 3 4 6 = x", "1 3 4 6 = 24/0"):
+    for broken in ("1 3 4 6", "= 24", "", "1 3 4 6 = x", "1 3 4 6 = 24/0", "-1 3 4 6 = 24", "1 3.0 4 6 = 24"):
         assert expression("6/(1-3/4)", broken) == 0.0
 
 
@@ -138,14 +138,28 @@ def test_load(tmp_path):
     rules = tmp_path / "my_rules.py"
     rules.write_text("def check(completion, answer):\n    return 0.5\nvalue = 3\n")
     assert load(f"{rules}:check")("a", "b") == 0.5
+    rules.with_name("train.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+                                           "class A:\n    x: int\ndef check(completion, answer):\n    return A(1).x\n")
+    assert load(f"{tmp_path}/train.py:check")("a", "b") == 1
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('bye')\n")
+    (tmp_path / "wordy.py").write_text("raise ValueError('one\\ntwo')\n")
     (tmp_path / "broken.py").write_text("def check(:\n")
     (tmp_path / "failing.py").write_text("1/0\n")
     for name, words in (("nonsense", "exact, number, choice, expression"), (f"{rules}:missing", "no function missing"),
                         (f"{rules}:value", "no function value"), (f"{tmp_path}/none.py:check", "no file"), (str(rules), "none of"),
-                        (f"{tmp_path}/broken.py:check", "SyntaxError"), (f"{tmp_path}/failing.py:check", "ZeroDivisionError")):
+                        (f"{tmp_path}/broken.py:check", "SyntaxError"), (f"{tmp_path}/failing.py:check", "ZeroDivisionError"), (f"{tmp_path}/leaving.py:check", "SystemExit: bye"),
+                        (f"{tmp_path}/wordy.py:check", "one two")):
         with pytest.raises(ValueError, match=words) as error:
             load(name)
         assert "\n" not in str(error.value)
+
+
+def test_references_that_no_completion_can_meet_are_found():
+    for verifier, completion, answer, expected in (
+            (number, "#### 12", "12", True), (number, "#### twelve", "twelve", False), (choice, "#### F", "F", False),
+            (exact, "so\n#### yes", "yes", True), (exact, "#### a\n#### a", "a", False), (expression, "", "1 2 = 3", True),
+            (expression, "", "1 2", False), (lambda c, a: 0.0, "", "", True)):
+        assert verifiers.can_be_earned(verifier, completion, answer) is expected
 
 
 def test_standard_library_only():

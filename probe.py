@@ -1,0 +1,163 @@
+"""Where could token credit pay? One policy, many batches: how close is one batch's gradient to that of many?
+
+    python probe.py [options of train.py] [--batches 60]
+
+For every weighting of the same samples: the cosine between one batch's gradient and the mean GRPO gradient of all the
+other batches. It is the first-order gain of a step of unit length and needs no learning rate. Where noise rules, the
+ratio of squared cosines is the ratio of samples that two weightings need for the same step.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import baselines
+import tasks
+import train
+from methods import Rollout, logits, score, teacher_view
+from model import Transformer
+from rlsd import evidence_weights, rlsd_loss
+from run_files import Interrupt
+
+WEIGHTINGS = {  # lambda, eps_w of rlsd_loss
+    "GRPO": (0.0, 0.2),
+    "RLSD, eps_w 0.2, lambda 0.5 (paper)": (0.5, 0.2),
+    "RLSD, eps_w 0.9, lambda 1": (1.0, 0.9),
+    "RLSD, eps_w 4, lambda 1": (1.0, 4.0),
+    "RLSD, eps_w 20, lambda 1": (1.0, 20.0),
+}
+
+
+def gradients(model: Transformer, batch: Rollout, config: train.Config) -> dict[str, torch.Tensor]:
+    """The flat gradient that each weighting makes of one and the same batch."""
+    tokens = batch.samples.mask.sum()
+    part = batch.rows(batch.advantages.nonzero().squeeze(1))
+    mask, A = part.samples.mask, part.advantages
+    logps = score(model, part, config, tasks.student_prompt)
+    with torch.no_grad():
+        teacher_logps = score(model, part, config, lambda p: teacher_view(p, config))
+    student = logps.detach()
+
+    def loss(teacher: torch.Tensor, lam: float, eps_w: float) -> torch.Tensor:
+        return rlsd_loss(logps, student, teacher, A, mask, lam=lam, eps_w=eps_w, denominator=tokens)[0]
+
+    losses = {name: loss(teacher_logps, lam, eps_w) for name, (lam, eps_w) in WEIGHTINGS.items()}
+    losses["agreement: weight 1 where sign(A) Delta > 0.02, else 0"] = loss(
+        baselines.agreement(student, teacher_logps, A), 1.0, 1.0)
+    unsigned = baselines.agreement(student, student + A.sign()[:, None] * (teacher_logps - student).abs(), A)
+    losses["weight 1 where |Delta| > 0.02, else 0"] = loss(unsigned, 1.0, 1.0)
+    prompts = [[view(p) for p in batch.problems] for view in (tasks.student_prompt, lambda p: teacher_view(p, config))]
+    with torch.no_grad():
+        teacher_logits = logits(model, prompts[1], batch.samples, config.temperature)
+    losses["OPSD, full vocabulary"] = baselines.opsd_loss(
+        logits(model, prompts[0], batch.samples, config.temperature), teacher_logits, tokens)
+    return {name: flat(torch.autograd.grad(value, list(model.parameters()), retain_graph=True))
+            for name, value in losses.items()}
+
+
+def flat(gradient: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    return torch.cat([g.flatten() for g in gradient])
+
+
+def cosines(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
+    """Cosine of each weighting's gradient with the mean GRPO gradient of the other batches, batch by batch."""
+    total = sum(g["GRPO"] for g in per_batch)
+    return {name: [round(torch.cosine_similarity(g[name], total - g["GRPO"], dim=0).item(), 5) for g in per_batch]
+            for name in per_batch[0]}
+
+
+def deciding_tokens(completion: list[int], problem: tasks.Problem) -> list[int]:
+    """Where an addition is won or lost: the first token off the right derivation, or each carry that was remembered."""
+    right = tasks.target(problem)
+    for t, (token, expected) in enumerate(zip(completion, right)):
+        if token != expected:
+            return [t]
+    text = tasks.decode(completion)  # one token a character up to the answer marker, which no carry follows
+    return [m.start() for m in re.finditer(r"(?<=\+\d)\+1=", text)]
+
+
+def evidence_shares(model: Transformer, batch: Rollout, config: train.Config) -> list[dict]:
+    """Of each sample with an advantage: share of |Delta|, and of the weight moved at eps_w 0.2, by kind of token.
+
+    deciding: see above. first: where the teacher's own style, to cite the reference, could begin.
+    """
+    part = batch.rows(batch.advantages.nonzero().squeeze(1))
+    with torch.no_grad():
+        student = score(model, part, config, tasks.student_prompt)
+        teacher = score(model, part, config, lambda p: teacher_view(p, config))
+        weights, delta = evidence_weights(part.advantages, teacher, student, part.samples.mask)
+    moved = (weights.clamp(0.8, 1.2) - 1).abs()
+    rows = []
+    for i, completion in enumerate(part.samples.completions()):
+        deciding = deciding_tokens(completion, part.problems[i])
+        if deciding:
+            kinds = {"deciding": deciding, "first": [0]}
+            share = lambda x, at: (x[i, at].sum() / x[i].sum().clamp(min=1e-12)).item()
+            rows.append({"right": part.advantages[i].item() > 0, "uniform": len(deciding) / len(completion)}
+                        | {f"|Delta| {k}": share(delta.abs(), at) for k, at in kinds.items()}
+                        | {f"moved {k}": share(moved, at) for k, at in kinds.items()})
+    return rows
+
+
+def samples_worth(values: list[float], grpo: list[float], draws: int = 10_000) -> tuple[float, float, float]:
+    """Squared ratio of the mean cosines with its 95 % bootstrap interval over batches, paired."""
+    pairs = np.array([values, grpo])
+    pick = np.random.default_rng(0).integers(pairs.shape[1], size=(draws, pairs.shape[1]))
+    means = pairs[:, pick].mean(axis=2)
+    ratio = (means[0] / means[1]) ** 2
+    return float((pairs[0].mean() / pairs[1].mean()) ** 2), *np.quantile(ratio, [0.025, 0.975]).tolist()
+
+
+def main(argv: list[str]) -> int:
+    batches, name, rest = 60, "", list(argv)
+    for option in ("--batches", "--name"):
+        if option in rest:
+            i = rest.index(option)
+            value = rest.pop(i + 1) if i + 1 < len(rest) else ""
+            rest.pop(i)
+            batches, name = (int(value), name) if option == "--batches" else (batches, value)
+    try:
+        config = train.parse_config(rest)
+        source, verifier = train.load_source(config)
+    except train.UserError as error:
+        print(f"probe.py: {error}", file=sys.stderr)
+        return 2
+    model = train.build_model(config)
+    train.warm_start(model, source, config, Interrupt())
+    scores = {**train.evaluate(model, source, verifier, config),
+              **train.evaluate_teacher(model, source, verifier, config)}
+    per_batch, shares = [], []
+    for step in range(1, batches + 1):
+        batch = train.rollout(model, source, verifier, config, step)
+        if (batch.advantages != 0).any():
+            per_batch.append(gradients(model, batch, config))
+            if config.task == "addition" and config.filler == 0:
+                shares += evidence_shares(model, batch, config)
+    table = cosines(per_batch)
+    print(f"pass@1 {scores['pass@1']:.3f}, teacher {scores['teacher pass@1']:.3f}; {len(per_batch)} batches of "
+          f"{config.prompts_per_step * config.group_size} samples")
+    print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]")
+    for label, values in table.items():
+        worth, low, high = samples_worth(values, table["GRPO"])
+        print(f"{label:58} {np.mean(values):7.3f}   {worth:.2f} [{low:.2f}, {high:.2f}]")
+    summary = {}
+    for right in (True, False) if shares else ():
+        rows = [row for row in shares if row["right"] == right]
+        summary["right" if right else "wrong"] = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]} | {
+            "samples": len(rows)}
+        print("right samples:" if right else "wrong samples:",
+              ", ".join(f"{k} {v:.3f}" for k, v in summary["right" if right else "wrong"].items() if k != "right"))
+    if name:
+        path = Path("results/probe") / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"options": rest, **scores, "samples": config.prompts_per_step * config.group_size,
+                                    "shares": summary, "cosines": table}) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

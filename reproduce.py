@@ -1,0 +1,170 @@
+"""The paper's claims, measured: methods x seeds -> results/study/*.jsonl -> results/report.md and figures.
+
+    python reproduce.py             the whole study; finished runs are kept, killed ones go on
+    python reproduce.py --quick     a cut of it for ten minutes, written to runs/quick
+    python reproduce.py --report    tables and figures from the committed runs, nothing is trained
+
+Two processes at a time, one thread each. A cell is a set of options of train.py; a run is a cell with a seed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+ROOT = Path(__file__).parent
+SHARED = ("--warm_steps 500 --warm_cite 0.5 --warm_solutions 0.3 --steps 40 --eval_every 5 --eval_problems 200 "
+          "--save_every 40")
+TASKS = {
+    "addition": "--task addition",
+    "addition-3": "--task addition --chain 3",
+    "addition-6": "--task addition --chain 6 --max_new_tokens 88",
+    "addition-filler": "--task addition --filler 3 --max_new_tokens 80",
+    "countdown": "--task countdown --chain 3 --warm_slip 0.3",
+}
+FEW = "--prompts_per_step 4 --group_size 8"  # 32 samples an update instead of 256
+WIDE = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
+METHODS = {
+    "grpo": "--method grpo",
+    "rlsd": "--method rlsd",
+    "opsd": "--method opsd",
+    "sdpo": "--method sdpo",
+    "grpo+opsd": "--method grpo+opsd",
+    "opd": "--method opd --opd_teacher {runs}/teacher",
+    "rlsd-contrastive": "--method rlsd --evidence contrastive",
+    "rlsd-agreement": "--method rlsd --evidence agreement --rlsd_lambda 1 --rlsd_lambda_decay_steps 0 "
+                      "--rlsd_reweight_clip_range 1",
+    "rlsd-constant": "--method rlsd --rlsd_lambda_decay_steps 0",
+    "rlsd-wide": f"--method rlsd {WIDE} 0.9",
+    "rlsd-4": f"--method rlsd {WIDE} 4",
+    "rlsd-20": f"--method rlsd {WIDE} 20",
+    "rlsd-solution": f"--method rlsd {WIDE} 0.9 --privileged solution",
+    "rlsd-frozen": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 0",
+    "rlsd-live": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 1",
+}
+RATES = {"grpo": "1e-4", "rlsd": "1e-4", "opsd": "1e-4"}  # chosen on seeds 100 and 101: results/report.md, last table
+TUNED = ("5e-5", "1e-4", "2e-4")
+
+
+def rate_of(method: str) -> str:
+    """Variants of RLSD and GRPO+OPSD take RLSD's learning rate, the distillations OPSD's."""
+    return RATES["opsd" if method in ("opsd", "sdpo", "opd") else "grpo" if method == "grpo" else "rlsd"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run of the study; `samples` is 256 or 32 an update."""
+
+    task: str
+    method: str
+    seed: int
+    samples: int = 256
+    lr: str = ""
+
+    @property
+    def name(self) -> str:
+        lr = f"-lr{self.lr}" if self.lr else ""
+        return f"{self.task}/{self.method}-{self.samples}{lr}/{self.seed}"
+
+    @property
+    def warm_seed(self) -> int:
+        """Two warm starts for the main comparison, one for each of the other tasks: they cost more than a run."""
+        return self.seed % 2 if self.task == "addition" else 0
+
+    def options(self, runs: Path) -> list[str]:
+        text = " ".join([SHARED, TASKS[self.task], METHODS[self.method], FEW if self.samples == 32 else "",
+                         f"--lr {self.lr or rate_of(self.method)} --seed {self.seed} --warm_seed {self.warm_seed}"])
+        return text.format(runs=runs).split() + ["--warm_dir", str(runs / "warm_start")]
+
+
+def study() -> list[Run]:
+    """Tuning first, then the comparison, the chain lengths, the grid, and fresh seeds for its most promising cells."""
+    plain, best = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
+    grid = ("grpo", "rlsd", "rlsd-constant", "rlsd-wide", "rlsd-4", "rlsd-20", "rlsd-agreement", "rlsd-contrastive",
+            "rlsd-solution", "rlsd-frozen", "rlsd-live")
+    runs = [Run("addition", m, s, lr=lr) for m in RATES for lr in TUNED for s in (100, 101)]
+    runs += [Run("addition", m, s) for s in range(10) for m in ("grpo", "rlsd", "opsd")]
+    runs += [Run("addition", m, s) for s in range(5) for m in ("sdpo", "grpo+opsd", "opd", "rlsd-contrastive")]
+    runs += [Run("addition-filler", m, s, samples=32) for s in range(3) for m in grid]
+    runs += [Run(t, m, s) for s in range(10) for t in ("addition-3", "addition-6", "countdown") for m in plain]
+    runs += [Run("addition-filler", m, s, samples=32) for s in range(10, 20) for m in best]
+    runs += [Run("addition", m, s, samples=32) for s in range(3) for m in best]
+    return runs
+
+
+def quick() -> list[Run]:
+    return [Run("addition", m, s) for s in range(2) for m in ("grpo", "rlsd", "opsd")]
+
+
+# ---- running ---------------------------------------------------------------------------------------------------------
+
+KEPT = ("step", "reward", "length", "entropy", "no_spread", "lambda", "clipped_low", "clipped_high", "grad_norm",
+        "seconds", "pass@1", "greedy", "leakage", "teacher pass@1")
+
+
+def execute(runs: list[Run], folder: Path, results: Path) -> None:
+    """Train what is not in `results` yet: warm starts first, each once, then the runs, two at a time."""
+    finished = {row["name"] for row in read(results)}
+    todo = [run for run in runs if run.name not in finished]
+    print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before", flush=True)
+    warm = {(run.task, run.warm_seed): run for run in todo if run.method != "opd"}
+    jobs = [(run.options(folder) + ["--steps", "1"], folder / "warm_runs" / "-".join(map(str, key)))
+            for key, run in warm.items()]
+    if any(run.method == "opd" for run in todo):
+        larger = f"{SHARED} --method grpo --hidden_size 96 --warm_slip 0 --steps 5 --warm_dir {folder}/warm_start"
+        jobs.insert(0, (larger.split(), folder / "teacher"))
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda job: train(*job), [job for job in jobs if not (job[1] / "last.pt").exists()]))
+        lock = Lock()
+
+        def one(run: Run) -> None:
+            out = folder / run.name
+            train(run.options(folder), out)
+            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            curve = [{k: round(row[k], 5) for k in KEPT if k in row} for row in rows]
+            with lock:
+                path = results / f"{run.task}.jsonl"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.write(json.dumps({"name": run.name, "task": run.task, "method": run.method, "seed": run.seed,
+                                           "samples": run.samples, "lr": run.lr, "curve": curve}) + "\n")
+            print(f"{run.name}: pass@1 {curve[0]['pass@1']:.3f} -> {curve[-1]['pass@1']:.3f}", flush=True)
+
+        list(pool.map(one, todo))
+
+
+def train(options: list[str], out: Path) -> None:
+    """One run of train.py with one thread; a finished one is left, a killed one goes on."""
+    args = ["--resume", "--out", str(out)] if (out / "last.pt").exists() else [*options, "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *args], env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"reproduce.py: {' '.join(args)}: {done.stderr.strip()}")
+
+
+def read(results: Path) -> list[dict]:
+    return [json.loads(line) for path in sorted(results.glob("*.jsonl")) for line in path.read_text().splitlines()]
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
+    parser.add_argument("--report", action="store_true", help="tables and figures from the finished runs alone")
+    args = parser.parse_args(argv)
+    folder = ROOT / "runs" / ("quick" if args.quick else "study")
+    results = folder / "results" if args.quick else ROOT / "results" / "study"
+    if not args.report:
+        execute(quick() if args.quick else study(), folder, results)
+    import report
+
+    print(report.write(read(results), folder if args.quick else ROOT / "results"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
