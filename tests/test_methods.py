@@ -1,0 +1,195 @@
+import pytest
+import torch
+from test_train import TINY, checkpoint, metrics, options, same_state, verifier_file
+
+import baselines
+import methods
+import tasks
+import train
+from model import Samples
+from rlsd import group_advantages
+from tasks import Problem, prompt, student_prompt, teacher_prompt
+
+HALF = "return float(sum(map(ord, completion)) % 2)"
+
+
+def setup(*more):
+    config = train.parse_config([*TINY, *more])
+    state = train.State(config)
+    with torch.no_grad():
+        for p in state.model.parameters():
+            p.mul_(3) if p.dim() == 2 else None
+        if state.teacher is not None:
+            for p, q in zip(state.teacher.parameters(), state.model.parameters()):
+                p.copy_(1.05 * q)
+    batch = train.rollout(state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
+    return config, state, batch
+
+
+@pytest.mark.parametrize("method", ["opsd", "sdpo", "grpo+opsd"])
+def test_every_method_runs_resumes_and_repeats(tmp_path, method):
+    more = ["--method", method, *verifier_file(tmp_path, HALF)]
+    args = [*TINY, *more, "--warm_dir", str(tmp_path / "warm"), "--out"]
+    assert train.main([*args, str(tmp_path / "whole")]) == 0
+    assert train.main([*args, str(tmp_path / "parts"), "--steps", "4"]) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "6"]) == 0
+    assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
+    assert same_state(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
+
+
+def test_opd_takes_its_teacher_from_another_run(tmp_path, capsys):
+    assert train.main(options(tmp_path, "big", "--hidden_size", "96", method="grpo")) == 0
+    args = [*TINY, "--method", "opd", "--warm_dir", str(tmp_path / "warm")]
+    assert train.main([*args, "--opd_teacher", str(tmp_path / "big"), "--out", str(tmp_path / "run")]) == 0
+    best = torch.load(tmp_path / "big" / "best.pt", weights_only=True)
+    assert same_state(dict(checkpoint(tmp_path, "run")["teacher"]), dict(best))  # and it stays what it was
+    capsys.readouterr()
+    for more in (["--opd_teacher", str(tmp_path / "none")], []):
+        assert train.main([*args, *more, "--out", str(tmp_path / "x")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("method, expected", [("opsd", "initial"), ("grpo+opsd", "initial"), ("sdpo", "average")])
+def test_the_teachers_weights_follow_their_rule(method, expected):
+    config, state, batch = setup("--method", method, "--sdpo_ema", "0.25")
+    state.sync_teacher()
+    initial = [p.detach().clone() for p in state.model.parameters()]
+    batch.hints = methods.group_hints(batch, config)
+    for state.step in (1, 2):
+        train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+        policy = [p.detach().clone() for p in state.model.parameters()]
+        before = [p.detach().clone() for p in state.teacher.parameters()]
+        state.teach(config)
+        for t, b, p, i in zip(state.teacher.parameters(), before, policy, initial):
+            assert torch.allclose(t, i if expected == "initial" else 0.75 * b + 0.25 * p, atol=1e-7)
+
+
+@pytest.mark.parametrize("interval, changes", [("0", []), ("1", [1, 2, 3, 4]), ("2", [2, 4])])
+def test_frozen_live_and_synced_teachers(interval, changes):
+    config, state, _ = setup("--rlsd_teacher_sync_interval", interval)
+    changed = []
+    for state.step in range(1, 5):
+        with torch.no_grad():
+            for p in state.model.parameters():
+                p.add_(1.0)
+        before = next(state.teacher.parameters()).detach().clone()
+        state.teach(config)
+        now = next(state.teacher.parameters())
+        if not torch.equal(now, before):
+            assert torch.equal(now, next(state.model.parameters()))
+            changed.append(state.step)
+    assert changed == changes
+
+
+def spied(monkeypatch, name):
+    calls = []
+    original = getattr(baselines, name)
+    monkeypatch.setattr(baselines, name, lambda *a, **k: calls.append((a, k)) or original(*a, **k))
+    return calls
+
+
+def view(name):
+    return lambda batch: [{"student": student_prompt, "teacher": teacher_prompt}[name](p) for p in batch.problems]
+
+
+@pytest.mark.parametrize("method", ["opsd", "grpo+opsd"])
+def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method):
+    config, state, batch = setup("--method", method, "--temperature", "0.8", "--opsd_beta", "0.25")
+    calls = spied(monkeypatch, "opsd_loss")
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    (student, teacher, tokens, beta), _ = calls[0]
+    assert len(student) == len(teacher) == int(batch.samples.mask.sum()) == int(tokens) and beta == 0.25
+    assert student.requires_grad and not teacher.requires_grad
+    # the logits at a sampled token are those that its log-probability comes from
+    sampled = student.log_softmax(-1).gather(1, batch.samples.tokens[batch.samples.mask][:, None])[:, 0]
+    assert torch.allclose(sampled, batch.samples.logps[batch.samples.mask], atol=1e-4)
+    by_teacher = methods.score(state.teacher, batch, config, teacher_prompt)[batch.samples.mask]
+    sampled = teacher.log_softmax(-1).gather(1, batch.samples.tokens[batch.samples.mask][:, None])[:, 0]
+    assert torch.allclose(sampled, by_teacher, atol=1e-4)
+
+
+def test_grpo_plus_opsd_is_the_weighted_sum():
+    gradients = {}
+    for method, more in (("grpo", []), ("opsd", []), ("grpo+opsd", ["--opsd_weight", "0.3"])):
+        config, state, batch = setup("--method", method, *more, "--max_grad_norm", "1e9")
+        teacher = state.teacher or state.model
+        train.update(state.model, teacher, state.optimizer, batch, config, 0.0)
+        gradients[method] = torch.cat([p.grad.flatten() for p in state.model.parameters()])
+    expected = gradients["grpo"] + 0.3 * gradients["opsd"]
+    assert torch.allclose(gradients["grpo+opsd"], expected, atol=1e-5)
+
+
+def group(texts, rewards, size):
+    samples = Samples.of([tasks.encode(text) + [tasks.END] for text in texts])
+    rewards = torch.tensor(rewards)
+    problems = [Problem(str(i // size), "9") for i in range(len(texts))]
+    return methods.Rollout(problems, samples, rewards, group_advantages(rewards, size))
+
+
+def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
+    texts = ["a #### 9", "b #### 8", "c #### 9", "d #### 1", "e #### 9", "f #### 2"]
+    batch = group(texts, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0], 3)
+    config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])
+    batch.hints = methods.group_hints(batch, config)
+    # the first group's right samples show each other, its wrong one the next; a lone right sample is shown nothing
+    assert batch.hints == ["c #### 9", "c #### 9", "a #### 9", "e #### 9", None, "e #### 9"]
+    prompts = []
+    original = methods.logits
+    monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
+    state = train.State(config)
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    with_hint = [i for i in range(6) if i != 4]
+    assert prompts[0] == [prompt(batch.problems[i], batch.hints[i]) for i in with_hint]
+    assert prompts[1] == [student_prompt(batch.problems[i]) for i in with_hint]
+
+
+def test_sdpo_without_any_right_sample_changes_nothing():
+    batch = group(["a", "b", "c"], [0.0, 0.0, 0.0], 3)
+    config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])
+    batch.hints = methods.group_hints(batch, config)
+    state = train.State(config)
+    before = [p.detach().clone() for p in state.model.parameters()]
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+
+
+def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
+    batch = group(["a #### 9", "b #### 8", "c #### 9", "d #### 9", "e #### 9", "f ####"], [1.0, 0, 1.0, 1.0, 1.0, 0], 3)
+    config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
+    batch.hints = methods.group_hints(batch, config)
+    assert batch.hints == ["8", "8", "8", None, None, None]  # an empty answer is none
+    prompts, calls = [], spied(monkeypatch, "contrastive")
+    original = methods.token_logps
+    monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
+    state = train.State(config)
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    assert prompts[1:] == [[teacher_prompt(p) for p in batch.problems],
+                           [prompt(p, "8") for p in batch.problems[:3]] + [teacher_prompt(p) for p in batch.problems[3:]]]
+    assert calls[0][0][3].tolist() == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize("more, name", [(["--rlsd_negative_only"], "negative_only"), (["--rlsd_thought_only"], "thought_only"),
+                                        (["--evidence", "agreement"], "agreement")])
+def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
+    config, state, batch = setup(*more)
+    calls = spied(monkeypatch, name)
+    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    assert len(calls) == 1
+    if name == "thought_only":
+        rows = batch.advantages.nonzero().squeeze(1)
+        assert torch.equal(calls[0][0][2], tasks.thought_mask(batch.rows(rows).samples.tokens))
+
+
+def test_the_thought_ends_at_the_answer_marker():
+    tokens = Samples.of([tasks.encode("ab\n#### 1") + [tasks.END], tasks.encode("abc")]).tokens
+    assert tasks.thought_mask(tokens).tolist() == [[True] * 3 + [False] * 4, [True] * 7]
+
+
+def test_citing_and_the_knobs_of_the_bench():
+    problem = tasks.generated("addition", 5, chain=3, filler=2).held_out[0]
+    lines = problem.solution.splitlines()
+    assert len(lines) == 3 and all(line[2] == " " and set(line[:2]) <= set("abcdefgh") for line in lines)
+    assert tasks.decode(tasks.target(problem, cite=True)).startswith(f"{tasks.CITATION} {problem.answer}\n{lines[0]}\n")
+    assert tasks.CITATION not in tasks.decode(tasks.target(problem))
+    three = tasks.generated("countdown", 5, chain=3).held_out
+    assert all(len(p.question.split(" from ")[1].split()) == 3 for p in three)
