@@ -453,16 +453,15 @@ def train(config: Config) -> int:
     source, verifier = load_source(config)
     config.out = config.out or new_folder(f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}")
     out = Path(config.out)
-    interrupt = Interrupt()
-    open_folder(out, {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}, config.resume)
-    state = State(config)
+    interrupt, state = Interrupt(), State(config)
     if config.resume:
         state.load(out / "last.pt", config)
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
         truncate(out / "metrics.jsonl", state.step)
         truncate(out / "samples.jsonl", state.step)
-    else:
+    open_folder(out, {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}, config.resume)
+    if not config.resume:
         warm_start(state.model, source, config, interrupt)
         if config.method not in ("grpo", "opd"):
             state.sync_teacher()

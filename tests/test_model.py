@@ -341,6 +341,16 @@ def test_default_model_is_small_and_starts_near_uniform():
     assert abs(loss - math.log(262)) < 0.5, loss
 
 
+def test_bf16_autocast_runs_and_stays_near():
+    prompts = [[1], [2, 4, 5], [6, 7, 8, 9, 10, 1, 2]]
+    model = random_model().float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        s = draw(prompts, 5, model=model)
+        again = token_logps(model, prompts, s, 1.0)
+    assert s.logps.dtype == again.dtype == torch.float32
+    assert (s.logps - again).abs().mean() < 0.1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_same_tokens_on_cuda():
     prompts = [[1], [2, 4, 5], [6, 7, 8, 9, 10, 1, 2]]

@@ -77,6 +77,14 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
     assert torch.load(tmp_path / "run" / "best.pt", weights_only=True).keys() == checkpoint(tmp_path, "run")["model"].keys()
 
 
+def test_the_extras_are_not_needed(tmp_path, monkeypatch, capsys):
+    for name in ("matplotlib", "tqdm", "plot"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert train.main(options(tmp_path, "run", "--steps", "1", "--eval_every", "1")) == 0
+    assert "matplotlib is not installed" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "curves.png").exists()
+
+
 @pytest.mark.parametrize("method", ["rlsd", "grpo"])
 def test_resumed_equals_never_stopped(tmp_path, method):
     more = verifier_file(tmp_path, SOME_REWARD)
@@ -87,7 +95,7 @@ def test_resumed_equals_never_stopped(tmp_path, method):
         with (tmp_path / "parts" / name).open("a") as file:
             file.write('{"step": 5}\n{"step": 6, "rew')
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "3"]) == 2  # has made 4
-    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "4"]) == 0  # nothing left to do
+    assert train.main(["--out", str(tmp_path / "parts"), "--resume"]) == 0  # nothing left to do, and the refused option left no trace
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "6"]) == 0
     assert checkpoint(tmp_path, "whole")["step"] == 6
     assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
