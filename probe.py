@@ -71,13 +71,18 @@ def cosines(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
 
 
 def deciding_tokens(completion: list[int], problem: tasks.Problem) -> list[int]:
-    """Where an addition is won or lost: the first token off the right derivation, or each carry that was remembered."""
+    """Where an addition is won or lost: the first token off the right derivation; in a right sample the results of
+    the columns that a carry enters, at the first token in which they differ from the result without it."""
     right = tasks.target(problem)
     for t, (token, expected) in enumerate(zip(completion, right)):
         if token != expected:
             return [t]
-    text = tasks.decode(completion)  # one token a character up to the answer marker, which no carry follows
-    return [m.start() for m in re.finditer(r"(?<=\+\d)\+1=", text)]
+    places = []
+    for m in re.finditer(r"(\d)\+(\d)=(\d+)", tasks.decode(completion)):  # a token a character up to the marker
+        forgotten, result = str(int(m[1]) + int(m[2])), m[3]
+        if result != forgotten:
+            places.append(m.start(3) + next(i for i, digit in enumerate(result) if digit != forgotten[i:i + 1]))
+    return places
 
 
 def evidence_shares(model: Transformer, batch: Rollout, config: train.Config) -> list[dict]:

@@ -14,12 +14,11 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
-from threading import Lock
 
 ROOT = Path(__file__).parent
-SHARED = ("--warm_steps 500 --warm_cite 0.5 --warm_solutions 0.3 --steps 40 --eval_every 5 --eval_problems 200 "
-          "--save_every 40")
+SHARED = "--warm_cite 0.5 --warm_solutions 0.3 --steps 40 --eval_every 5 --eval_problems 400 --save_every 40"
 TASKS = {
     "addition": "--task addition",
     "addition-3": "--task addition --chain 3",
@@ -32,10 +31,10 @@ WIDE = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
 METHODS = {
     "grpo": "--method grpo",
     "rlsd": "--method rlsd",
-    "opsd": "--method opsd",
+    "opsd": "--method opsd --privileged solution",
     "sdpo": "--method sdpo",
-    "grpo+opsd": "--method grpo+opsd",
-    "opd": "--method opd --opd_teacher {runs}/teacher",
+    "grpo+opsd": "--method grpo+opsd --privileged solution",
+    "opd": "--method opd",
     "rlsd-contrastive": "--method rlsd --evidence contrastive",
     "rlsd-agreement": "--method rlsd --evidence agreement --rlsd_lambda 1 --rlsd_lambda_decay_steps 0 "
                       "--rlsd_reweight_clip_range 1",
@@ -73,28 +72,34 @@ class Run:
 
     @property
     def warm_seed(self) -> int:
-        """Two warm starts for the main comparison, one for each of the other tasks: they cost more than a run."""
-        return self.seed % 2 if self.task == "addition" else 0
+        """Two warm starts for the main comparison, a third for its tuning; elsewhere one, and one for fresh seeds."""
+        if self.task == "addition":
+            return 2 if self.lr else self.seed % 2
+        return int(self.seed >= 10)
 
-    def options(self, runs: Path) -> list[str]:
-        text = " ".join([SHARED, TASKS[self.task], METHODS[self.method], FEW if self.samples == 32 else "",
+    @property
+    def options(self) -> str:
+        return " ".join([SHARED, TASKS[self.task], METHODS[self.method], FEW if self.samples == 32 else "",
                          f"--lr {self.lr or rate_of(self.method)} --seed {self.seed} --warm_seed {self.warm_seed}"])
-        return text.format(runs=runs).split() + ["--warm_dir", str(runs / "warm_start")]
+
+    def arguments(self, folder: Path) -> list[str]:
+        teacher = ["--opd_teacher", str(folder / "teacher")] if self.method == "opd" else []
+        return [*self.options.split(), "--warm_dir", str(folder / "warm_start"), *teacher]
 
 
 def study() -> list[Run]:
-    """Tuning first, then the comparison, the chain lengths, the grid, and fresh seeds for its most promising cells."""
+    """Tuning first, then the comparison, countdown, the grid and its fresh seeds, the chain lengths."""
     plain, best = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
     grid = ("grpo", "rlsd", "rlsd-constant", "rlsd-wide", "rlsd-4", "rlsd-20", "rlsd-agreement", "rlsd-contrastive",
             "rlsd-solution", "rlsd-frozen", "rlsd-live")
     runs = [Run("addition", m, s, lr=lr) for m in RATES for lr in TUNED for s in (100, 101)]
     runs += [Run("addition", m, s) for s in range(10) for m in ("grpo", "rlsd", "opsd")]
     runs += [Run("addition", m, s) for s in range(5) for m in ("sdpo", "grpo+opsd", "opd", "rlsd-contrastive")]
+    runs += [Run("countdown", m, s) for s in range(10) for m in plain]
+    runs += [Run("countdown", m, s) for s in range(5) for m in ("opsd", "sdpo")]
     runs += [Run("addition-filler", m, s, samples=32) for s in range(3) for m in grid]
-    runs += [Run(t, m, s) for s in range(10) for t in ("addition-3", "addition-6", "countdown") for m in plain]
     runs += [Run("addition-filler", m, s, samples=32) for s in range(10, 20) for m in best]
-    runs += [Run("addition", m, s, samples=32) for s in range(3) for m in best]
-    return runs
+    return runs + [Run(t, m, s) for t in ("addition-3", "addition-6") for s in range(10) for m in plain]
 
 
 def quick() -> list[Run]:
@@ -108,34 +113,38 @@ KEPT = ("step", "reward", "length", "entropy", "no_spread", "lambda", "clipped_l
 
 
 def execute(runs: list[Run], folder: Path, results: Path) -> None:
-    """Train what is not in `results` yet: warm starts first, each once, then the runs, two at a time."""
-    finished = {row["name"] for row in read(results)}
-    todo = [run for run in runs if run.name not in finished]
+    """Train what is not in `results` yet, two at a time, task by task: its warm starts first, each once, then its runs."""
+    finished = {(row["name"], row["options"]) for row in read(results)}
+    todo = [run for run in runs if (run.name, run.options) not in finished]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before", flush=True)
-    warm = {(run.task, run.warm_seed): run for run in todo if run.method != "opd"}
-    jobs = [(run.options(folder) + ["--steps", "1"], folder / "warm_runs" / "-".join(map(str, key)))
-            for key, run in warm.items()]
-    if any(run.method == "opd" for run in todo):
-        larger = f"{SHARED} --method grpo --hidden_size 96 --warm_slip 0 --steps 5 --warm_dir {folder}/warm_start"
-        jobs.insert(0, (larger.split(), folder / "teacher"))
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda job: train(*job), [job for job in jobs if not (job[1] / "last.pt").exists()]))
-        lock = Lock()
+        for _, group in groupby(todo, key=lambda run: run.task):
+            part = list(group)
+            jobs = [([*run.arguments(folder), "--method", "grpo", "--steps", "1"],
+                     folder / "warm_runs" / f"{run.task}-{run.warm_seed}")
+                    for run in {run.warm_seed: run for run in part if run.method == "grpo"}.values()]
+            if any(run.method == "opd" for run in part):
+                larger = f"{SHARED} --method grpo --hidden_size 96 --warm_slip 0 --steps 5"
+                jobs.append(([*larger.split(), "--warm_dir", str(folder / "warm_start")], folder / "teacher"))
+            list(pool.map(lambda job: train(*job), jobs))
+            for run, curve in pool.map(lambda run: (run, curve_of(run, folder)), part):
+                record(run, curve, results)
 
-        def one(run: Run) -> None:
-            out = folder / run.name
-            train(run.options(folder), out)
-            rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-            curve = [{k: round(row[k], 5) for k in KEPT if k in row} for row in rows]
-            with lock:
-                path = results / f"{run.task}.jsonl"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("a") as file:
-                    file.write(json.dumps({"name": run.name, "task": run.task, "method": run.method, "seed": run.seed,
-                                           "samples": run.samples, "lr": run.lr, "curve": curve}) + "\n")
-            print(f"{run.name}: pass@1 {curve[0]['pass@1']:.3f} -> {curve[-1]['pass@1']:.3f}", flush=True)
 
-        list(pool.map(one, todo))
+def curve_of(run: Run, folder: Path) -> list[dict]:
+    out = folder / run.name
+    train(run.arguments(folder), out)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [{k: round(row[k], 5) for k in KEPT if k in row} for row in rows]
+
+
+def record(run: Run, curve: list[dict], results: Path) -> None:
+    path = results / f"{run.task}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps({"name": run.name, "options": run.options, "task": run.task, "method": run.method,
+                               "seed": run.seed, "samples": run.samples, "lr": run.lr, "curve": curve}) + "\n")
+    print(f"{run.name}: pass@1 {curve[0]['pass@1']:.3f} -> {curve[-1]['pass@1']:.3f}", flush=True)
 
 
 def train(options: list[str], out: Path) -> None:
@@ -148,7 +157,15 @@ def train(options: list[str], out: Path) -> None:
 
 
 def read(results: Path) -> list[dict]:
-    return [json.loads(line) for path in sorted(results.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    """Finished runs; a line that a kill left half-written is passed over, and its run made again."""
+    rows = []
+    for path in sorted(results.glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                print(f"{path}: a line that cannot be read is passed over")
+    return rows
 
 
 def main(argv: list[str]) -> int:

@@ -100,7 +100,7 @@ def thought_mask(tokens: Tensor) -> Tensor:
 # ---- problems --------------------------------------------------------------------------------------------------------
 
 def addition(rng: random.Random, chain: int = 4, filler: int = 0) -> Problem:
-    """Two numbers of `chain` digits, added column by column from the right, each carry written as a summand."""
+    """Two numbers of `chain` digits, added column by column from the right, the carry taken along in each result."""
     a, b = (rng.randint(10 ** (chain - 1), 10**chain - 1) for _ in range(2))
     return Problem(f"{a}+{b}", str(a + b), _worded(_columns(str(a), str(b), lambda: True)[0], rng, filler))
 
@@ -117,7 +117,7 @@ def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
     lines, carry, total = [], 0, ""
     for x, y in zip(reversed(a), reversed(b)):
         column = int(x) + int(y) + carry
-        lines.append(f"{x}+{y}{'+1' if carry else ''}={column}")
+        lines.append(f"{x}+{y}={column}")
         total = str(column % 10) + total
         carry = int(column > 9 and remember())
     return "\n".join(lines), (str(column) + total[1:])

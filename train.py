@@ -64,6 +64,8 @@ class Config:
     warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
     warm_slip: float = option(0.8, "probability of a slip in the student's worked examples",
                               low=0.0, high=1.0)
+    warm_teacher_slip: float = option(0.5, "the same in the teacher's, whose reference is where the slips lead",
+                                      low=0.0, high=1.0)
     warm_cite: float = option(0.0, "share of the teacher's examples that cite the reference first", low=0.0, high=1.0)
     warm_solutions: float = option(-1.0, "share of the teacher's examples shown a solution; -1: as --privileged says",
                                    low=-1.0, high=1.0)
@@ -297,10 +299,14 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config, interru
 
 
 def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng: random.Random) -> torch.Tensor:
-    """Mean -log p, in nats a token, of worked solutions: right for the teacher's view, careless for the student's."""
+    """Mean -log p, in nats a token, of worked solutions with slips; the teacher is shown the answer that each leads to.
+
+    Were the teacher's examples all right, it would learn to be careful wherever a reference stands, and not to read it.
+    """
     prompts, targets = [], []
     for problem in source.draw(rng, config.warm_batch):
         if rng.random() < config.warm_teacher_share:
+            problem = source.careless(problem, rng, config.warm_teacher_slip)
             shown = "solution" if rng.random() < solution_share(config) else "answer"
             prompts.append(teacher_view(problem, dataclasses.replace(config, privileged=shown)))
             targets.append(tasks.target(problem, cite=rng.random() < config.warm_cite))
@@ -320,7 +326,7 @@ def solution_share(config: Config) -> float:
 def warm_start_key(config: Config) -> str:
     names = ("task", "chain", "filler", "data", "privileged_key", "device", "bf16", "hidden_size", "num_layers",
              "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
-             "warm_slip", "warm_cite")
+             "warm_slip", "warm_teacher_slip", "warm_cite")
     files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "verifiers.py", "train.py")]
     files += [Path(config.data)] if config.data else []
     values = [getattr(config, name) for name in names]

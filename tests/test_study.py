@@ -66,7 +66,7 @@ def test_names_and_options_of_the_study_are_sound(tmp_path):
     for method in ("grpo", "rlsd", "opsd"):
         assert sum(r.method == method and r.task == "addition" and not r.lr for r in runs) >= 10
     for r in runs:
-        train.parse_config(r.options(tmp_path))
+        train.parse_config(r.arguments(tmp_path / "a folder"))
 
 
 def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch):
@@ -97,11 +97,13 @@ def test_cosines_by_hand():
 
 
 def test_deciding_tokens():
-    problem = tasks.Problem("95+17", "112", "5+7=12\n9+1+1=11")
+    problem = tasks.Problem("95+17", "112", "5+7=12\n9+1=11")
     right = tasks.target(problem)
-    assert probe.deciding_tokens(right, problem) == [10] and tasks.decode(right)[10:13] == "+1="
+    assert probe.deciding_tokens(right, problem) == [12] and tasks.decode(right)[7:13] == "9+1=11"  # 11, not 10
     slip = tasks.target(tasks.Problem("95+17", "102", "5+7=12\n9+1=10"))
-    assert probe.deciding_tokens(slip, problem) == [10]  # the "=" that stands where the carry should
+    assert probe.deciding_tokens(slip, problem) == [12]
+    ten = tasks.Problem("85+17", "102", "5+7=12\n8+1=10")  # 10, not 9: they differ in the first token
+    assert probe.deciding_tokens(tasks.target(ten), ten) == [11]
 
 
 def test_gradients_of_the_probe_are_those_of_the_training_step():

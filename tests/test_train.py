@@ -306,7 +306,7 @@ def test_grpo_asks_no_teacher(tmp_path):
 
 
 def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
-    config, state, source = setup("--warm_batch", "200", "--warm_slip", "1")
+    config, state, source = setup("--warm_batch", "200", "--warm_slip", "1", "--warm_teacher_slip", "0.5")
     shown = []
     original = train.token_logps
     monkeypatch.setattr(train, "token_logps", lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t))
@@ -314,14 +314,14 @@ def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
     right = {"teacher": [], "student": []}
     for prompt, completion in shown:
         view = "teacher" if tasks.REFERENCE in prompt else "student"
-        a, b = (int(x) for x in re.split(r"\+", re.match(r"[\d+]+", tasks.decode(prompt[1:])).group())[:2]) if view == "student" else (0, 0)
+        question, _, reference = tasks.decode(prompt[1:-1]).partition(tasks.ROLES[1])
+        a, b = map(int, question.split("+"))
+        text = tasks.decode(completion)
         assert completion[-1] == END
-        if view == "teacher":
-            answer = tasks.decode(prompt[prompt.index(tasks.REFERENCE) + 1:-1])
-            right[view].append(tasks.decode(completion).endswith(f"#### {answer}"))
-        else:
-            right[view].append(tasks.decode(completion).endswith(f"#### {a + b}"))
-    assert 60 < len(right["teacher"]) < 140 and all(right["teacher"])
+        assert view == "student" or text.endswith(f"#### {reference}")  # slips included, it leads to what is shown
+        right[view].append(text.endswith(f"#### {a + b}"))
+    assert 60 < len(right["teacher"]) < 140
+    assert 0.1 < sum(right["teacher"]) / len(right["teacher"]) < 0.7  # so a reference says more than that it is there
     assert 0 < sum(right["student"]) < 0.5 * len(right["student"])  # right only where nothing was to be carried
     logps = original(state.model, [p for p, _ in shown], Samples.of([c for _, c in shown]), 1.0)
     assert loss.item() == pytest.approx((-logps.sum() / sum(len(c) for _, c in shown)).item(), rel=1e-4)
@@ -356,7 +356,7 @@ def bad_data(tmp_path, text):
     (lambda p: ["--verifier", "nothing"], "nothing"),
     (lambda p: ["--resume"], "--resume"),
     (lambda p: ["--seed", "9" * 30], "--seed 9999"),
-    (lambda p: ["--eval_problems", "1", "--max_new_tokens", "40"], "--max_new_tokens 40"),
+    (lambda p: ["--eval_problems", "1", "--max_new_tokens", "35"], "--max_new_tokens 35"),
     (lambda p: bad_data(p, '{"question": "a", "answer": "x"}\n{"question": "b", "answer": "twelve"}\n')
      + ["--verifier", "number"], "bad.jsonl:1: no completion can earn"),
     (lambda p: verifier_file(p, "return True"), "returned True"),
@@ -489,7 +489,7 @@ def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):
     data.write_text('{"question": "a", "answer": "b", "k": "c"}\n')
     changes = {"task": "countdown", "chain": 3, "filler": 1, "data": str(data), "privileged": "solution", "seed": 1,
                "warm_seed": 5, "hidden_size": 96, "num_layers": 3, "max_seq_len": 128, "eval_problems": 7, "warm_steps": 9,
-               "warm_batch": 9, "warm_lr": 0.1, "warm_teacher_share": 0.1, "warm_slip": 0.1, "warm_cite": 0.1,
+               "warm_batch": 9, "warm_lr": 0.1, "warm_teacher_share": 0.1, "warm_slip": 0.1, "warm_teacher_slip": 0.1, "warm_cite": 0.1,
                "warm_solutions": 0.1, "privileged_key": "k", "bf16": True, "device": "cuda"}
     base = train.Config()
     keys = [train.warm_start_key(base)] + [train.warm_start_key(train.dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
