@@ -71,12 +71,12 @@ class Config:
                                    low=-1.0, high=1.0)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
-    steps: int = option(120, "updates", low=1)
+    steps: int = option(200, "updates", low=1)
     prompts_per_step: int = option(16, "questions an update", low=1)
     group_size: int = option(16, "samples a question", low=2)
     max_new_tokens: int = option(64, "longest completion, in tokens", low=1)
     temperature: float = option(1.0, "of sampling and of every log-probability", low=1e-3, high=100.0)
-    lr: float = option(1e-4, "learning rate of Adam", low=1e-9, high=1.0)
+    lr: float = option(2e-4, "learning rate of Adam", low=1e-9, high=1.0)
     max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
     micro_batch: int = option(0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0)
 
