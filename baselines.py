@@ -40,7 +40,8 @@ def sdpo_loss(student_logits: Tensor, teacher_logits: Tensor, denominator: float
               top_k: int = 100) -> Tensor:
     """As OPSD, over the teacher's top_k tokens and one bucket for the rest; r is a successful sample of the group.
 
-    Samples without such an r are to be left out by the caller, and count in `denominator` as nothing. arXiv 2601.20802.
+    Samples without such an r are left out by the caller; whether `denominator` counts their tokens is the caller's
+    choice (methods.py counts them: no update is larger for having less to learn from). arXiv 2601.20802.
     """
     k = min(top_k, student_logits.shape[-1] - 1)
     index = teacher_logits.topk(k, dim=-1).indices

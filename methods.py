@@ -21,13 +21,12 @@ import baselines
 import tasks
 from model import Samples, Transformer, completion_states, token_logps
 from rlsd import rlsd_loss
-from verifiers import final_answer
+from verifiers import MARKER, final_answer
 
 if TYPE_CHECKING:
     from train import Config
 
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
-POLICY_GRADIENT = ("rlsd", "grpo")  # samples without advantage move nothing and are not scored
 
 
 @dataclass
@@ -63,6 +62,16 @@ def score(model: Transformer, batch: Rollout, config: "Config", view: Callable[[
     """Log-probabilities (N,T) of the batch's completions after the prompts that `view` makes of its problems."""
     with autocast(config):
         return token_logps(model, [view(p) for p in batch.problems], batch.samples, config.temperature)
+
+
+def rows_of(batch: Rollout, config: "Config") -> Tensor:
+    """The samples that move the policy: with an advantage (rlsd, grpo), with another right sample (sdpo), or all."""
+    if config.method in ("rlsd", "grpo"):
+        return batch.advantages.nonzero().squeeze(1)
+    if config.method == "sdpo":
+        has_hint = [hint is not None for hint in batch.hints]
+        return torch.tensor(has_hint, device=batch.rewards.device).nonzero().squeeze(1)
+    return torch.arange(len(batch.problems), device=batch.rewards.device)
 
 
 def loss_of(model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", lam: float,
@@ -103,10 +112,6 @@ def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_log
 def distillation(model: Transformer, teacher: Transformer, batch: Rollout, config: "Config", tokens: Tensor) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples."""
     if config.method == "sdpo":
-        with_hint = [i for i, hint in enumerate(batch.hints) if hint is not None]
-        if not with_hint:
-            return sum(p.sum() for p in model.parameters()) * 0.0  # nothing to learn from, and still a graph
-        batch = batch.rows(torch.tensor(with_hint, device=tokens.device))
         prompts = [tasks.prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
     elif config.method == "opd":
         prompts = [tasks.student_prompt(p) for p in batch.problems]
@@ -134,6 +139,7 @@ def logits(model: Transformer, prompts: list[list[int]], samples: Samples, tempe
 def group_hints(batch: Rollout, config: "Config") -> list[str | None]:
     """SDPO: another sample of the group that is right, whole. Contrastive evidence: a wrong final answer of it."""
     texts = [tasks.decode(c) for c in batch.samples.completions()]
+    fits = lambda text: len(tasks.encode(text)) <= config.max_new_tokens  # bytes that are no UTF-8 come back longer
     right = [reward == 1.0 for reward in batch.rewards.tolist()]
     G = config.group_size
     hints: list[str | None] = []
@@ -141,9 +147,9 @@ def group_hints(batch: Rollout, config: "Config") -> list[str | None]:
         start = i // G * G
         others = [start + (i - start + k) % G for k in range(1, G)]  # from the next one round: never the sample itself
         if config.method == "sdpo":
-            found = [texts[j] for j in others if right[j]]
+            found = [texts[j] for j in others if right[j] and fits(texts[j])]
         else:
-            wrong = [final_answer(texts[j]) for j in [i, *others] if not right[j]]
-            found = [answer for answer in wrong if answer]
+            wrong = [final_answer(texts[j]) for j in [i, *others] if not right[j] and MARKER in texts[j]]
+            found = [answer for answer in wrong if answer and fits(answer)]
         hints.append(found[0] if found else None)
     return hints

@@ -22,8 +22,7 @@ import torch
 
 import tasks
 import verifiers
-from methods import (METHODS, POLICY_GRADIENT, Rollout, autocast, evidence, group_hints, loss_of, score,
-                     teacher_view)
+from methods import METHODS, Rollout, autocast, evidence, group_hints, loss_of, rows_of, score, teacher_view
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
 from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, progress, save,
@@ -173,6 +172,8 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
+            if config.method == "sdpo" or config.evidence == "contrastive":  # a sample may be shown as the reference
+                longest = max(longest, len(tasks.student_prompt(problem)) + 1 + config.max_new_tokens)
             completion = tasks.target(problem)
             solution = len(completion)
             if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
@@ -372,9 +373,7 @@ def update(model: Transformer, teacher: Transformer | None, optimizer: torch.opt
     """One optimizer step on the global token mean -> loss, gradient norm, and rlsd_loss's metrics where it is used."""
     samples = batch.samples
     tokens = samples.mask.sum()  # of the whole batch: samples without advantage count, though they move nothing
-    rows = torch.arange(len(batch.problems), device=tokens.device)
-    if config.method in POLICY_GRADIENT:
-        rows = batch.advantages.nonzero().squeeze(1)
+    rows = rows_of(batch, config)
     if len(rows) == 0:
         _, metrics = rlsd_loss(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
         return metrics | {"loss": 0.0, "grad_norm": 0.0}

@@ -88,10 +88,6 @@ def spied(monkeypatch, name):
     return calls
 
 
-def view(name):
-    return lambda batch: [{"student": student_prompt, "teacher": teacher_prompt}[name](p) for p in batch.problems]
-
-
 @pytest.mark.parametrize("method", ["opsd", "grpo+opsd"])
 def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method):
     config, state, batch = setup("--method", method, "--temperature", "0.8", "--opsd_beta", "0.25")
@@ -106,6 +102,31 @@ def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method)
     by_teacher = methods.score(state.teacher, batch, config, teacher_prompt)[batch.samples.mask]
     sampled = teacher.log_softmax(-1).gather(1, batch.samples.tokens[batch.samples.mask][:, None])[:, 0]
     assert torch.allclose(sampled, by_teacher, atol=1e-4)
+
+
+def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monkeypatch):
+    config, _, batch = setup()
+    config.method = "opd"
+    torch.manual_seed(3)
+    model, teacher = train.build_model(config), train.build_model(train.dataclasses.replace(config, seed=7))
+    prompts = []
+    original = methods.logits
+    monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append((m, p)) or original(m, p, s, t))
+    loss, _ = methods.loss_of(model, teacher, batch, config, 0.0, batch.samples.mask.sum())
+    students = [student_prompt(p) for p in batch.problems]
+    assert prompts == [(teacher, students), (model, students)]
+    S, T = (original(m, students, batch.samples, 1.0).log_softmax(-1) for m in (model, teacher))
+    assert loss.item() == pytest.approx((S.exp() * (S - T)).sum(-1).mean().item(), rel=1e-4)
+
+
+def test_sdpo_uses_the_bucketed_divergence(monkeypatch):
+    config, state, batch = setup("--method", "sdpo", "--opsd_beta", "0.25")
+    batch.hints = ["#### 1"] * len(batch.problems)
+    calls = spied(monkeypatch, "sdpo_loss")
+    loss, _ = methods.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(10.0))
+    (student, teacher, tokens, beta), _ = calls[0]
+    assert (tokens.item(), beta) == (10.0, 0.25)
+    assert loss.item() == pytest.approx(baselines.sdpo_loss(student, teacher, 10.0, 0.25).item())
 
 
 def test_grpo_plus_opsd_is_the_weighted_sum():
@@ -144,13 +165,24 @@ def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
 
 
 def test_sdpo_without_any_right_sample_changes_nothing():
-    batch = group(["a", "b", "c"], [0.0, 0.0, 0.0], 3)
+    """Not even through the optimizer's momentum: an update with a hint comes first."""
     config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])
-    batch.hints = methods.group_hints(batch, config)
     state = train.State(config)
-    before = [p.detach().clone() for p in state.model.parameters()]
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
-    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+    for rewards, moves in (([1.0, 0.0, 0.0], True), ([0.0, 0.0, 0.0], False)):
+        batch = group(["a", "b", "c"], rewards, 3)
+        batch.hints = methods.group_hints(batch, config)
+        before = [p.detach().clone() for p in state.model.parameters()]
+        train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+        assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters())) is moves
+
+
+def test_hints_that_would_not_fit_are_passed_over():
+    config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3", "--max_new_tokens", "20"])
+    batch = group(["\ufffd" * 8, "short", "x"], [1.0, 1.0, 0.0], 3)
+    assert methods.group_hints(batch, config) == ["short", None, "short"]
+    config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
+    batch = group(["no marker", "y #### 3", "#### 9"], [0.0, 0.0, 1.0], 3)
+    assert methods.group_hints(batch, config) == ["3", "3", "3"]  # text without a marked answer gave no answer
 
 
 def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
@@ -173,11 +205,13 @@ def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
 def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     config, state, batch = setup(*more)
     calls = spied(monkeypatch, name)
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
-    assert len(calls) == 1
-    if name == "thought_only":
-        rows = batch.advantages.nonzero().squeeze(1)
-        assert torch.equal(calls[0][0][2], tasks.thought_mask(batch.rows(rows).samples.tokens))
+    logps = methods.score(state.model, batch, config, student_prompt).detach()
+    by_teacher = methods.score(state.teacher, batch, config, teacher_prompt).detach()
+    got = methods.evidence(state.teacher, batch, config, logps)
+    third = tasks.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
+    args = calls[0][0]
+    assert len(calls) == 1 and torch.equal(args[0], logps) and torch.equal(args[1], by_teacher) and torch.equal(args[2], third)
+    assert torch.equal(got, getattr(baselines, name)(logps, by_teacher, third))
 
 
 def test_the_thought_ends_at_the_answer_marker():
