@@ -20,42 +20,80 @@ def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **ex
 
 
 def test_figures_of_a_run_by_hand():
-    r = run([0.2, 0.4, 0.8, 0.9])
-    assert report.final(r) == pytest.approx(0.85) and report.area(r) == pytest.approx(0.575)
-    assert report.updates_to(r, 0.4) == 5 and report.updates_to(r, 0.6) == 7.5
-    assert report.updates_to(r, 0.95) == 15 and report.updates_to(r, 0.1) == 1
-    assert report.entropy_while_learning(r) == pytest.approx(0.15) and report.clip_share(r) == pytest.approx(0.04)
-    assert report.last_leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
+    r = run([0.2, 0.4, 0.8, 0.9], no_spread=0.25)
+    assert report.final(r) == pytest.approx(0.85) and report.area(r) == pytest.approx(0.575) and report.start(r) == 0.2
+    assert report.updates_to(r, 0.4) == 5 and report.updates_to(r, 0.6) == 7.5 and report.updates_to(r, 0.1) == 1
+    assert np.isnan(report.updates_to(r, 0.95))  # never is not late
+    assert report.entropy_while_learning(r) == pytest.approx(0.15)
+    assert report.clip_share(r, of_all=False) == pytest.approx(0.04) and report.clip_share(r, of_all=True) == pytest.approx(0.03)
+    r["curve"][0] |= {"lambda": 0.0, "clipped_low": 9.0}
+    r["curve"][1] |= {"no_spread": 1.0, "clipped_low": 9.0}
+    assert report.clip_share(r, of_all=False) == pytest.approx(0.04)  # without evidence there is nothing to clip
+    assert report.leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
 
 
 def test_intervals():
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
-    mean, low, high = report.interval(values)
-    assert mean == pytest.approx(values.mean()) and high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    assert report.interval([0.5] * 4) == (0.5, 0.5, 0.5)
-    ratio, low, high = report.ratio_interval([2, 4, 6], [1, 2, 3])
-    assert (ratio, low, high) == pytest.approx((2, 2, 2))
+    e = report.mean([*values, float("nan")])
+    assert e.n == 400 and e.value == pytest.approx(values.mean())
+    assert e.high - e.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    e = report.ratio([2, 4, 6, float("nan")], [1, 2, 3, 4])
+    assert (e.value, e.low, e.high, e.n) == pytest.approx((2, 2, 2, 3))
+    assert report.mean([]).n == report.ratio([], []).n == 0
 
 
-@pytest.mark.parametrize("low, high, expected", [(0.01, 0.1, "holds"), (-0.1, -0.01, "does not hold"),
-                                                 (-0.01, 0.015, "does not hold"), (-0.1, 0.1, "undecided at this scale")])
-def test_verdicts(low, high, expected):
-    assert report.verdict(low, high, 0.0, 0.02) == expected
+@pytest.mark.parametrize("low, high, n, expected", [
+    (0.01, 0.1, 5, "holds"), (-0.1, -0.01, 5, "does not hold"), (-0.01, 0.015, 5, "does not hold"), (-0.1, 0.1, 5, "undecided"),
+    (0.01, 0.1, 4, "undecided"), (-0.1, -0.01, 4, "undecided")])
+def test_verdicts(low, high, n, expected):
+    assert report.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
 
 
 def test_pairs_and_speed_take_the_same_seeds():
-    runs = [run([0.0, 0.5, 1.0, 1.0], s) for s in (0, 1, 2)] + [run([0.0, 1.0, 1.0, 1.0], s, "rlsd") for s in (1, 2, 7)]
-    study = report.Study(runs)
-    assert study.pairs("addition", "grpo", "rlsd", 256, report.area) == ([0.625] * 2, [0.75] * 2)
-    figures, seeds, target = report.speed_row(study, "addition", "rlsd", 256)
-    assert seeds == 2 and target == pytest.approx(0.9) and figures[0] == pytest.approx(9 / 4.5)
+    """Every seed has a curve of its own, so a pairing by place instead of seed would show."""
+    grpo = {s: [0.1 * s, 0.5, 0.9 - 0.1 * s, 1.0, 1.0] for s in (0, 1, 2)}
+    rlsd = {s: [0.1 * s, 0.9 - 0.1 * s, 1.0, 1.0, 1.0] for s in (2, 1, 7)}
+    study = report.Study([run(v, s) for s, v in grpo.items()] + [run(v, s, "rlsd") for s, v in rlsd.items()])
+    mine, theirs = study.pairs(report.area, "addition", "rlsd", "grpo")
+    assert mine == pytest.approx([np.mean(rlsd[s]) for s in (1, 2)]) and theirs == pytest.approx([np.mean(grpo[s]) for s in (1, 2)])
+    figure, never, target = study.speed("addition", "rlsd")
+    assert target == pytest.approx(0.1 + 0.9 * 0.9) and never == 0 and figure.n == 2
+    to = lambda v: report.updates_to(run(v), target)
+    assert figure.value == pytest.approx((to(grpo[1]) + to(grpo[2])) / (to(rlsd[1]) + to(rlsd[2])))
+    assert report.Study([run([0.5, 0.52])]).speed("addition", "rlsd") is None  # nothing was gained
 
 
-def test_report_of_few_runs_says_what_it_has(tmp_path):
-    runs = [run([0.2, 0.9, 0.95], s, m) for s in (0, 1) for m in ("grpo", "rlsd", "opsd")] + [run([0.2, 0.8], 100, lr="1e-4")]
-    text = report.write(runs, tmp_path).read_text()
-    assert "RLSD ends above GRPO (addition)" in text and "does not hold" in text and "countdown" not in text
+def test_a_peak_is_one_in_the_other_runs_too():
+    noise = np.random.default_rng(0).normal(0, 0.03, (10, 12))
+    flat = [run(list(0.9 + row)) for row in noise]
+    rise, fall = report.peak_and_fall(flat)
+    assert fall.low < 0.02  # the highest of twelve noisy values is no peak
+    hill = [run([0.2, 0.9, 0.5, 0.4, 0.4], s) for s in range(5)]
+    rise, fall = report.peak_and_fall(hill)
+    assert (rise.value, fall.value) == pytest.approx((0.7, 0.5))
+
+
+def rows_of(text, claim):
+    return [line for line in text.splitlines() if line.startswith(f"| {claim}")]
+
+
+def test_report_of_few_runs_gives_no_verdicts(tmp_path):
+    runs = [run([0.2, 0.9, 0.95], s, m, no_spread=0.0) for s in (0, 1) for m in ("grpo", "rlsd", "opsd")]
+    text = report.write([*runs, run([0.2, 0.8], 100, lr="1e-4")], tmp_path).read_text()
+    assert "undecided |" in rows_of(text, "RLSD ends above GRPO (addition)")[0]
+    assert rows_of(text, "RLSD ends above GRPO (countdown)")[0].split("|")[3:5] == [" - ", " 0 "]
     assert (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "credit.png").stat().st_size > 10_000
+
+
+def test_report_of_a_clear_case(tmp_path):
+    """RLSD ends 0.1 above GRPO and leaks nothing; OPSD rises, falls and leaks."""
+    shift = lambda s: 0.001 * s
+    runs = [run([0.2, 0.5, 0.8 + shift(s), 0.8], s, no_spread=0.0) for s in range(6)]
+    runs += [run([0.2, 0.7, 0.9, 0.9 + shift(s)], s, "rlsd", no_spread=0.0) for s in range(6)]
+    runs += [run([0.2, 0.8, 0.5, 0.5 + shift(s)], s, "opsd", no_spread=0.0, leakage=0.4) for s in range(6)]
+    text = report.write(runs, tmp_path).read_text()
+    for claim in ("RLSD ends above GRPO (addition)", "OPSD rises first", "OPSD leaks", "RLSD does not leak", "One extra forward"):
+        assert rows_of(text, claim)[0].endswith("| holds |"), rows_of(text, claim)
 
 
 def test_names_and_options_of_the_study_are_sound(tmp_path):
