@@ -18,11 +18,11 @@ DRAWS = 10_000
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
 LEAKS = 0.01  # share of completions from which a method is said to leak
 FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
-RULES = f"""Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and margin
-(pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed 2; leakage {LEAKS}; one forward
-pass: under 1.5 times GRPO's seconds; deciding tokens: 3 times their share of the tokens. Bootstrap intervals of 95 % are
-narrower than they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %), and they are given
-the one or two warm starts and the held-out problems that all runs of a task share."""
+RULES = f"""Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
+margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed 2; leakage
+{LEAKS}; one forward pass: under 1.5 times GRPO's seconds; deciding tokens: 3 times their share of the tokens. Bootstrap
+intervals of 95 % are narrower than they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %),
+and they are given the one or two warm starts and the held-out problems that all runs of a task share."""
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
@@ -364,11 +364,11 @@ def write(runs: list[dict], out: Path) -> Path:
 
 LIMITS = """## What this study is, and is not
 
-A two-layer transformer of 115 thousand parameters, addition and countdown, 60 updates of 256 samples. Half of the teacher's
-warm-start examples cite the reference first, three in ten are shown a worked solution; every one of them leads to the
-reference it is shown, slips included, so that P_T / P_S is evidence for that reference (Thm 4) and not a mode. RLSD: r = the
-final answer, lambda 0.5 to 0 over the first 50 of the 60 updates (the paper: 50 of 200). OPSD: r = the worked solution. SDPO: on addition a
-right sample has one derivation, so another right sample shows little new; countdown is its fairer test. OPD: a teacher of
-twice the size, taught without slips. The grid is thinned to one regime (three free letters before each step, 32 samples an
-update), one choice off the paper's at a time.
+A two-layer transformer of 115 thousand parameters, addition and countdown, 60 updates of 256 samples. Half of the
+teacher's warm-start examples cite the reference first, three in ten are shown a worked solution; every one of them leads
+to the reference it is shown, slips included, so that P_T / P_S is evidence for that reference (Thm 4) and not a mode.
+RLSD: r = the final answer, lambda 0.5 to 0 over the first 50 of the 60 updates (the paper: 50 of 200). OPSD: r = the
+worked solution. SDPO: on addition a right sample has one derivation, so another right sample shows little new; countdown
+is its fairer test. OPD: a teacher of twice the size, taught without slips. The grid is thinned to one regime (three free
+letters before each step, 32 samples an update), one choice off the paper's at a time.
 """

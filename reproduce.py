@@ -113,7 +113,7 @@ KEPT = ("step", "reward", "length", "entropy", "no_spread", "lambda", "clipped_l
 
 
 def execute(runs: list[Run], folder: Path, results: Path) -> None:
-    """Train what is not in `results` yet, two at a time, task by task: its warm starts first, each once, then its runs."""
+    """Train what is not in `results` yet, two at a time, task by task: first its warm starts, each once."""
     finished = {(row["name"], row["options"]) for row in read(results)}
     todo = [run for run in runs if (run.name, run.options) not in finished]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before", flush=True)

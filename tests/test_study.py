@@ -107,6 +107,14 @@ def test_names_and_options_of_the_study_are_sound(tmp_path):
         train.parse_config(r.arguments(tmp_path / "a folder"))
 
 
+def test_learning_rates_are_the_best_of_the_committed_tuning():
+    study = report.Study(reproduce.read(reproduce.ROOT / "results" / "study"))
+    for method, rate in reproduce.RATES.items():
+        finals = {lr: np.mean([report.final(r) for r in study.tuning if (r["method"], r["lr"]) == (method, lr)])
+                  for lr in reproduce.TUNED}
+        assert rate == max(finals, key=finals.get), (method, finals)
+
+
 def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch):
     trained = []
 
