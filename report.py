@@ -305,7 +305,7 @@ def curves_figure(study: Study, out: Path) -> None:
     for i, method in enumerate(methods):
         look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
         runs = study.runs("addition", method)
-        for axis, (name, title) in zip(axes.flat, panels.items()):
+        for axis, name in zip(axes.flat, panels):
             points = defaultdict(list)
             for run in runs:
                 tokens = np.cumsum([row.get("length", 0) * run["samples"] for row in run["curve"]])
@@ -318,8 +318,9 @@ def curves_figure(study: Study, out: Path) -> None:
                 x = [b[0] for b in band]
                 axis.plot(x, [b[1].value for b in band], label=f"{method} ({len(runs)})", **look)
                 axis.fill_between(x, [b[1].low for b in band], [b[1].high for b in band], alpha=0.15, color=look["color"], linewidth=0)
-            axis.set(title=title, xlabel="sampled tokens, thousands", ylim=(0, None))
-            axis.grid(alpha=0.3)
+    for axis, title in zip(axes.flat, panels.values()):  # after the last line: a limit set earlier would cut the others
+        axis.set(title=title, xlabel="sampled tokens, thousands", ylim=(0, None))
+        axis.grid(alpha=0.3)
     axes.flat[0].legend(fontsize=8, title="method (seeds)")
     figure.savefig(out, dpi=100)
     plt.close(figure)
