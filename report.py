@@ -365,8 +365,8 @@ def write(runs: list[dict], out: Path) -> Path:
 
 LIMITS = """## What this study is, and is not
 
-A two-layer transformer of 115 thousand parameters, addition and countdown, 60 updates of 256 samples. Half of the
-teacher's warm-start examples cite the reference first, three in ten are shown a worked solution; every one of them leads
+A two-layer transformer of 115 thousand parameters, 60 updates. What the tables do not list has not been run yet. Half of
+the teacher's warm-start examples cite the reference first, three in ten are shown a worked solution; each of them leads
 to the reference it is shown, slips included, so that P_T / P_S is evidence for that reference (Thm 4) and not a mode.
 RLSD: r = the final answer, lambda 0.5 to 0 over the first 50 of the 60 updates (the paper: 50 of 200). OPSD: r = the
 worked solution. SDPO: on addition a right sample has one derivation, so another right sample shows little new; countdown

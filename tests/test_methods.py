@@ -1,6 +1,6 @@
 import pytest
 import torch
-from test_train import TINY, checkpoint, metrics, options, same_state, verifier_file
+from test_train import TINY, checkpoint, metrics, options, same_state, sharp_state, verifier_file
 
 import baselines
 import methods
@@ -14,12 +14,9 @@ HALF = "return float(sum(map(ord, completion)) % 2)"
 
 
 def setup(*more):
-    config = train.parse_config([*TINY, *more])
-    state = train.State(config)
-    with torch.no_grad():
-        for p in state.model.parameters():
-            p.mul_(3) if p.dim() == 2 else None
-        if state.teacher is not None:
+    config, state = sharp_state(*more)
+    if state.teacher is not None:
+        with torch.no_grad():
             for p, q in zip(state.teacher.parameters(), state.model.parameters()):
                 p.copy_(1.05 * q)
     batch = train.rollout(state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1)

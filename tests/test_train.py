@@ -146,12 +146,18 @@ def test_own_data_and_own_verifier_in_one_command(tmp_path):
 
 # ---- the step, taken apart -------------------------------------------------------------------------------------------
 
-def setup(*more):
+def sharp_state(*more):
+    """An untrained policy whose distributions are far from uniform."""
     config = train.parse_config([*TINY, *more])
     state = train.State(config)
     with torch.no_grad():
         for p in state.model.parameters():
             p.mul_(3) if p.dim() == 2 else None
+    return config, state
+
+
+def setup(*more):
+    config, state = sharp_state(*more)
     state.sync_teacher()
     source = tasks.generated("addition", 5)
     return config, state, source
