@@ -44,25 +44,33 @@ class RMSNorm(nn.Module):
 
 
 class KVCache:
-    """Keys and values of one layer, (B, K, S, D): `length` slots are written, none beyond them is ever read."""
+    """Keys and values of one layer, (B, K, S, D): `length` slots are written, none beyond them is ever read.
 
-    def __init__(self, keys: Tensor, values: Tensor):
-        self.keys, self.values, self.length = keys, values, 0
+    With room for them new tokens are written in place; without it they are joined on, which gradients flow through.
+    """
+
+    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, length: int = 0):
+        self.keys, self.values, self.length = keys, values, length
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        end = self.length + keys.shape[2]
-        self.keys[:, :, self.length:end] = keys
-        self.values[:, :, self.length:end] = values
-        self.length = end
-        return self.keys[:, :, :end], self.values[:, :, :end]
+        start, self.length = self.length, self.length + keys.shape[2]
+        if start == 0:
+            self.keys, self.values = keys, values
+        elif self.keys.shape[2] < self.length:
+            self.keys, self.values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
+        else:
+            self.keys[:, :, start:self.length] = keys
+            self.values[:, :, start:self.length] = values
+        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
 
-    def rows(self, index: Tensor, extra_slots: int = 0) -> "KVCache":
-        """A cache of the given rows, repeats allowed, with room for `extra_slots` more tokens."""
-        _, k, _, d = self.keys.shape
-        shape = (len(index), k, self.length + extra_slots, d)
-        grown = KVCache(self.keys.new_empty(shape), self.values.new_empty(shape))
-        grown.append(self.keys[index, :, :self.length], self.values[index, :, :self.length])
-        return grown
+    def rows(self, index: Tensor, room: int = 0) -> "KVCache":
+        """A cache of the given rows, repeats allowed, with room for so many more tokens."""
+        keys, values = (x[:, :, :self.length].index_select(0, index) for x in (self.keys, self.values))
+        if room:  # slots behind `length` are never read, so nothing has to be written there
+            short = keys, values
+            keys, values = (x.new_empty(*x.shape[:2], self.length + room, x.shape[3]) for x in short)
+            keys[:, :, :self.length], values[:, :, :self.length] = short
+        return KVCache(keys, values, self.length)
 
 
 class Attention(nn.Module):
@@ -74,22 +82,27 @@ class Attention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = c.num_heads, c.num_kv_heads, c.head_dim
         self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=False)
         self.out = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
+        self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, mask: Tensor | None) -> Tensor:
         B, T, _ = x.shape
-        qkv = self.qkv(x).view(B, T, -1, self.head_dim)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        q, k = rotate(self.q_norm(q), rope), rotate(self.k_norm(k), rope)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, heads, T, D)
+        H, K, D = self.heads, self.kv_heads, self.head_dim
+        qk, v = self.qkv(x).view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
+        if self.q_norm is not None:  # queries and keys are of one shape: normalised and rotated together
+            scale = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
+            qk = F.rms_norm(qk, (D,), eps=self.q_norm.eps) * scale.to(qk.dtype)
+        q, k = rotate(qk, rope).split([H, K], dim=2)
+        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
         if cache is not None:
             k, v = cache.append(k, v)
-        if T == k.shape[2]:  # no past: plain causal attention; padding on the right is invisible to what precedes it
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        else:  # one new token: the query heads that share a key head become rows of one small product
-            q = q.reshape(B, self.kv_heads, -1, self.head_dim)  # (B, K, H/K, D)
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).view(B, self.heads, 1, self.head_dim)
+        if T == 1:  # decoding: the query heads that share a key head are the rows of one small product
+            scores = q.reshape(B, K, H // K, D) @ k.transpose(2, 3) * D**-0.5  # (B, K, H/K, S)
+            scores = scores if mask is None else scores + mask
+            return self.out((scores.softmax(dim=-1) @ v).view(B, 1, H * D))
+        causal = T == k.shape[2]  # no past: padding on the right is invisible to what precedes it
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=None if causal else mask,
+                                           is_causal=causal, enable_gqa=True)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -153,19 +166,17 @@ class Transformer(nn.Module):
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (B,T,1,D) of the rotary angles at integer positions (B,T) (Su et al., arXiv 2104.09864)."""
+    """cos and -sin | sin (B,T,1,D) of the rotary angles at integer positions (B,T) (Su et al., arXiv 2104.09864)."""
     inverse = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
     angles = positions[..., None, None] * inverse
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x (B,T,heads,D) by its position; dimension i is paired with i + D/2, as published Llama weights expect."""
     cos, sin = rope
-    half = x.shape[-1] // 2
-    turned = torch.cat([-x[..., half:], x[..., :half]], dim=-1)
-    return (x * cos + turned * sin).to(x.dtype)
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, dims=-1), sin).to(x.dtype)
 
 
 @dataclass
@@ -194,7 +205,6 @@ class Samples:
         return Samples(self.tokens[index, :T], mask[:, :T], self.logps[index, :T])
 
 
-@torch.no_grad()
 def sample(model: Transformer, prompts: list[list[int]], *, group_size: int, max_new_tokens: int, temperature: float,
            stop_token: int, generator: torch.Generator | None = None) -> Samples:
     """Draw `group_size` completions of every prompt from the full softmax at `temperature` -> Samples, N = P * G rows.
@@ -210,40 +220,43 @@ def sample(model: Transformer, prompts: list[list[int]], *, group_size: int, max
     tokens = torch.zeros(N, max_new_tokens, dtype=torch.long, device=device)
     logps = torch.zeros(N, max_new_tokens, device=device)
     lengths = torch.zeros(N, dtype=torch.long, device=device)
+    with torch.inference_mode():  # a tenth faster than no_grad; what is returned was made outside and may meet autograd
+        _decode(model, prompts, group_size, temperature, stop_token, noise, tokens, logps, lengths)
+    T = int(lengths.max())
+    return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])
 
-    logits, caches, positions, mask = _prefill(model, prompts, group_size, max_new_tokens)
-    rows = torch.arange(N, device=device)  # the rows still running; `caches`, `positions` and `mask` hold these alone
-    alive = torch.ones(N, dtype=torch.bool, device=device)
-    for t in range(max_new_tokens):
+
+def _decode(model: Transformer, prompts: list[list[int]], group_size: int, temperature: float, stop_token: int,
+            noise: Tensor, tokens: Tensor, logps: Tensor, lengths: Tensor) -> None:
+    """Fill tokens (N,T), logps (N,T) and lengths (N,) from noise (N,T), token by token."""
+    N, T = noise.shape
+    logits, caches, positions, mask = _prefill(model, prompts, group_size, T)
+    rows = torch.arange(N, device=noise.device)  # those still running; `caches`, `positions`, `mask` hold these alone
+    alive = torch.ones(N, dtype=torch.bool, device=noise.device)
+    for t in range(T):
         token, logp = _draw(logits, noise[rows, t], temperature)
         tokens[rows, t] = torch.where(alive, token, 0)
         logps[rows, t] = torch.where(alive, logp, 0.0)
         lengths[rows] += alive
         alive = alive & (token != stop_token)
         running = int(alive.sum())
-        if running == 0 or t + 1 == max_new_tokens:
+        if running == 0 or t + 1 == T:
             break
         if running <= 0.75 * len(rows):  # finished rows leave in blocks: copying the cache costs as much as a few steps
             keep = alive.nonzero().squeeze(1)
             rows, alive, token, positions = rows[keep], alive[keep], token[keep], positions[keep]
             mask = mask[keep] if mask is not None else None
-            caches = [cache.rows(keep, max_new_tokens - t - 1) for cache in caches]
+            caches = [cache.rows(keep, T - t - 1) for cache in caches]
         step_mask = mask[..., :caches[0].length + 1] if mask is not None else None
         logits = model.head(model.hidden(token[:, None], positions[:, None], caches, step_mask))[:, 0]
         positions = positions + 1
-
-    T = int(lengths.max())
-    return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])
 
 
 def _prefill(model: Transformer, prompts: list[list[int]], group_size: int, room: int):
     """Run every prompt once; hand each of its samples a copy: next-token logits (N,V), caches, positions (N,), mask."""
     device = model.embed.weight.device
     padded, lengths = _pad(prompts, device)  # (P, L), (P,)
-    c = model.config
-    empty = model.embed.weight.new_empty  # slots behind `length` are never read, so nothing has to be written there
-    shape = (len(prompts), c.num_kv_heads, padded.shape[1], c.head_dim)
-    caches = [KVCache(empty(shape), empty(shape)) for _ in model.blocks]
+    caches = [KVCache() for _ in model.blocks]
     hidden = model.hidden(padded, caches=caches)
     last = hidden[torch.arange(len(prompts), device=device), lengths - 1]  # (P, hidden), at each prompt's own end
 
@@ -262,11 +275,12 @@ def _draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Te
     """One token a row by inverting the cumulative distribution at noise (N,) in (0, 1] -> tokens (N,), logps (N,)."""
     if temperature == 0:
         return logits.argmax(dim=-1), torch.zeros(len(logits), device=logits.device)
-    logps = torch.log_softmax(logits.float() / temperature, dim=-1)
-    cumulative = logps.exp().cumsum(dim=-1)
+    logits = logits.float() / temperature if temperature != 1 else logits.float()
+    logits = logits - logits.amax(dim=-1, keepdim=True)
+    cumulative = logits.exp().cumsum(dim=-1)  # its last entry is the softmax's denominator
     # noise <= 1 keeps the threshold at or below the last entry; noise > 0 skips tokens of probability 0 in front
     token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:])
-    return token.squeeze(1), logps.gather(1, token).squeeze(1)
+    return token.squeeze(1), (logits.gather(1, token) - cumulative[:, -1:].log()).squeeze(1)
 
 
 def row_noise(prompts: list[list[int]], group_size: int, length: int, generator: torch.Generator | None) -> Tensor:
@@ -298,25 +312,38 @@ def token_logps(model: Transformer, prompts: list[list[int]], samples: Samples, 
 
 
 def completion_states(model: Transformer, prompts: list[list[int]], samples: Samples) -> Tensor:
-    """Hidden states (tokens, hidden) from which each completion token, row by row, was predicted."""
+    """Hidden states (tokens, hidden) from which each completion token, row by row, was predicted.
+
+    A prompt that stands before several completions is run once, and they all attend to its keys and values.
+    """
     N, T = samples.tokens.shape
     _check_prompts(model, prompts, T)
-    padded, lengths = _pad(prompts, samples.tokens.device)
-    repeats = N // len(prompts)
-    if repeats * len(prompts) != N:
+    if N % len(prompts) != 0:
         raise ValueError(f"prompts: {N} samples are no multiple of {len(prompts)} prompts")
-    padded, lengths = padded.repeat_interleave(repeats, dim=0), lengths.repeat_interleave(repeats)
-    places = lengths[:, None] + torch.arange(T, device=padded.device)  # (N, T): where each completion token stands
-    tokens = F.pad(padded, (0, T)).scatter(1, places, samples.tokens)
-    hidden = model.hidden(tokens[:, :-1])
-    row, t = samples.mask.nonzero(as_tuple=True)
-    return hidden[row, places[row, t] - 1]
+    device = samples.tokens.device
+    different = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
+    of_prompt = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=device)
+    of_prompt = of_prompt.repeat_interleave(N // len(prompts))  # (N,)
+    caches = [KVCache() for _ in model.blocks]
+    padded, lengths = _pad([list(prompt) for prompt in different], device)
+    before = model.hidden(padded, caches=caches)  # (prompts, L, hidden)
+    first = before[torch.arange(len(padded), device=device), lengths - 1][of_prompt, None]
+    if T == 1:
+        return first[samples.mask]
+    L = padded.shape[1]
+    slots = torch.arange(L + T - 1, device=device)
+    visible = (slots < lengths[:, None])[:, None] | ((slots >= L) & (slots <= L + slots[:T - 1, None]))
+    visible = visible[of_prompt, None] if int(lengths.min()) < L else visible[:1, None]  # (N or 1, 1, T - 1, slots)
+    caches = [cache.rows(of_prompt) for cache in caches]
+    places = lengths[of_prompt, None] + slots[:T - 1]  # (N, T - 1)
+    after = model.hidden(samples.tokens[:, :-1], places, caches, visible)
+    return torch.cat([first, after], dim=1)[samples.mask]
 
 
 def _score(model: Transformer, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """log softmax at `tokens` (M,) from states (M, hidden), in chunks that the backward pass computes again."""
     def chunk_logps(states: Tensor, tokens: Tensor) -> Tensor:
-        logits = model.head(states).float() / temperature
+        logits = model.head(states / temperature).float()
         return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
 
     size = max(1, SCORE_CHUNK // model.config.vocab_size)

@@ -167,6 +167,13 @@ def test_impossible_tokens_are_never_drawn():
     assert token.tolist() == [1, 3, 3] and torch.allclose(logp, torch.full((3,), math.log(0.5)))
 
 
+def test_large_logits_neither_overflow_nor_vanish():
+    logits = torch.tensor([[500.0, 501.0, -500.0], [-500.0, -501.0, -1500.0]])
+    token, logp = _draw(logits, torch.tensor([0.9, 0.9]), 1.0)
+    p = 1 / (1 + math.exp(-1))
+    assert token.tolist() == [1, 1] and torch.allclose(logp, torch.tensor([p, 1 - p]).log())
+
+
 def test_greedy_takes_the_most_likely_token():
     prompts = [[1, 2], [4, 5, 6, 7, 8]]
     s = draw(prompts, temperature=0.0, group_size=2)
@@ -226,6 +233,28 @@ def test_token_logps_and_their_gradient_equal_the_slow_way(prompts, seed, temper
         gradients.append((logps.detach(), [p.grad.clone() for p in MODEL.parameters()]))
     assert torch.allclose(gradients[0][0].double(), gradients[1][0], atol=2e-6)
     assert all(torch.allclose(a, b, atol=1e-5 * (1 + b.abs().max())) for a, b in zip(gradients[0][1], gradients[1][1]))
+
+
+@pytest.mark.parametrize("prompts", [[[1, 2], [4, 5]], [[1, 2], [4, 5, 6, 7]], [[3], [3]]])
+def test_a_prompt_before_many_completions_is_run_once(prompts, monkeypatch):
+    s = draw(prompts, 3)
+    repeated = [prompt for prompt in prompts for _ in range(3)]
+    run = []
+    hidden = Transformer.hidden
+    monkeypatch.setattr(Transformer, "hidden", lambda self, tokens, *rest, **named: run.append(tuple(tokens.shape))
+                        or hidden(self, tokens, *rest, **named))
+    logps = token_logps(MODEL, repeated, s, 1.0)
+    different = {tuple(prompt) for prompt in prompts}
+    assert run == [(len(different), max(map(len, prompts))), (len(repeated), s.tokens.shape[1] - 1)]
+    assert torch.equal(logps, token_logps(MODEL, prompts, s, 1.0))
+    monkeypatch.undo()
+    assert torch.allclose(logps.double(), slow_logps(MODEL, prompts, s, 1.0), atol=2e-6)
+
+
+def test_completions_of_one_token_are_scored_from_the_prompt_alone():
+    s = draw([[1, 2], [4, 5, 6]], 3, max_new_tokens=1)
+    logps = token_logps(MODEL, [[1, 2], [4, 5, 6]], s, 1.0)
+    assert logps.shape == (6, 1) and torch.allclose(logps, s.logps, atol=1e-5)
 
 
 def test_scoring_in_chunks_changes_nothing(monkeypatch):
