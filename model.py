@@ -97,9 +97,8 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(k, v)
         if T == 1:  # decoding: the query heads that share a key head are the rows of one small product
-            scores = q.reshape(B, K, H // K, D) @ k.transpose(2, 3) * D**-0.5  # (B, K, H/K, S)
-            scores = scores if mask is None else scores + mask
-            return self.out((scores.softmax(dim=-1) @ v).view(B, 1, H * D))
+            y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=mask)
+            return self.out(y.reshape(B, 1, H * D))
         causal = T == k.shape[2]  # no past: padding on the right is invisible to what precedes it
         y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=None if causal else mask,
                                            is_causal=causal, enable_gqa=True)
