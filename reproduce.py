@@ -27,9 +27,7 @@ TASKS = {
     "addition-filler": "--task addition --filler 3 --max_new_tokens 80",
     "countdown": "--task countdown --chain 3 --warm_slip 0.3",
 }
-FEW = (
-    "--prompts_per_step 4 --group_size 8 --steps 240 --eval_every 20 --save_every 240"  # 32 samples an update, not 256
-)
+FEW = "--prompts_per_step 4 --group_size 8 --steps 240 --eval_every 20 --save_every 240"  # 32 samples, not 256
 WIDE = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
 METHODS = {
     "grpo": "--method grpo",
@@ -49,6 +47,8 @@ METHODS = {
     "rlsd-solution": f"--method rlsd {WIDE} 0.9 --privileged solution",
     "rlsd-frozen": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 0",
     "rlsd-live": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 1",
+    "grpo-swapped": "--method grpo",  # each at the other's learning rate
+    "rlsd-swapped": "--method rlsd",
 }
 # Learning rates, by final pass@1 on seeds 100 and 101 (report.md, last table), and the grids they are chosen from.
 RATES = {
@@ -61,10 +61,18 @@ TUNED = {
     ("countdown", 256): ("1e-4", "2e-4", "4e-4", "8e-4"),
     ("countdown", 32): ("5e-5", "1e-4", "2e-4", "4e-4"),
 }
+LATER = {  # rates below a grid whose lowest one was the best, and OPD's
+    ("addition", 256, "sdpo"): ("1.25e-5", "2.5e-5", "5e-5"),
+    ("addition", 256, "opd"): ("2e-4", "4e-4", "8e-4", "1.6e-3"),
+    ("countdown", 256, "opsd"): ("1.25e-5", "2.5e-5", "5e-5"),
+}
+SWAPPED = {"grpo-swapped": "4e-4", "rlsd-swapped": "2e-4"}  # on countdown, 256 samples
 
 
 def rate_of(task: str, samples: int, method: str) -> str:
     """What was not tuned takes the rate of its next of kin: cells, distillations (OPSD), variants of RLSD."""
+    if method in SWAPPED:
+        return SWAPPED[method]
     rates = RATES.get((task, samples)) or RATES["addition" if samples == 256 else "countdown", samples]
     kin = "opsd" if method in ("sdpo", "opd") else "rlsd-wide" if method.startswith("rlsd-") else "rlsd"
     return rates.get(method) or rates.get(kin) or rates["rlsd"]
@@ -111,7 +119,7 @@ class Run:
 
 PLAIN, BEST = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
 FRESH = (*PLAIN, "rlsd-constant")  # the best of the grid's three seeds goes on to ten others
-GRID = tuple(method for method in METHODS if method in PLAIN or method.startswith("rlsd-"))
+GRID = tuple(method for method in METHODS if method in PLAIN or method.startswith("rlsd-") and method not in SWAPPED)
 
 
 def cell(task: str, samples: int, methods: tuple[str, ...], seeds: range) -> list[Run]:
@@ -131,7 +139,9 @@ def study() -> list[Run]:
     runs += cell("countdown", 32, BEST, range(3))
     runs += cell("countdown", 256, FRESH, range(10, 20))
     runs += cell("addition-filler", 32, BEST, range(3))
-    return runs + cell("addition-3", 256, PLAIN, range(5)) + cell("addition-6", 256, PLAIN, range(5))
+    runs += cell("addition-3", 256, PLAIN, range(5)) + cell("addition-6", 256, PLAIN, range(5))
+    runs += [Run(*at, seed, lr) for at in LATER for lr in LATER[at] for seed in (100, 101)]
+    return runs + cell("countdown", 256, tuple(SWAPPED), range(10, 20))
 
 
 def quick() -> list[Run]:
@@ -140,22 +150,8 @@ def quick() -> list[Run]:
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
-KEPT = (
-    "step",
-    "reward",
-    "length",
-    "entropy",
-    "no_spread",
-    "lambda",
-    "clipped_low",
-    "clipped_high",
-    "grad_norm",
-    "seconds",
-    "pass@1",
-    "greedy",
-    "leakage",
-    "teacher pass@1",
-)
+KEPT = "step reward length entropy no_spread lambda clipped_low clipped_high grad_norm seconds".split()
+KEPT += ["pass@1", "greedy", "leakage", "teacher pass@1"]
 
 
 def execute(runs: list[Run], folder: Path, results: Path) -> None:
@@ -171,7 +167,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
                     [*run.arguments(folder), "--method", "grpo", "--steps", "1"],
                     folder / "warm_runs" / f"{run.task}-{run.warm_seed}",
                 )
-                for run in {run.warm_seed: run for run in part if run.method == "grpo"}.values()
+                for run in {run.warm_seed: run for run in part if run.method != "opd"}.values()
             ]
             if any(run.method == "opd" for run in part):
                 larger = f"{SHARED} --method grpo --hidden_size 96 --warm_slip 0 --steps 5"
