@@ -345,7 +345,7 @@ def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifi
     questions = source.draw(rng, config.prompts_per_step)
     with autocast(config):
         samples = sample(model, [tasks.student_prompt(p) for p in questions], group_size=config.group_size,
-                         max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_token=tasks.END,
+                         max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_token=tasks.FORMAT.end,
                          generator=torch.Generator().manual_seed(rng.getrandbits(62)))
     problems = [p for p in questions for _ in range(config.group_size)]
     rewards = torch.tensor(verify(verifier, samples, problems), device=config.device)
@@ -407,7 +407,7 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
     with autocast(config):
         return sample(model, prompts, group_size=1, max_new_tokens=config.max_new_tokens, temperature=temperature,
-                      stop_token=tasks.END, generator=torch.Generator().manual_seed(0))
+                      stop_token=tasks.FORMAT.end, generator=torch.Generator().manual_seed(0))
 
 
 def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier,
@@ -447,7 +447,7 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
                                   config.rlsd_reweight_clip_range)
     rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
     return [{"question": problem.question, "completion": tasks.decode(tokens), "reward": reward,
-             "tokens": [tasks.TOKENIZER.decode([t]) for t in tokens],
+             "tokens": [tasks.FORMAT.tokenizer.decode([t]) for t in tokens],
              "credit": [round(c, 4) for c in values[:len(tokens)]]}
             for problem, tokens, reward, values in rows]
 
