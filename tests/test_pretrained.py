@@ -12,6 +12,7 @@ transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
+import model as model_file  # noqa: E402
 import pretrained  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
@@ -426,10 +427,21 @@ def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, fold
     assert tasks.FORMAT is tasks.BYTES
 
 
-def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, restore_format):
+def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, restore_format, monkeypatch):
+    blocks = []
+    monkeypatch.setattr(model_file, "run_again", lambda *a, run=model_file.run_again: blocks.append(1) or run(*a))
     for name, more in (("a", []), ("b", ["--gradient_checkpointing"])):
         assert train.main(options(tmp_path, folder, name, "--steps", "1", *more)) == 0
+        assert bool(blocks) == bool(more)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeypatch):
+    stops = []
+    monkeypatch.setattr(train, "sample", lambda *a, draw=train.sample, **options: stops.append(options["stop_token"]) or
+                        draw(*a, **options))
+    assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
+    assert len(stops) >= 4 and set(stops) == {pretrained.load_tokenizer(folder).encode_single_token("<|im_end|>")}
 
 
 def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
