@@ -27,6 +27,7 @@ import verifiers
 from methods import METHODS, Rollout, autocast, evidence, group_hints, loss_of, rows_of, score, teacher_view
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
+from rounded_adam import RoundedAdam
 from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, peak_memory,
                        progress, save, truncate)
 
@@ -61,6 +62,8 @@ class Config:
 
     init: str = option("", "folder of a published Llama or Qwen3 model to start from; unless given, "
                            + ", ".join(f"--{name} is then {value}" for name, value in INIT.items()))
+    dtype: str = option("float32", "type of the weights with --init; bfloat16: half the memory, small steps by chance",
+                        ("float32", "bfloat16"))
     gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
     num_layers: int = option(2, "layers of the model", low=1)
@@ -129,6 +132,8 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError("--privileged_key names a key of --data, in place of --privileged")
     if config.init and {"hidden_size", "num_layers"} & given.keys():
         raise UserError("--init brings a size of its own: leave --hidden_size and --num_layers out")
+    if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
+        raise UserError("--dtype bfloat16 needs --init, and neither a warm start nor --method sdpo: both lose small steps")
     if config.bf16 and config.device != "cuda":
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -220,7 +225,7 @@ def build_model(config: Config) -> Transformer:
 
 
 def published_model(config: Config) -> Transformer:
-    model = pretrained.load(config.init, torch.float32)
+    model = pretrained.load(config.init, getattr(torch, config.dtype))
     if tasks.FORMAT.tokenizer.n_vocab > model.config.vocab_size:
         raise UserError(f"--init {config.init}: the tokenizer has {tasks.FORMAT.tokenizer.n_vocab} tokens, the model "
                         f"{model.config.vocab_size}")
@@ -254,7 +259,8 @@ class State:
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.teacher = external_teacher(config) if config.method == "opd" else (
             copy.deepcopy(self.model) if config.method != "grpo" else None)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
+        self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best = 0, -1.0
 
     def sync_teacher(self, share: float = 1.0) -> None:

@@ -436,6 +436,18 @@ def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, restore_for
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
+def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, restore_format):
+    half = ["--dtype", "bfloat16", "--lr", "1e-5"]
+    assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *half)) == 0
+    assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *half)) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")]
+    assert same(last[0]["model"], last[1]["model"])
+    assert all(torch.equal(a, b) for a, b in zip(*(state["optimizer"]["moments"] for state in last)))
+    assert {x.dtype for x in files(tmp_path / "whole/model").values()} == {torch.bfloat16}
+
+
 def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeypatch):
     stops = []
     monkeypatch.setattr(train, "sample", lambda *a, draw=train.sample, **options: stops.append(options["stop_token"]) or
@@ -460,6 +472,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
 
     fails(tmp_path / "nowhere", "nowhere/tokenizer.json: No such file")
     fails(folder, "leave --hidden_size", "--hidden_size", "64")
+    fails(folder, "--dtype bfloat16 needs", "--dtype", "bfloat16", "--method", "sdpo")
     fails(folder, "ends at 512", "--max_seq_len", "600")
     published(tmp_path / "small", shape={"max_position_embeddings": 512})  # 300 tokens
     bpe("qwen", tmp_path / "small/tokenizer.json")
