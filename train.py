@@ -3,6 +3,7 @@
     python train.py                        # 4-digit addition, minutes on a laptop CPU
     python train.py --method grpo          # the same protocol without the teacher
     python train.py --data my.jsonl --verifier my_rules.py:check
+    python train.py --init FOLDER          # a published Llama or Qwen3 model instead of random weights
 """
 
 import argparse
@@ -20,13 +21,15 @@ from statistics import fmean as mean
 
 import torch
 
+import pretrained
 import tasks
 import verifiers
 from methods import METHODS, Rollout, autocast, evidence, group_hints, loss_of, rows_of, score, teacher_view
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
-from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, progress, save,
-                       truncate)
+from rounded_adam import RoundedAdam
+from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, peak_memory,
+                       progress, save, truncate)
 
 # ---- config ----------------------------------------------------------------------------------------------------------
 
@@ -34,6 +37,10 @@ from run_files import (Interrupt, Interrupted, UserError, append, finish, log, n
 def option(default, help, choices=None, low=None, high=None):
     """A field of Config that is also a command-line option; low <= value <= high is checked."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+# What suits a model that already speaks: no warm start, small steps, room for words.
+INIT = {"warm_steps": 0, "lr": 1e-6, "max_new_tokens": 256, "max_seq_len": 1024}
 
 
 @dataclass
@@ -53,6 +60,11 @@ class Config:
     device: str = option("cpu", "where to run", ("cpu", "cuda"))
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
+    init: str = option("", "folder of a published Llama or Qwen3 model to start from; unless given, "
+                           + ", ".join(f"--{name} is then {value}" for name, value in INIT.items()))
+    dtype: str = option("float32", "type of the weights with --init; bfloat16: half the memory, small steps by chance",
+                        ("float32", "bfloat16"))
+    gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
     num_layers: int = option(2, "layers of the model", low=1)
     max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1)
@@ -109,7 +121,7 @@ def parse_config(argv: list[str]) -> Config:
         how = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
         parser.add_argument(f"--{f.name}", help=f"{f.metadata['help']} (default: {f.default!r})", **how)
     given = vars(parser.parse_args(argv))
-    config = resumed(given) if given.get("resume") else Config(**given)
+    config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
     if config.method != "rlsd" and any(name.startswith("rlsd_") or name == "evidence" for name in given):
         raise UserError(f"--method {config.method} has no use for --rlsd_ options and --evidence; --method rlsd has")
     if (config.method == "opd") != bool(config.opd_teacher):
@@ -118,6 +130,10 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError("--data and --task are two sources of problems: give one")
     if config.privileged_key and (not config.data or "privileged" in given):
         raise UserError("--privileged_key names a key of --data, in place of --privileged")
+    if config.init and {"hidden_size", "num_layers"} & given.keys():
+        raise UserError("--init brings a size of its own: leave --hidden_size and --num_layers out")
+    if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
+        raise UserError("--dtype bfloat16 needs --init, and neither a warm start nor --method sdpo: both lose small steps")
     if config.bf16 and config.device != "cuda":
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -152,13 +168,15 @@ def resumed(given: dict) -> Config:
         if name not in ("out", "resume", "steps") and saved[name] != value:
             raise UserError(f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only --steps may change")
     if fingerprint != fingerprint_of(config):
-        raise UserError(f"--data or the file of --verifier has changed since {path} was written: start a new run")
+        raise UserError(f"--data, --init or the file of --verifier has changed since {path} was written: start a new run")
     return config
 
 
 def fingerprint_of(config: Config) -> str:
     """Hash of the user's own files that a run depends on."""
-    files = [name for name in (config.data, config.verifier.rpartition(":")[0]) if Path(name).is_file()]
+    names = [config.data, config.verifier.rpartition(":")[0]]
+    names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
+    files = [name for name in names if Path(name).is_file()]
     return hashlib.sha256(b"\0".join(Path(name).read_bytes() for name in files)).hexdigest()[:16]
 
 
@@ -167,13 +185,14 @@ def fingerprint_of(config: Config) -> str:
 def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     """Problems and their verifier; every prompt and worked solution is checked to fit before anything is trained."""
     try:
+        tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
         source = (tasks.from_file(config.data, config.eval_problems, config.verifier or "exact", config.privileged_key)
                   if config.data else tasks.generated(config.task, config.eval_problems, config.chain, config.filler))
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
             if config.method == "sdpo" or config.evidence == "contrastive":  # a sample may be shown as the reference
-                longest = max(longest, len(tasks.student_prompt(problem)) + 1 + config.max_new_tokens)
+                longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
             completion = tasks.target(problem)
             solution = len(completion)
             if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
@@ -195,6 +214,8 @@ def warm_seed(config: Config) -> int:
 
 
 def build_model(config: Config) -> Transformer:
+    if config.init:
+        return published_model(config)
     torch.manual_seed(warm_seed(config))
     heads = config.hidden_size // 16
     return Transformer(ModelConfig(
@@ -203,12 +224,23 @@ def build_model(config: Config) -> Transformer:
         max_seq_len=config.max_seq_len)).to(config.device)
 
 
+def published_model(config: Config) -> Transformer:
+    model = pretrained.load(config.init, getattr(torch, config.dtype))
+    if tasks.FORMAT.tokenizer.n_vocab > model.config.vocab_size:
+        raise UserError(f"--init {config.init}: the tokenizer has {tasks.FORMAT.tokenizer.n_vocab} tokens, the model "
+                        f"{model.config.vocab_size}")
+    if config.max_seq_len > model.config.max_seq_len:
+        raise UserError(f"--max_seq_len {config.max_seq_len}: the model of --init ends at {model.config.max_seq_len}")
+    return model.to(config.device)
+
+
 def external_teacher(config: Config) -> Transformer:
     """The best policy of another run of this program, of its own size: OPD's teacher."""
     folder = Path(config.opd_teacher)
     try:
         saved = json.loads((folder / "config.json").read_text())
         size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
+        size["init"] = saved.get("init", "")
         teacher = build_model(dataclasses.replace(config, **size))
         teacher.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
     except Exception as error:  # missing, torn or foreign files: torch raises many kinds
@@ -224,9 +256,11 @@ class State:
 
     def __init__(self, config: Config):
         self.model = build_model(config)
+        self.model.gradient_checkpointing = config.gradient_checkpointing
         self.teacher = external_teacher(config) if config.method == "opd" else (
             copy.deepcopy(self.model) if config.method != "grpo" else None)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
+        self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best = 0, -1.0
 
     def sync_teacher(self, share: float = 1.0) -> None:
@@ -325,11 +359,12 @@ def solution_share(config: Config) -> float:
 
 
 def warm_start_key(config: Config) -> str:
-    names = ("task", "chain", "filler", "data", "privileged_key", "device", "bf16", "hidden_size", "num_layers",
+    names = ("task", "chain", "filler", "data", "privileged_key", "device", "bf16", "init", "hidden_size", "num_layers",
              "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
              "warm_slip", "warm_teacher_slip", "warm_cite")
     files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "verifiers.py", "train.py")]
     files += [Path(config.data)] if config.data else []
+    files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
     parts = [str(value) for value in values]
@@ -345,7 +380,7 @@ def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifi
     questions = source.draw(rng, config.prompts_per_step)
     with autocast(config):
         samples = sample(model, [tasks.student_prompt(p) for p in questions], group_size=config.group_size,
-                         max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_token=tasks.END,
+                         max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_token=tasks.FORMAT.end,
                          generator=torch.Generator().manual_seed(rng.getrandbits(62)))
     problems = [p for p in questions for _ in range(config.group_size)]
     rewards = torch.tensor(verify(verifier, samples, problems), device=config.device)
@@ -407,7 +442,7 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
     with autocast(config):
         return sample(model, prompts, group_size=1, max_new_tokens=config.max_new_tokens, temperature=temperature,
-                      stop_token=tasks.END, generator=torch.Generator().manual_seed(0))
+                      stop_token=tasks.FORMAT.end, generator=torch.Generator().manual_seed(0))
 
 
 def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier,
@@ -447,7 +482,7 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
                                   config.rlsd_reweight_clip_range)
     rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
     return [{"question": problem.question, "completion": tasks.decode(tokens), "reward": reward,
-             "tokens": [tasks.TOKENIZER.decode([t]) for t in tokens],
+             "tokens": [tasks.FORMAT.tokenizer.decode([t]) for t in tokens],
              "credit": [round(c, 4) for c in values[:len(tokens)]]}
             for problem, tokens, reward, values in rows]
 
@@ -495,6 +530,8 @@ def train(config: Config) -> int:
         seconds = time.perf_counter() - began
         row = {"step": step, **describe(batch, config), "lambda": lam, **metrics, "seconds": seconds,
                "tokens/s": batch.samples.mask.sum().item() / seconds}
+        if config.init:
+            row["peak GiB"] = peak_memory(config.device)
         if evaluation_due:
             row |= evaluate(state.model, source, verifier, config)
         log(out, row)
@@ -504,6 +541,10 @@ def train(config: Config) -> int:
         if interrupt.signal:
             raise Interrupted(interrupt.signal, f"after step {step}; python train.py --resume --out {out} goes on")
     finish(out)
+    if config.init:
+        state.model.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True))
+        pretrained.save(state.model, out / "model", config.init)
+        print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
     return 0
 
 
