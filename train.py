@@ -7,13 +7,16 @@
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,7 @@ from statistics import fmean as mean
 import torch
 
 import pretrained
+import ranks
 import tasks
 import verifiers
 from methods import METHODS, Rollout, autocast, evidence, group_hints, loss_of, rows_of, score, teacher_view
@@ -377,11 +381,14 @@ def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifi
             step: int) -> Rollout:
     """Sample every question's group, verify each completion, standardise the rewards within the group."""
     rng = random.Random(f"{config.seed} rollout {step}")
-    questions = source.draw(rng, config.prompts_per_step)
+    questions = ranks.share(source.draw(rng, config.prompts_per_step))
+    if not questions:
+        raise UserError(f"fewer different questions in a batch than the {ranks.world()} processes: raise "
+                        "--prompts_per_step, or start fewer of them")
     with autocast(config):
         samples = sample(model, [tasks.student_prompt(p) for p in questions], group_size=config.group_size,
-                         max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_token=tasks.FORMAT.end,
-                         generator=torch.Generator().manual_seed(rng.getrandbits(62)))
+                         max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                         stop_token=tasks.FORMAT.end, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
     problems = [p for p in questions for _ in range(config.group_size)]
     rewards = torch.tensor(verify(verifier, samples, problems), device=config.device)
     return Rollout(problems, samples, rewards, group_advantages(rewards, config.group_size))
@@ -407,21 +414,24 @@ def update(model: Transformer, teacher: Transformer | None, optimizer: torch.opt
            config: Config, lam: float) -> dict[str, float]:
     """One optimizer step on the global token mean -> loss, gradient norm, and rlsd_loss's metrics where it is used."""
     samples = batch.samples
-    tokens = samples.mask.sum()  # of the whole batch: samples without advantage count, though they move nothing
+    tokens = ranks.total(samples.mask.sum())  # of the whole batch: samples without advantage count, though they move nothing
     rows = rows_of(batch, config)
-    if len(rows) == 0:
+    scored = ranks.total(samples.mask[rows].sum())
+    if scored == 0:
         _, metrics = rlsd_loss(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
         return metrics | {"loss": 0.0, "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    for index in rows.split(config.micro_batch or len(rows)):
+    for index in rows.split(config.micro_batch or max(1, len(rows))) if len(rows) else ():
         part = batch.rows(index)
         loss, means = loss_of(model, teacher, part, config, lam, tokens)
         loss.backward()
         metrics["loss"] += loss.item()
-        share = float(part.samples.mask.sum() / samples.mask[rows].sum())
+        share = float(part.samples.mask.sum() / scored)
         for name, value in means.items():
             metrics[name] = metrics.get(name, 0.0) + share * value
+    ranks.sum_gradients(list(model.parameters()))
+    metrics = ranks.summed(metrics)
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
     optimizer.step()
     return metrics
@@ -430,10 +440,10 @@ def update(model: Transformer, teacher: Transformer | None, optimizer: torch.opt
 def describe(batch: Rollout, config: Config) -> dict[str, float]:
     """Reward, length in tokens, entropy in nats a token (mean -log p of the samples), groups without spread (share)."""
     mask = batch.samples.mask
-    groups = batch.advantages.view(-1, config.group_size)
-    return {"reward": batch.rewards.mean().item(), "length": mask.sum(1).float().mean().item(),
-            "entropy": -batch.samples.logps[mask].mean().item(),
-            "no_spread": (groups == 0).all(dim=1).float().mean().item()}
+    spread = (batch.advantages.view(-1, config.group_size) != 0).any(dim=1).repeat_interleave(config.group_size)
+    rows = torch.stack([batch.rewards, mask.sum(1), batch.samples.logps.where(mask, 0).sum(1), ~spread], dim=1)
+    reward, length, logp, no_spread = ranks.gather(rows).double().mean(dim=0).tolist()
+    return {"reward": reward, "length": length, "entropy": -logp / length, "no_spread": no_spread}
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -489,13 +499,18 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
 
 # ---- main ------------------------------------------------------------------------------------------------------------
 
-def train(config: Config) -> int:
+def train(config: Config, stack: contextlib.ExitStack) -> int:
+    ranks.take_device(config.device)
     source, verifier = load_source(config)
     config.out = config.out or new_folder(f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}")
     out = Path(config.out)
     interrupt, state = Interrupt(), State(config)
     if config.resume:
         state.load(out / "last.pt", config)
+    if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    if config.resume:
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
         truncate(out / "metrics.jsonl", state.step)
@@ -510,6 +525,7 @@ def train(config: Config) -> int:
         log(out, row)
         state.keep_if_best(row, out)
         state.save(out / "last.pt")
+    ranks.start(config.device, state.model)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
 
@@ -529,13 +545,14 @@ def train(config: Config) -> int:
         state.teach(config)
         seconds = time.perf_counter() - began
         row = {"step": step, **describe(batch, config), "lambda": lam, **metrics, "seconds": seconds,
-               "tokens/s": batch.samples.mask.sum().item() / seconds}
+               "tokens/s": ranks.total(batch.samples.mask.sum()).item() / seconds}
         if config.init:
             row["peak GiB"] = peak_memory(config.device)
         if evaluation_due:
             row |= evaluate(state.model, source, verifier, config)
         log(out, row)
         state.keep_if_best(row, out)
+        interrupt.signal = ranks.latest_signal(interrupt.signal)
         if step % config.save_every == 0 or step == config.steps or interrupt.signal:
             state.save(out / "last.pt")
         if interrupt.signal:
@@ -545,14 +562,17 @@ def train(config: Config) -> int:
         state.model.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True))
         pretrained.save(state.model, out / "model", config.init)
         print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
+    ranks.stop()
     return 0
 
 
 def main(argv: list[str]) -> int:
     try:
-        return train(parse_config(argv))
+        with contextlib.ExitStack() as stack:
+            return train(parse_config(argv), stack)
     except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if ranks.speaks():
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)
