@@ -77,7 +77,7 @@ class Format:
 
 BYTES = Format(TOKENIZER, "<|user|>{question}<|assistant|>", "<|user|>{question}<|reference|>{privileged}<|assistant|>",
                "<|end|>")
-ASK = f"\n\nThink step by step. End with a line of its own: {MARKER} and the final answer."
+ASK = f"\n\nEnd your reply with {MARKER} and the final answer, like this: {MARKER} 5"
 TELL = "\n\nReference, for your eyes alone: {privileged}"
 CHATS = {  # opened by, closed by: the families of published models, told apart by their special tokens
     "<|im_start|>": ("<|im_start|>user\n{question}", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
