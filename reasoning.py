@@ -91,7 +91,7 @@ def verifier(task: str) -> Verifier:
 
 
 def package_version(task: str) -> str:
-    """The installed version of the package where the task is one of its own, else ""; other versions, other problems."""
+    """The package's version where the task is one of its own, else ""; another version may make other problems."""
     try:
         return version("reasoning_gym") if task.startswith(PREFIX) else ""
     except PackageNotFoundError:

@@ -45,7 +45,7 @@ class Config:
     chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
     filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
-    verifier: str = option("", "exact, number, choice, expression, math_verify or my_rules.py:check; empty: the task's own")
+    verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
@@ -465,7 +465,8 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
 
 def train(config: Config) -> int:
     source, verifier = load_source(config)
-    config.out = config.out or new_folder(f"{Path(config.data).stem or config.task.replace(':', '-')}-{config.method}-{config.seed}")
+    name = Path(config.data).stem or config.task.replace(":", "-")
+    config.out = config.out or new_folder(f"{name}-{config.method}-{config.seed}")
     out = Path(config.out)
     interrupt, state = Interrupt(), State(config)
     if config.resume:

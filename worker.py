@@ -53,6 +53,9 @@ class Worker:
                     return None
                 except (EOFError, OSError):
                     self.close()
+                except BaseException:  # Ctrl-C: the reply still to come would answer the next request
+                    self.close()
+                    raise
         raise ValueError(f"the worker of {self.command[0]} died twice on {str(request)[:80]}")
 
     def close(self) -> None:
@@ -123,7 +126,9 @@ def serve(make: Callable[[], Callable]) -> None:
         signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends this process, should the other be gone by then
         try:
             value = function(*request)
-        except Exception:  # a scorer's fault, memory and recursion included: not an answer that earns anything
+        except MemoryError:  # worth nothing; the next request finds a fresh process
+            return reply(False)
+        except Exception:  # a scorer's own fault, recursion included: not an answer that earns anything
             value = False
         signal.setitimer(signal.ITIMER_REAL, 0)
         reply(value)
@@ -136,8 +141,7 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
     @lru_cache(maxsize=10_000)
     def read(text: str) -> list:
         # the LaTeX grammar alone: the other one hands what it finds to sympy's parse_expr, which evaluates
-        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback",
-                     parsing_timeout=None)
+        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
 
     def equal(text: str, answer: str) -> bool:
         text, answer = bare(text), bare(answer)

@@ -128,7 +128,10 @@ def test_what_asks_for_too_much_memory_earns_nothing(monkeypatch, tmp_path):
     monkeypatch.setattr(worker, "__file__", str(program))
     monkeypatch.setenv("PYTHONPATH", ROOT)
     greedy = worker.Worker("json")
-    assert greedy.ask(10) is True and greedy.ask(1 << 62) is False and greedy.ask(10) is True
+    assert greedy.ask(10) is True
+    before = greedy.process.pid
+    assert greedy.ask(1 << 62) is False and greedy.ask(10) is True
+    assert greedy.process.pid != before  # what is left of memory after that is no judge of others
     greedy.close()
 
 
@@ -141,6 +144,19 @@ def test_what_a_library_prints_is_no_reply(monkeypatch, tmp_path):
     chatty = worker.Worker("json")
     assert [chatty.ask(i) for i in range(3)] == [0, 1, 2]
     chatty.close()
+
+
+def test_an_interrupted_request_does_not_answer_the_next(math_verify, monkeypatch):
+    math_verify("1", "1")
+
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(worker.select, "select", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        math_verify("5", "5")
+    monkeypatch.undo()
+    assert math_verify("5", "6") == 0.0
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
