@@ -246,6 +246,8 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
 
     chain: reasoning steps (addition: digits, countdown: numbers), 0 for the task's own; filler: free letters a step.
     """
+    if task not in GENERATORS:
+        raise ValueError(f"--task {task!r} is none of {', '.join(GENERATORS)}, nor like reasoning_gym:NAME")
     function, careless, verifier = GENERATORS[task]
     generate = partial(function, **({"chain": chain} if chain else {}), **({"filler": filler} if filler else {}))
     rng = random.Random(f"held out {task}")

@@ -26,8 +26,10 @@ import torch
 
 import pretrained
 import ranks
+import reasoning
 import tasks
 import verifiers
+import worker
 from methods import METHODS, Rollout, autocast, evidence, group_hints, loss_of, rows_of, score, teacher_view
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
@@ -50,11 +52,11 @@ INIT = {"warm_steps": 0, "lr": 1e-6, "max_new_tokens": 256, "max_seq_len": 1024}
 @dataclass
 class Config:
     method: str = option("rlsd", "how samples become an update (methods.py)", METHODS)
-    task: str = option("addition", "built-in problems", tuple(tasks.GENERATORS))
+    task: str = option("addition", "built-in problems: addition, countdown; or reasoning_gym:NAME, of that package")
     chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
     filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
-    verifier: str = option("", "exact, number, choice, expression or my_rules.py:check; empty: the task's own")
+    verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
@@ -132,6 +134,8 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError("--method opd and --opd_teacher RUN go together")
     if config.data and "task" in given:
         raise UserError("--data and --task are two sources of problems: give one")
+    if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
+        raise UserError("--chain and --filler are for addition and countdown; --task reasoning_gym:NAME,setting=value")
     if config.privileged_key and (not config.data or "privileged" in given):
         raise UserError("--privileged_key names a key of --data, in place of --privileged")
     if config.init and {"hidden_size", "num_layers"} & given.keys():
@@ -180,8 +184,9 @@ def fingerprint_of(config: Config) -> str:
     """Hash of the user's own files that a run depends on."""
     names = [config.data, config.verifier.rpartition(":")[0]]
     names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
-    files = [name for name in names if Path(name).is_file()]
-    return hashlib.sha256(b"\0".join(Path(name).read_bytes() for name in files)).hexdigest()[:16]
+    parts = [Path(name).read_bytes() for name in names if Path(name).is_file()]
+    parts.append(reasoning.package_version(config.task).encode())
+    return hashlib.sha256(b"\0".join(filter(None, parts))).hexdigest()[:16]
 
 
 # ---- data and model --------------------------------------------------------------------------------------------------
@@ -191,7 +196,9 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     try:
         tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
         source = (tasks.from_file(config.data, config.eval_problems, config.verifier or "exact", config.privileged_key)
-                  if config.data else tasks.generated(config.task, config.eval_problems, config.chain, config.filler))
+                  if config.data else reasoning.source(config.task, config.eval_problems)
+                  if config.task.startswith(reasoning.PREFIX)
+                  else tasks.generated(config.task, config.eval_problems, config.chain, config.filler))
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
@@ -367,10 +374,12 @@ def warm_start_key(config: Config) -> str:
              "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
              "warm_slip", "warm_teacher_slip", "warm_cite")
     files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "verifiers.py", "train.py")]
+    files += [Path(reasoning.__file__), Path(worker.__file__)] if config.task.startswith(reasoning.PREFIX) else []
     files += [Path(config.data)] if config.data else []
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
+    values += [reasoning.package_version(config.task)]
     parts = [str(value) for value in values]
     return hashlib.sha256(b"\0".join([p.encode() for p in parts] + [f.read_bytes() for f in files])).hexdigest()[:16]
 
@@ -502,7 +511,8 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
 def train(config: Config, stack: contextlib.ExitStack) -> int:
     ranks.take_device(config.device)
     source, verifier = load_source(config)
-    config.out = config.out or new_folder(f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}")
+    name = Path(config.data).stem or config.task.replace(":", "-")
+    config.out = config.out or new_folder(f"{name}-{config.method}-{config.seed}")
     out = Path(config.out)
     interrupt, state = Interrupt(), State(config)
     if config.resume:
