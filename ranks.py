@@ -27,11 +27,11 @@ def take_device(device: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-def start(device: str, model: torch.nn.Module) -> None:
+def start(device: str, *models: torch.nn.Module | None) -> None:
     """Join the group that torchrun has prepared, with the weights of process 0."""
     if world() > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        for p in model.parameters():
+        for p in (p for model in models if model is not None for p in model.parameters()):
             dist.broadcast(p.detach(), 0)
 
 

@@ -535,7 +535,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         log(out, row)
         state.keep_if_best(row, out)
         state.save(out / "last.pt")
-    ranks.start(config.device, state.model)
+    ranks.start(config.device, state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
 
