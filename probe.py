@@ -7,6 +7,7 @@ other batches. It is the first-order gain of a step of unit length and needs no 
 ratio of squared cosines is the ratio of samples that two weightings need for the same step.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -70,6 +71,19 @@ def cosines(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
             for name in per_batch[0]}
 
 
+def adam_gains(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
+    """The same for Adam's step: each weighting's gradient over the root of its own mean square, batch by batch.
+
+    First-order gain of a step of unit length along it, over the length of the mean GRPO gradient of the other batches.
+    """
+    total = sum(g["GRPO"] for g in per_batch)
+    gains = {}
+    for name in per_batch[0]:
+        scale = torch.stack([g[name] for g in per_batch]).square().mean(dim=0).sqrt().add(1e-8)
+        gains[name] = [round(torch.cosine_similarity(g[name] / scale, total - g["GRPO"], dim=0).item(), 5) for g in per_batch]
+    return gains
+
+
 def deciding_tokens(completion: list[int], problem: tasks.Problem) -> list[int]:
     """Where an addition is won or lost: the first token off the right derivation; in a right sample the results of
     the columns that a carry enters, at the first token in which they differ from the result without it."""
@@ -117,22 +131,40 @@ def samples_worth(values: list[float], grpo: list[float], draws: int = 10_000) -
     return float((pairs[0].mean() / pairs[1].mean()) ** 2), *np.quantile(ratio, [0.025, 0.975]).tolist()
 
 
-def main(argv: list[str]) -> int:
-    batches, name, rest = 60, "", list(argv)
-    for option in ("--batches", "--name"):
-        if option in rest:
-            i = rest.index(option)
-            value = rest.pop(i + 1) if i + 1 < len(rest) else ""
-            rest.pop(i)
-            batches, name = (int(value), name) if option == "--batches" else (batches, value)
+def parse(argv: list[str]) -> tuple[argparse.Namespace, train.Config]:
+    parser = train.Parser("probe.py", description=__doc__, allow_abbrev=False,
+                          formatter_class=argparse.RawDescriptionHelpFormatter,
+                          epilog="every other option is one of train.py")
+    parser.add_argument("--batches", type=int, default=60, help="batches of samples (default: 60)")
+    parser.add_argument("--name", default="", help="keep the figures in results/probe/NAME.json")
+    parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")
+    own, rest = parser.parse_known_args(argv)
+    own.rest = rest
+    return own, train.parse_config(rest)
+
+
+def policy_of(own: argparse.Namespace, config: train.Config, source: tasks.Source) -> Transformer:
+    model = train.build_model(config)
+    if not own.policy:
+        train.warm_start(model, source, config, Interrupt())
+        return model
+    path = Path(own.policy) / "last.pt"
     try:
-        config = train.parse_config(rest)
+        model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True)["model"])
+    except Exception as error:  # missing, torn or of another shape: torch raises many kinds
+        raise train.UserError(f"--policy {own.policy}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
+    return model
+
+
+def main(argv: list[str]) -> int:
+    try:
+        own, config = parse(argv)
         source, verifier = train.load_source(config)
+        model = policy_of(own, config, source)
     except train.UserError as error:
         print(f"probe.py: {error}", file=sys.stderr)
         return 2
-    model = train.build_model(config)
-    train.warm_start(model, source, config, Interrupt())
+    batches, name, rest = own.batches, own.name, own.rest + (["--policy", own.policy] if own.policy else [])
     scores = {**train.evaluate(model, source, verifier, config),
               **train.evaluate_teacher(model, source, verifier, config)}
     per_batch, shares = [], []
@@ -142,13 +174,13 @@ def main(argv: list[str]) -> int:
             per_batch.append(gradients(model, batch, config))
             if config.task == "addition" and config.filler == 0:
                 shares += evidence_shares(model, batch, config)
-    table = cosines(per_batch)
+    table, adam = cosines(per_batch), adam_gains(per_batch)
     print(f"pass@1 {scores['pass@1']:.3f}, teacher {scores['teacher pass@1']:.3f}; {len(per_batch)} batches of "
           f"{config.prompts_per_step * config.group_size} samples")
-    print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]")
+    print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]   ... by Adam's step")
     for label, values in table.items():
-        worth, low, high = samples_worth(values, table["GRPO"])
-        print(f"{label:58} {np.mean(values):7.3f}   {worth:.2f} [{low:.2f}, {high:.2f}]")
+        worth = [samples_worth(v[label], v["GRPO"]) for v in (table, adam)]
+        print(f"{label:58} {np.mean(values):7.3f}   " + "   ".join(f"{w:.2f} [{a:.2f}, {b:.2f}]" for w, a, b in worth))
     summary = {}
     for right in (True, False) if shares else ():
         rows = [row for row in shares if row["right"] == right]
@@ -160,7 +192,7 @@ def main(argv: list[str]) -> int:
         path = Path("results/probe") / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"options": rest, **scores, "samples": config.prompts_per_step * config.group_size,
-                                    "shares": summary, "cosines": table}) + "\n")
+                                    "shares": summary, "cosines": table, "adam": adam}) + "\n")
     return 0
 
 

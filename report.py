@@ -27,6 +27,7 @@ and they are given the one or two warm starts and the held-out problems that all
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
 
+
 def evaluations(run: dict) -> tuple[np.ndarray, np.ndarray]:
     """Updates and held-out pass@1 of a run's evaluations."""
     rows = [row for row in run["curve"] if "pass@1" in row]
@@ -69,7 +70,9 @@ def entropy_while_learning(run: dict) -> float:
 def clip_share(run: dict, of_all: bool) -> float:
     """Mean share of tokens at the evidence clip while lambda > 0: of all tokens, or of those with an advantage."""
     rows = [row for row in run["curve"] if row.get("lambda", 0) > 0 and row["no_spread"] < 1]
-    return float(np.mean([(row["clipped_low"] + row["clipped_high"]) * (1 - row["no_spread"] if of_all else 1) for row in rows]))
+    return float(
+        np.mean([(row["clipped_low"] + row["clipped_high"]) * (1 - row["no_spread"] if of_all else 1) for row in rows])
+    )
 
 
 def seconds(run: dict) -> float:
@@ -77,11 +80,16 @@ def seconds(run: dict) -> float:
     return float(np.median([row["seconds"] for row in run["curve"] if 1 <= row["step"] <= 10]))
 
 
+def held_out(run: dict) -> int:
+    return int(run["options"].split("--eval_problems ")[1].split()[0])
+
+
 def leakage(run: dict) -> float:
     return float([row["leakage"] for row in run["curve"] if "leakage" in row][-1])
 
 
 # ---- many runs -------------------------------------------------------------------------------------------------------
+
 
 @dataclass
 class Estimate:
@@ -117,7 +125,9 @@ def ratio(above: list[float], below: list[float]) -> Estimate:
         return Estimate(np.nan, np.nan, np.nan, 0)
     draws = pairs[np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs)))].mean(axis=1)
     value = pairs.mean(axis=0)
-    return Estimate(float(value[0] / value[1]), *np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975]).tolist(), len(pairs))
+    return Estimate(
+        float(value[0] / value[1]), *np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975]).tolist(), len(pairs)
+    )
 
 
 class Study:
@@ -133,8 +143,15 @@ class Study:
     def runs(self, task: str, method: str, samples: int = 256, fresh: bool = False) -> list[dict]:
         return list(self.cells.get((task, method, samples, fresh), {}).values())
 
-    def pairs(self, figure: Callable[[dict], float], task: str, method: str, other: str, samples: int = 256,
-              fresh: bool = False) -> tuple[list[float], list[float]]:
+    def pairs(
+        self,
+        figure: Callable[[dict], float],
+        task: str,
+        method: str,
+        other: str,
+        samples: int = 256,
+        fresh: bool = False,
+    ) -> tuple[list[float], list[float]]:
         """The figure of both methods on the seeds that both have."""
         a, b = (self.cells.get((task, m, samples, fresh), {}) for m in (method, other))
         shared = sorted(a.keys() & b.keys())
@@ -145,7 +162,9 @@ class Study:
         mine, theirs = self.pairs(figure, task, method, other, *cell)
         return mean(np.array(mine) - np.array(theirs))
 
-    def speed(self, task: str, method: str, samples: int = 256, fresh: bool = False) -> tuple[Estimate, int, float] | None:
+    def speed(
+        self, task: str, method: str, samples: int = 256, fresh: bool = False
+    ) -> tuple[Estimate, int, float] | None:
         """GRPO's updates over the method's, to 90 % of GRPO's gain: (ratio, runs that never got there, target)."""
         grpo = self.runs(task, "grpo", samples, fresh)
         low, high = (np.mean([f(run) for run in grpo]) if grpo else 0.0 for f in (start, final))
@@ -157,6 +176,7 @@ class Study:
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
+
 
 def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]) + "\n"
@@ -170,88 +190,210 @@ def cell_table(study: Study) -> str:
         against = (task, method, "grpo", samples, fresh)
         speed = study.speed(*cell) if method != "grpo" else None
         cost = ratio(*study.pairs(seconds, *against))
-        rows.append([task, method, str(samples), "10-19" if fresh else "0-9", str(len(runs)), f"{np.mean([start(r) for r in runs]):.3f}",
-                     mean(map(final, runs)).text(), study.gain(final, *against).text() if method != "grpo" else "",
-                     study.gain(area, *against).text() if method != "grpo" else "",
-                     f"{speed[0].text(2)}, {speed[1]} never" if speed else "", cost.text(2) if method != "grpo" else ""])
-    return table(["task", "method", "samples an update", "seed range", "seeds", "start", "final pass@1", "final minus GRPO",
-                  "mean over the run minus GRPO", "GRPO's updates / its own", "seconds an update / GRPO's"], rows)
+        rows.append(
+            [
+                task,
+                method,
+                str(samples),
+                "10-19" if fresh else "0-9",
+                str(len(runs)),
+                f"{np.mean([start(r) for r in runs]):.3f}",
+                mean(map(final, runs)).text(),
+                study.gain(final, *against).text() if method != "grpo" else "",
+                study.gain(area, *against).text() if method != "grpo" else "",
+                f"{speed[0].text(2)}, {speed[1]} never" if speed else "",
+                cost.text(2) if method != "grpo" else "",
+            ]
+        )
+    return table(
+        [
+            "task",
+            "method",
+            "samples an update",
+            "seed range",
+            "seeds",
+            "start",
+            "final pass@1",
+            "final minus GRPO",
+            "mean over the run minus GRPO",
+            "GRPO's updates / its own",
+            "seconds an update / GRPO's",
+        ],
+        rows,
+    )
 
 
 def tuning_table(study: Study) -> str:
     cells = defaultdict(list)
     for run in study.tuning:
-        cells[run["method"], float(run["lr"])].append(run)
-    return table(["method", "learning rate", "final pass@1", "mean over the run", "seeds"],
-                 [[m, f"{lr:g}", f"{np.mean([final(r) for r in runs]):.3f}", f"{np.mean([area(r) for r in runs]):.3f}",
-                   str(len(runs))] for (m, lr), runs in sorted(cells.items())])
+        cells[run["task"], run["samples"], run["method"], float(run["lr"])].append(run)
+    return table(
+        ["task", "samples an update", "method", "learning rate", "final pass@1", "mean over the run", "seeds"],
+        [
+            [
+                task,
+                str(n),
+                m,
+                f"{lr:g}",
+                f"{np.mean([final(r) for r in runs]):.3f}",
+                f"{np.mean([area(r) for r in runs]):.3f}",
+                str(len(runs)),
+            ]
+            for (task, n, m, lr), runs in sorted(cells.items())
+        ],
+    )
+
+
+def probes(folder: Path) -> dict[str, dict]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def worth(probe: dict, name: str, kind: str = "cosines") -> Estimate:
+    """How many times GRPO's samples a weighting's gradient is worth, over the probe's batches."""
+    from probe import samples_worth
+
+    if kind not in probe:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    values, grpo = (probe[kind][weighting] for weighting in (name, "GRPO"))
+    return Estimate(*samples_worth(values, grpo), len(values))
 
 
 def probe_tables(folder: Path) -> str:
-    from probe import samples_worth
-
     parts = []
-    for path in sorted(folder.glob("*.json")):
-        row = json.loads(path.read_text())
-        grpo = row["cosines"]["GRPO"]
-        parts.append(f"**{path.stem}**: pass@1 {row['pass@1']:.3f}, teacher {row['teacher pass@1']:.3f}, {len(grpo)} "
-                     f"batches of {row['samples']} samples; `python probe.py {' '.join(row['options'])} --name {path.stem}`\n")
-        parts.append(table(["weighting of the same samples", "cosine", "squared, over GRPO's"],
-                           [[name, f"{np.mean(values):.3f}", Estimate(*samples_worth(values, grpo), len(values)).text(2)]
-                            for name, values in row["cosines"].items()]))
+    for name, probe in probes(folder).items():
+        count, options = len(probe["cosines"]["GRPO"]), " ".join(probe["options"])
+        parts.append(
+            f"**{name}**: pass@1 {probe['pass@1']:.3f}, teacher {probe['teacher pass@1']:.3f}, {count} batches of "
+            f"{probe['samples']} samples; `python probe.py {options} --batches {count} --name {name}`\n"
+        )
+        header = ["weighting of the same samples", "cosine", "samples worth, gradient", "samples worth, Adam's step"]
+        rows = []
+        for label, values in probe["cosines"].items():
+            figures = [worth(probe, label, kind).text(2) for kind in ("cosines", "adam")]
+            rows.append([label, f"{np.mean(values):.3f}", *figures])
+        parts.append(table(header, rows))
     return "\n".join(parts) or "Not run.\n"
 
 
 # ---- claims: claim, what was measured, figure, seeds, verdict --------------------------------------------------------
 
+
 def outcome_claims(study: Study) -> list[list[str]]:
     rows = []
     for task in ("addition-3", "addition", "addition-6", "countdown"):
-        gain, speed = study.gain(final, task, "rlsd", "grpo"), study.speed(task, "rlsd")
-        rows.append([f"RLSD ends above GRPO ({task})", "paired difference of final pass@1", gain.text(), str(gain.n),
-                     gain.verdict(0.0, MARGIN)])
-        if speed:
-            figure, never, target = speed
-            rows.append([f"... in half the updates ({task})", f"GRPO's updates / RLSD's, to pass@1 {target:.2f}; {never} never",
-                         figure.text(2), str(figure.n), "undecided" if never else figure.verdict(2.0)])
+        rows += pays(study, f"({task})", task, "rlsd")
     gain = study.gain(final, "addition", "rlsd", "opd")
     cost = ratio(*study.pairs(seconds, "addition", "opd", "rlsd"))
-    rows.append(["No larger teacher needed", f"RLSD's final pass@1 minus OPD's; OPD takes {cost.text(2)} of RLSD's seconds",
-                 gain.text(), str(gain.n), gain.verdict(-MARGIN)])
-    cells = [(study.speed(*cell), cell) for cell in study.cells if cell[1].startswith("rlsd") and cell[3]]
-    best = max((c for c in cells if c[0] and c[0][0].n), key=lambda c: c[0][0].value, default=None)
+    rows.append(
+        [
+            "No larger teacher needed",
+            f"RLSD's final pass@1 minus OPD's; OPD takes {cost.text(2)} of RLSD's seconds",
+            gain.text(),
+            str(gain.n),
+            gain.verdict(-MARGIN),
+        ]
+    )
+    best = best_cell(study)
     if best:
-        (figure, never, _), (task, method, samples, _) = best
-        rows.append(["RLSD pays somewhere: 1.5 times fewer updates", f"best cell on fresh seeds: {method}, {task}, {samples} samples; "
-                     f"{never} never", figure.text(2), str(figure.n), "undecided" if never else figure.verdict(1.5)])
+        task, method, samples = best
+        figure, never, target = study.speed(task, method, samples, fresh=True)
+        rows.append(
+            [
+                "RLSD pays somewhere: 1.5 times fewer updates",
+                f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): GRPO's updates "
+                f"/ its own, to pass@1 {target:.2f}; {never} never",
+                figure.text(2),
+                str(figure.n),
+                "undecided" if never else figure.verdict(1.5),
+            ]
+        )
+        rows += pays(study, f"({method}, {task}, {samples} samples, fresh seeds)", task, method, samples, True)[:1]
     return rows
+
+
+def pays(study: Study, where: str, task: str, method: str, *cell) -> list[list[str]]:
+    """Two claims of a cell: it ends above GRPO, in half the updates."""
+    gain, speed = study.gain(final, task, method, "grpo", *cell), study.speed(task, method, *cell)
+    rows = [
+        [
+            f"RLSD ends above GRPO {where}",
+            "paired difference of final pass@1",
+            gain.text(),
+            str(gain.n),
+            gain.verdict(0.0, MARGIN),
+        ]
+    ]
+    if speed:
+        figure, never, target = speed
+        rows.append(
+            [
+                f"... in half the updates {where}",
+                f"GRPO's updates / RLSD's, to pass@1 {target:.2f}; {never} never",
+                figure.text(2),
+                str(figure.n),
+                "undecided" if never else figure.verdict(2.0),
+            ]
+        )
+    return rows
+
+
+def best_cell(study: Study) -> tuple[str, str, int] | None:
+    """Of the cells with fresh seeds, the one that led GRPO by most over its whole run on the first seeds."""
+    cells = [
+        (task, method, samples)
+        for task, method, samples, fresh in study.cells
+        if fresh and method != "grpo" and study.speed(task, method, samples, True)
+    ]
+    gains = {cell: study.gain(area, cell[0], cell[1], "grpo", cell[2]) for cell in cells}
+    return max((cell for cell in cells if gains[cell].n), key=lambda cell: gains[cell].value, default=None)
 
 
 def peak_and_fall(runs: list[dict]) -> tuple[Estimate, Estimate]:
     """Rise to the peak and fall from it; each run's peak is the one of the others' mean curve, so noise is no peak."""
     curves = np.array([evaluations(run)[1] for run in runs])
     peaks = [int((curves.sum(axis=0) - curve).argmax()) for curve in curves]
-    return (mean(curve[p] - curve[0] for curve, p in zip(curves, peaks)),
-            mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs)))
+    return (
+        mean(curve[p] - curve[0] for curve, p in zip(curves, peaks)),
+        mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs)),
+    )
 
 
 def leakage_claims(study: Study) -> list[list[str]]:
     rows = []
+    for task in ("addition", "countdown"):
+        runs = study.runs(task, "opsd")
+        if len(runs) > 1:
+            rise, fall = peak_and_fall(runs)
+            both = {rise.verdict(MARGIN), fall.verdict(MARGIN)}
+            holds = "holds" if both == {"holds"} else "does not hold" if "does not hold" in both else "undecided"
+            measured = f"fall from its peak (rise to it: {rise.text()})"
+            rows.append([f"OPSD rises first, then falls ({task})", measured, fall.text(), str(fall.n), holds])
     opsd, rlsd = study.runs("addition", "opsd"), study.runs("addition", "rlsd")
     if len(opsd) > 1:
-        rise, fall = peak_and_fall(opsd)
-        both = {rise.verdict(MARGIN), fall.verdict(MARGIN)}
-        rows.append(["OPSD rises first, then falls", f"fall from its peak (rise to it: {rise.text()})", fall.text(), str(fall.n),
-                     "holds" if both == {"holds"} else "does not hold" if "does not hold" in both else "undecided"])
         leak = mean(map(leakage, opsd))
-        rows.append(["OPSD leaks", "completions that cite a reference never shown, at the end", leak.text(), str(leak.n),
-                     leak.verdict(LEAKS)])
+        rows.append(
+            [
+                "OPSD leaks",
+                "completions that cite a reference never shown, at the end",
+                leak.text(),
+                str(leak.n),
+                leak.verdict(LEAKS),
+            ]
+        )
         gap = study.gain(final, "addition", "opd", "opsd")
-        rows.append(["OPSD stays behind OPD", "OPD's final pass@1 minus OPSD's", gap.text(), str(gap.n), gap.verdict(0.0, MARGIN)])
+        rows.append(
+            [
+                "OPSD stays behind OPD",
+                "OPD's final pass@1 minus OPSD's",
+                gap.text(),
+                str(gap.n),
+                gap.verdict(0.0, MARGIN),
+            ]
+        )
     if rlsd:
         leak = mean(map(leakage, rlsd))
         if leak.high == 0:  # none among the held-out problems, which all seeds share: the 95 % bound is 3 / problems
-            leak.high = 3 / 400
+            leak.high = 3 / held_out(rlsd[0])
         no = "holds" if leak.n >= FEWEST and leak.high < LEAKS else "does not hold" if leak.low > LEAKS else "undecided"
         rows.append(["RLSD does not leak", "the same share", leak.text(4), str(leak.n), no])
     return rows
@@ -259,8 +401,15 @@ def leakage_claims(study: Study) -> list[list[str]]:
 
 def dynamics_claims(study: Study) -> list[list[str]]:
     entropy = study.gain(entropy_while_learning, "addition", "rlsd", "grpo")
-    rows = [["Higher entropy than GRPO", "paired difference at rewards 0.5 to 0.9, nats a token", entropy.text(4), str(entropy.n),
-             entropy.verdict(0.0)]]
+    rows = [
+        [
+            "Higher entropy than GRPO",
+            "paired difference at rewards 0.5 to 0.9, nats a token",
+            entropy.text(4),
+            str(entropy.n),
+            entropy.verdict(0.0),
+        ]
+    ]
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
         share, carrying = (mean(clip_share(run, of_all) for run in runs) for of_all in (True, False))
@@ -269,59 +418,112 @@ def dynamics_claims(study: Study) -> list[list[str]]:
             verdict = "does not hold"
         elif share.n >= FEWEST and share.low >= 0.03 and share.high <= 0.06:
             verdict = "holds"
-        rows.append([f"3 to 6 % of tokens are clipped ({task})",
-                     f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})",
-                     share.text(), str(share.n), verdict])
+        rows.append(
+            [
+                f"3 to 6 % of tokens are clipped ({task})",
+                f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})",
+                share.text(),
+                str(share.n),
+                verdict,
+            ]
+        )
     cost = ratio(*study.pairs(seconds, "addition", "rlsd", "grpo"))
     cheap = "holds" if cost.n >= FEWEST and cost.high < 1.5 else "does not hold" if cost.low > 1.5 else "undecided"
-    rows.append(["One extra forward pass", "seconds of an update, RLSD / GRPO (two processes side by side)", cost.text(2), str(cost.n),
-                 cheap])
+    rows.append(
+        [
+            "One extra forward pass",
+            "seconds of an update, RLSD / GRPO (two processes side by side)",
+            cost.text(2),
+            str(cost.n),
+            cheap,
+        ]
+    )
     return rows
 
 
-def credit_claims(probes: Path) -> list[list[str]]:
-    path = probes / "addition.json"
-    if not path.exists():
-        return []
-    rows = []
-    for kind, words in (("right", "results that a carry enters"), ("wrong", "the first wrong token")):
-        s = json.loads(path.read_text())["shares"][kind]
-        rows.append([f"Credit sits on the deciding tokens ({kind} samples)",
-                     f"share of the weight moved on {words}, {s['uniform']:.3f} of the tokens; of |Delta|: {s['|Delta| deciding']:.3f}; "
-                     f"on the first token, where the teacher would cite: {s['moved first']:.3f} and {s['|Delta| first']:.3f}",
-                     f"{s['moved deciding']:.3f}", f"1 policy, {s['samples']} samples",
-                     "holds" if s["moved deciding"] > 3 * s["uniform"] else "does not hold"])
+WIDE = "RLSD, eps_w 4, lambda 1"
+
+
+def credit_claims(folder: Path) -> list[list[str]]:
+    """What the probes say: where the weight falls, and what it is worth early and late in training."""
+    found, rows = probes(folder), []
+    kinds = {"right": "results that a carry enters", "wrong": "the first wrong token"}
+    for kind, words in kinds.items() if "addition" in found else ():
+        s = found["addition"]["shares"][kind]
+        rows.append(
+            [
+                f"Credit sits on the deciding tokens ({kind} samples)",
+                f"share of the weight moved on {words}, {s['uniform']:.3f} of the tokens; of |Delta|: "
+                f"{s['|Delta| deciding']:.3f}; on the first token, where the teacher would cite: {s['moved first']:.3f} "
+                f"and {s['|Delta| first']:.3f}",
+                f"{s['moved deciding']:.3f}",
+                f"1 policy, {s['samples']} samples",
+                "holds" if s["moved deciding"] > 3 * s["uniform"] else "does not hold",
+            ]
+        )
+    for name, when in (("countdown", "before RL"), ("countdown-after-grpo", "after 60 updates of GRPO")):
+        if name in found:
+            figure = worth(found[name], WIDE, "adam")
+            rows.append(
+                [
+                    f"Wide weights are worth more samples (countdown, {when})",
+                    "samples that GRPO needs for the same first-order gain of Adam's step, over those of RLSD at eps_w 4, "
+                    "lambda 1 (probe)",
+                    figure.text(2),
+                    f"1 policy, {figure.n} batches",
+                    figure.verdict(1.0),
+                ]
+            )
     return rows
 
 
 # ---- figures ---------------------------------------------------------------------------------------------------------
 
-def curves_figure(study: Study, out: Path) -> None:
-    """Main comparison over sampled tokens: pass@1, leakage, entropy, clip share; mean and interval over seeds."""
-    methods = sorted({method for task, method, samples, _ in study.cells if (task, samples) == ("addition", 256)})
-    panels = {"pass@1": "held-out pass@1", "leakage": "leakage", "entropy": "entropy, nats a token",
-              "clipped": "tokens at the evidence clip, of those with an advantage"}
+PANELS = {
+    "pass@1": "held-out pass@1",
+    "leakage": "leakage",
+    "entropy": "entropy, nats a token",
+    "clipped": "tokens at the evidence clip, of those with an advantage",
+}
+
+
+def band(runs: list[dict], name: str) -> list[tuple[float, Estimate]]:
+    """(sampled tokens in thousands, mean and interval over the runs) of a figure, update by update."""
+    points = defaultdict(list)
+    for run in runs:
+        tokens = np.cumsum([row.get("length", 0) * run["samples"] for row in run["curve"]])
+        for row, sampled in zip(run["curve"], tokens):
+            value = row.get(name)
+            if name == "clipped" and row.get("lambda"):
+                value = row["clipped_low"] + row["clipped_high"]
+            if value is not None:
+                points[row["step"]].append((sampled / 1000, value))
+    return [(float(np.mean([p[0] for p in at])), mean(p[1] for p in at)) for _, at in sorted(points.items())]
+
+
+def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh: bool = False) -> None:
+    """A cell's methods over sampled tokens: pass@1, leakage, entropy, clip share; mean and interval over seeds."""
+    methods = sorted({m for t, m, n, f in study.cells if (t, n, f) == (task, samples, fresh)})
+    many = [m for m in methods if len(study.runs(task, m, samples, fresh)) >= FEWEST]
+    methods = many or methods  # cells of three seeds stand in the table alone
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
     for i, method in enumerate(methods):
         look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
-        runs = study.runs("addition", method)
-        for axis, name in zip(axes.flat, panels):
-            points = defaultdict(list)
-            for run in runs:
-                tokens = np.cumsum([row.get("length", 0) * run["samples"] for row in run["curve"]])
-                for row, sampled in zip(run["curve"], tokens):
-                    value = row["clipped_low"] + row["clipped_high"] if name == "clipped" and row.get("lambda") else row.get(name)
-                    if value is not None:
-                        points[row["step"]].append((sampled / 1000, value))
-            band = [(np.mean([p[0] for p in at]), mean(p[1] for p in at)) for _, at in sorted(points.items())]
-            if band:
-                x = [b[0] for b in band]
-                axis.plot(x, [b[1].value for b in band], label=f"{method} ({len(runs)})", **look)
-                axis.fill_between(x, [b[1].low for b in band], [b[1].high for b in band], alpha=0.15, color=look["color"], linewidth=0)
-    for axis, title in zip(axes.flat, panels.values()):  # after the last line: a limit set earlier would cut the others
+        runs = study.runs(task, method, samples, fresh)
+        for axis, name in zip(axes.flat, PANELS):
+            line = band(runs, name)
+            if line:
+                x, values = zip(*line)
+                axis.plot(x, [v.value for v in values], label=f"{method} ({len(runs)})", **look)
+                axis.fill_between(
+                    x, [v.low for v in values], [v.high for v in values], alpha=0.15, color=look["color"], linewidth=0
+                )
+    for axis, title in zip(axes.flat, PANELS.values()):  # after the last line: an earlier limit would cut the others
         axis.set(title=title, xlabel="sampled tokens, thousands", ylim=(0, None))
         axis.grid(alpha=0.3)
-    axes.flat[0].legend(fontsize=8, title="method (seeds)")
+    if methods:
+        axes.flat[0].legend(fontsize=8, title="method (seeds)")
+    figure.suptitle(f"{task}, {samples} samples an update" + (", fresh seeds" if fresh else ""))
     figure.savefig(out, dpi=100)
     plt.close(figure)
 
@@ -332,44 +534,72 @@ def credit_figure(samples: Path, out: Path) -> None:
     figure, axes = plt.subplots(2, 1, figsize=(11, 5), constrained_layout=True)
     for axis, row in zip(axes, rows):
         plain = float(np.median(row["credit"]))
-        axis.bar(range(len(row["tokens"])), [c - plain for c in row["credit"]], bottom=plain, color=COLOURS[0 if row["reward"] else 1])
+        axis.bar(
+            range(len(row["tokens"])),
+            [c - plain for c in row["credit"]],
+            bottom=plain,
+            color=COLOURS[0 if row["reward"] else 1],
+        )
         axis.axhline(plain, color="black", linewidth=0.8)
         axis.set_xticks(range(len(row["tokens"])), [repr(t)[1:-1] for t in row["tokens"]], fontsize=8)
-        axis.set_title(f"{row['question']}: {'right' if row['reward'] else 'wrong'}; credit of each token (line: median token)", fontsize=10)
+        axis.set_title(
+            f"{row['question']}: {'right' if row['reward'] else 'wrong'}; credit of each token (line: median token)",
+            fontsize=10,
+        )
     figure.savefig(out, dpi=100)
     plt.close(figure)
 
 
+COMMITTED = Path(__file__).parent / "results"
+
+
+def claims_of(study: Study) -> list[list[str]]:
+    """Claim, what was measured, figure, seeds, verdict."""
+    return outcome_claims(study) + leakage_claims(study) + dynamics_claims(study) + credit_claims(COMMITTED / "probe")
+
+
 def write(runs: list[dict], out: Path) -> Path:
     """report.md and its figures from the runs that are there; what was not run is said, not guessed."""
-    study, committed = Study(runs), Path(__file__).parent / "results"
+    study = Study(runs)
     out.mkdir(parents=True, exist_ok=True)
-    curves_figure(study, out / "study.png")
-    credit_figure(committed / "make_train" / "rlsd_samples.jsonl", out / "credit.png")
-    claims = outcome_claims(study) + leakage_claims(study) + dynamics_claims(study) + credit_claims(committed / "probe")
-    (out / "report.md").write_text("\n".join([
-        "# The paper's claims, measured at this scale\n",
-        f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them. {RULES}\n",
-        table(["claim", "measured", "figure [95 % interval]", "seeds", "verdict"], claims),
-        "![curves](study.png)\n", "Credit of a right and a wrong sample (of `results/make_train`, lambda 0.4):\n",
-        "![credit](credit.png)\n", "## Every cell\n", cell_table(study),
-        "## Probe: one policy, many batches (of `results/probe`)\n",
-        "Cosine of one batch's gradient with the mean GRPO gradient of the others. The squared ratio is a ratio of samples "
-        "only where noise rules (small cosines) and the expected direction is GRPO's; plain gradients, not Adam's.\n",
-        probe_tables(committed / "probe"),
-        "## Learning rates\n", "By final pass@1, on seeds 100 and 101 and a warm start of their own; methods that are not listed "
-        "take the rate of RLSD (its variants, GRPO+OPSD) or OPSD (SDPO, OPD), other tasks the rates of addition.\n",
-        tuning_table(study), LIMITS]))
+    curves_figure(study, out / "study.png", "addition")
+    curves_figure(study, out / "countdown.png", "countdown")
+    credit_figure(COMMITTED / "make_train" / "rlsd_samples.jsonl", out / "credit.png")
+    parts = [
+        "# The paper's claims, measured at this scale",
+        f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them. {RULES}",
+        table(["claim", "measured", "figure [95 % interval]", "seeds", "verdict"], claims_of(study)),
+        "![curves of the main comparison](study.png)",
+        "![curves on countdown](countdown.png)",
+        "Credit of a right and a wrong sample (of `results/make_train`, lambda 0.4):",
+        "![credit](credit.png)",
+        "## Every cell",
+        cell_table(study),
+        "## Probe: one policy, many batches (of `results/probe`)",
+        PROBED,
+        probe_tables(COMMITTED / "probe"),
+        "## Learning rates",
+        TUNING,
+        tuning_table(study),
+        LIMITS,
+    ]
+    (out / "report.md").write_text("\n\n".join(part.strip("\n") for part in parts) + "\n")
     return out / "report.md"
 
 
+PROBED = """Cosine of one batch's gradient with the mean GRPO gradient of the other batches; squared and over GRPO's it is a
+ratio of samples, where noise rules (small cosines) and the expected direction is GRPO's. The last column takes the step
+that Adam makes of the gradient (each coordinate over the root of its mean square) in its place."""
+TUNING = """By final pass@1, on seeds 100 and 101 and a warm start of their own. Methods that are not listed take the rate of
+RLSD (its variants that of rlsd-wide where it is listed) or OPSD (SDPO, OPD), other tasks those of addition (256 samples) or
+countdown (32)."""
 LIMITS = """## What this study is, and is not
 
-A two-layer transformer of 115 thousand parameters, 60 updates. What the tables do not list has not been run yet. Half of
-the teacher's warm-start examples cite the reference first, three in ten are shown a worked solution; each of them leads
-to the reference it is shown, slips included, so that P_T / P_S is evidence for that reference (Thm 4) and not a mode.
-RLSD: r = the final answer, lambda 0.5 to 0 over the first 50 of the 60 updates (the paper: 50 of 200). OPSD: r = the
-worked solution. SDPO: on addition a right sample has one derivation, so another right sample shows little new; countdown
-is its fairer test. OPD: a teacher of twice the size, taught without slips. The grid is thinned to one regime (three free
-letters before each step, 32 samples an update), one choice off the paper's at a time.
+A two-layer transformer of 115 thousand parameters, 60 updates of 256 samples, or 240 of 32. What the tables do not list
+has not been run. Half of the teacher's warm-start examples cite the reference first, three in ten are shown a worked
+solution; each of them leads to the reference it is shown, slips included, so that P_T / P_S is evidence for that reference
+(Thm 4) and not a mode. RLSD: r = the final answer, lambda 0.5 to 0 over the first 50 updates (the paper: 50 of 200).
+OPSD: r = the worked solution. SDPO: on addition a right sample has one derivation, so another right sample shows little
+new; countdown is its fairer test. OPD: a teacher of twice the size, taught without slips. The grid is thinned: one choice
+off the paper's at a time, on countdown, three seeds a cell; chain lengths and wording with GRPO and RLSD and a few more.
 """

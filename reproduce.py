@@ -8,6 +8,7 @@ Two processes at a time, one thread each. A cell is a set of options of train.py
 """
 
 import argparse
+import hashlib
 import json
 import os
 import subprocess
@@ -26,7 +27,9 @@ TASKS = {
     "addition-filler": "--task addition --filler 3 --max_new_tokens 80",
     "countdown": "--task countdown --chain 3 --warm_slip 0.3",
 }
-FEW = "--prompts_per_step 4 --group_size 8"  # 32 samples an update instead of 256
+FEW = (
+    "--prompts_per_step 4 --group_size 8 --steps 240 --eval_every 20 --save_every 240"  # 32 samples an update, not 256
+)
 WIDE = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
 METHODS = {
     "grpo": "--method grpo",
@@ -37,22 +40,34 @@ METHODS = {
     "opd": "--method opd",
     "rlsd-contrastive": "--method rlsd --evidence contrastive",
     "rlsd-agreement": "--method rlsd --evidence agreement --rlsd_lambda 1 --rlsd_lambda_decay_steps 0 "
-                      "--rlsd_reweight_clip_range 1",
+    "--rlsd_reweight_clip_range 1",
     "rlsd-constant": "--method rlsd --rlsd_lambda_decay_steps 0",
     "rlsd-wide": f"--method rlsd {WIDE} 0.9",
+    "rlsd-early": "--method rlsd --rlsd_lambda 1 --rlsd_lambda_decay_steps 20 --rlsd_reweight_clip_range 4",
     "rlsd-4": f"--method rlsd {WIDE} 4",
     "rlsd-20": f"--method rlsd {WIDE} 20",
     "rlsd-solution": f"--method rlsd {WIDE} 0.9 --privileged solution",
     "rlsd-frozen": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 0",
     "rlsd-live": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 1",
 }
-RATES = {"grpo": "4e-4", "rlsd": "4e-4", "opsd": "4e-4"}  # chosen on seeds 100 and 101: results/report.md, last table
-TUNED = ("1e-4", "2e-4", "4e-4")
+# Learning rates, by final pass@1 on seeds 100 and 101 (report.md, last table), and the grids they are chosen from.
+RATES = {
+    ("addition", 256): {"grpo": "4e-4", "rlsd": "4e-4", "opsd": "8e-4", "sdpo": "1e-4"},
+    ("countdown", 256): {"grpo": "2e-4", "rlsd": "4e-4", "rlsd-wide": "2e-4", "opsd": "1e-4"},
+    ("countdown", 32): {"grpo": "2e-4", "rlsd": "1e-4", "rlsd-wide": "1e-4"},
+}
+TUNED = {
+    ("addition", 256): ("1e-4", "2e-4", "4e-4", "8e-4", "1.6e-3"),
+    ("countdown", 256): ("1e-4", "2e-4", "4e-4", "8e-4"),
+    ("countdown", 32): ("5e-5", "1e-4", "2e-4", "4e-4"),
+}
 
 
-def rate_of(method: str) -> str:
-    """Variants of RLSD and GRPO+OPSD take RLSD's learning rate, the distillations OPSD's."""
-    return RATES["opsd" if method in ("opsd", "sdpo", "opd") else "grpo" if method == "grpo" else "rlsd"]
+def rate_of(task: str, samples: int, method: str) -> str:
+    """What was not tuned takes the rate of its next of kin: cells, distillations (OPSD), variants of RLSD."""
+    rates = RATES.get((task, samples)) or RATES["addition" if samples == 256 else "countdown", samples]
+    kin = "opsd" if method in ("sdpo", "opd") else "rlsd-wide" if method.startswith("rlsd-") else "rlsd"
+    return rates.get(method) or rates.get(kin) or rates["rlsd"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +75,9 @@ class Run:
     """One training run of the study; `samples` is 256 or 32 an update."""
 
     task: str
+    samples: int
     method: str
     seed: int
-    samples: int = 256
     lr: str = ""
 
     @property
@@ -72,44 +87,75 @@ class Run:
 
     @property
     def warm_seed(self) -> int:
-        """Two warm starts for the main comparison, a third for its tuning; elsewhere one, and one for fresh seeds."""
-        if self.task == "addition":
-            return 2 if self.lr else self.seed % 2
-        return int(self.seed >= 10)
+        """Tuning has a warm start of its own; the main comparison has two, other cells one, and one for fresh seeds."""
+        if self.lr:
+            return 2
+        return self.seed % 2 if self.task == "addition" else int(self.seed >= 10)
 
     @property
     def options(self) -> str:
-        return " ".join([SHARED, TASKS[self.task], METHODS[self.method], FEW if self.samples == 32 else "",
-                         f"--lr {self.lr or rate_of(self.method)} --seed {self.seed} --warm_seed {self.warm_seed}"])
+        return " ".join(
+            [
+                SHARED,
+                TASKS[self.task],
+                METHODS[self.method],
+                FEW if self.samples == 32 else "",
+                f"--lr {self.lr or rate_of(self.task, self.samples, self.method)} --seed {self.seed} --warm_seed {self.warm_seed}",
+            ]
+        )
 
     def arguments(self, folder: Path) -> list[str]:
         teacher = ["--opd_teacher", str(folder / "teacher")] if self.method == "opd" else []
         return [*self.options.split(), "--warm_dir", str(folder / "warm_start"), *teacher]
 
 
+PLAIN, BEST = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
+FRESH = (*PLAIN, "rlsd-constant")  # the best of the grid's three seeds goes on to ten others
+GRID = tuple(method for method in METHODS if method in PLAIN or method.startswith("rlsd-"))
+
+
+def cell(task: str, samples: int, methods: tuple[str, ...], seeds: range) -> list[Run]:
+    return [Run(task, samples, method, seed) for seed in seeds for method in methods]
+
+
 def study() -> list[Run]:
-    """Tuning first, then the comparison, countdown, the grid and its fresh seeds, the chain lengths."""
-    plain, best = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
-    grid = ("grpo", "rlsd", "rlsd-constant", "rlsd-wide", "rlsd-4", "rlsd-20", "rlsd-agreement", "rlsd-contrastive",
-            "rlsd-solution", "rlsd-frozen", "rlsd-live")
-    runs = [Run("addition", m, s, lr=lr) for m in RATES for lr in TUNED for s in (100, 101)]
-    runs += [Run("addition", m, s) for s in range(10) for m in ("grpo", "rlsd", "opsd")]
-    runs += [Run("addition", m, s) for s in range(5) for m in ("sdpo", "grpo+opsd", "opd", "rlsd-contrastive")]
-    runs += [Run("countdown", m, s) for s in range(10) for m in plain]
-    runs += [Run("countdown", m, s) for s in range(5) for m in ("opsd", "sdpo")]
-    runs += [Run("addition-filler", m, s, samples=32) for s in range(3) for m in grid]
-    runs += [Run("addition-filler", m, s, samples=32) for s in range(10, 20) for m in best]
-    return runs + [Run(t, m, s) for t in ("addition-3", "addition-6") for s in range(10) for m in plain]
+    """Tuning first, then the comparison, countdown with its grid and fresh seeds, wording, chain lengths."""
+    runs = [
+        Run(*at, method, seed, lr) for at in RATES for method in RATES[at] for lr in TUNED[at] for seed in (100, 101)
+    ]
+    runs += cell("addition", 256, (*PLAIN, "opsd"), range(10))
+    runs += cell("addition", 256, ("sdpo", "grpo+opsd", "opd", "rlsd-contrastive"), range(5))
+    runs += cell("countdown", 256, PLAIN, range(10))
+    runs += cell("countdown", 256, ("opsd", "sdpo"), range(5))
+    runs += cell("countdown", 256, tuple(m for m in GRID if m not in PLAIN), range(3))
+    runs += cell("countdown", 32, BEST, range(3))
+    runs += cell("countdown", 256, FRESH, range(10, 20))
+    runs += cell("addition-filler", 32, BEST, range(3))
+    return runs + cell("addition-3", 256, PLAIN, range(5)) + cell("addition-6", 256, PLAIN, range(5))
 
 
 def quick() -> list[Run]:
-    return [Run("addition", m, s) for s in range(2) for m in ("grpo", "rlsd", "opsd")]
+    return cell("addition", 256, (*PLAIN, "opsd"), range(2))
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
-KEPT = ("step", "reward", "length", "entropy", "no_spread", "lambda", "clipped_low", "clipped_high", "grad_norm",
-        "seconds", "pass@1", "greedy", "leakage", "teacher pass@1")
+KEPT = (
+    "step",
+    "reward",
+    "length",
+    "entropy",
+    "no_spread",
+    "lambda",
+    "clipped_low",
+    "clipped_high",
+    "grad_norm",
+    "seconds",
+    "pass@1",
+    "greedy",
+    "leakage",
+    "teacher pass@1",
+)
 
 
 def execute(runs: list[Run], folder: Path, results: Path) -> None:
@@ -120,9 +166,13 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         for _, group in groupby(todo, key=lambda run: run.task):
             part = list(group)
-            jobs = [([*run.arguments(folder), "--method", "grpo", "--steps", "1"],
-                     folder / "warm_runs" / f"{run.task}-{run.warm_seed}")
-                    for run in {run.warm_seed: run for run in part if run.method == "grpo"}.values()]
+            jobs = [
+                (
+                    [*run.arguments(folder), "--method", "grpo", "--steps", "1"],
+                    folder / "warm_runs" / f"{run.task}-{run.warm_seed}",
+                )
+                for run in {run.warm_seed: run for run in part if run.method == "grpo"}.values()
+            ]
             if any(run.method == "opd" for run in part):
                 larger = f"{SHARED} --method grpo --hidden_size 96 --warm_slip 0 --steps 5"
                 jobs.append(([*larger.split(), "--warm_dir", str(folder / "warm_start")], folder / "teacher"))
@@ -132,7 +182,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
 
 
 def curve_of(run: Run, folder: Path) -> list[dict]:
-    out = folder / run.name
+    out = folder / run.name / hashlib.sha256(run.options.encode()).hexdigest()[:8]  # other options, another run
     train(run.arguments(folder), out)
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return [{k: round(row[k], 5) for k in KEPT if k in row} for row in rows]
@@ -142,8 +192,21 @@ def record(run: Run, curve: list[dict], results: Path) -> None:
     path = results / f"{run.task}.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        file.write(json.dumps({"name": run.name, "options": run.options, "task": run.task, "method": run.method,
-                               "seed": run.seed, "samples": run.samples, "lr": run.lr, "curve": curve}) + "\n")
+        file.write(
+            json.dumps(
+                {
+                    "name": run.name,
+                    "options": run.options,
+                    "task": run.task,
+                    "method": run.method,
+                    "seed": run.seed,
+                    "samples": run.samples,
+                    "lr": run.lr,
+                    "curve": curve,
+                }
+            )
+            + "\n"
+        )
     print(f"{run.name}: pass@1 {curve[0]['pass@1']:.3f} -> {curve[-1]['pass@1']:.3f}", flush=True)
 
 
@@ -168,6 +231,12 @@ def read(results: Path) -> list[dict]:
     return rows
 
 
+def current(rows: list[dict], runs: list[Run]) -> list[dict]:
+    """The rows of these runs; those of an older version of the study, with other options, are left out."""
+    wanted = {(run.name, run.options) for run in runs}
+    return [row for row in rows if (row["name"], row["options"]) in wanted]
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
@@ -175,11 +244,12 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     folder = ROOT / "runs" / ("quick" if args.quick else "study")
     results = folder / "results" if args.quick else ROOT / "results" / "study"
+    runs = quick() if args.quick else study()
     if not args.report:
-        execute(quick() if args.quick else study(), folder, results)
+        execute(runs, folder, results)
     import report
 
-    print(report.write(read(results), folder if args.quick else ROOT / "results"))
+    print(report.write(current(read(results), runs), folder if args.quick else ROOT / "results"))
     return 0
 
 

@@ -34,3 +34,32 @@ def test_the_examples_of_the_readme_are_options_that_exist():
         args = command.split()
         known = {f.name for f in train.dataclasses.fields(train.Config)}
         assert {a[2:] for a in args if a.startswith("--")} <= known | {"help"}, command
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("| \n").split(" | ")]
+
+
+def test_the_verdicts_are_those_of_the_report():
+    report = (ROOT / "results" / "report.md").read_text()
+    measured = [cells(line) for line in report.split("| claim | measured")[1].split("\n\n")[0].splitlines()[2:]]
+    table = README.split("| claim | figure [95 % interval] | seeds | verdict |")[1].split("\n\n")[0]
+    assert [cells(line) for line in table.splitlines()[2:]] == [[c[0], *c[2:]] for c in measured if c[3] != "0"]
+
+
+def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
+    import report
+    import reproduce
+
+    runs = reproduce.current(reproduce.read(ROOT / "results" / "study"), reproduce.study())
+    made = report.write(runs, tmp_path)
+    assert made.read_text() == (ROOT / "results" / "report.md").read_text()
+
+
+def test_ratios_of_the_bench_are_those_of_its_last_run():
+    rows = json.loads((ROOT / "results" / "bench.json").read_text())["rows"]
+    page = (ROOT / "results" / "bench.md").read_text()
+    quoted = README.split("| work | beside | ratio | goal |")[1].split("\n\n")[0].splitlines()[2:]
+    assert len(quoted) == len(rows)
+    for line, row in zip(quoted, rows):
+        assert f"{row['ratio']:.3g}" == cells(line)[2] and row["work"] in page

@@ -16,7 +16,7 @@ import train
 def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **extra):
     curve = [{"step": 5 * i, "pass@1": v, "leakage": 0.0, "reward": v, "entropy": 1 - v, "lambda": 0.1, "clipped_low": 0.01,
               "clipped_high": 0.03, "seconds": 1.0, **extra} for i, v in enumerate(values)]
-    return {"name": "", "task": task, "method": method, "seed": seed, "samples": samples, "lr": lr, "curve": curve}
+    return {"name": "", "options": "--eval_problems 400 --lr 1", "task": task, "method": method, "seed": seed, "samples": samples, "lr": lr, "curve": curve}
 
 
 def test_figures_of_a_run_by_hand():
@@ -108,11 +108,16 @@ def test_names_and_options_of_the_study_are_sound(tmp_path):
 
 
 def test_learning_rates_are_the_best_of_the_committed_tuning():
-    study = report.Study(reproduce.read(reproduce.ROOT / "results" / "study"))
-    for method, rate in reproduce.RATES.items():
-        finals = {lr: np.mean([report.final(r) for r in study.tuning if (r["method"], r["lr"]) == (method, lr)])
-                  for lr in reproduce.TUNED}
-        assert rate == max(finals, key=finals.get), (method, finals)
+    """By final pass@1; of two that end alike, the one that got there earlier."""
+    tuning = report.Study(reproduce.read(reproduce.ROOT / "results" / "study")).tuning
+    for (task, samples), rates in reproduce.RATES.items():
+        for method, rate in rates.items():
+            scores = {}
+            for lr in reproduce.TUNED[task, samples]:
+                name = f"{task}/{method}-{samples}-lr{lr}/"
+                runs = [r for r in tuning if r["name"].startswith(name)]
+                scores[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (report.final, report.area)]
+            assert rate == max(scores, key=scores.get), (task, samples, method, scores)
 
 
 def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch):
@@ -129,7 +134,18 @@ def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch)
     first = len(trained)
     reproduce.execute(runs, tmp_path / "runs", tmp_path / "results")
     assert sorted(r["name"] for r in reproduce.read(tmp_path / "results")) == sorted(r.name for r in runs)
-    assert first >= 4 and {str(p) for p in trained} >= {str(tmp_path / "runs" / r.name) for r in runs}
+    assert first >= 4 and {p.parent for p in trained} >= {tmp_path / "runs" / r.name for r in runs}
+    monkeypatch.setitem(reproduce.RATES["addition", 256], "grpo", "7e-4")
+    reproduce.execute(reproduce.quick(), tmp_path / "runs", tmp_path / "results")  # another rate is another run
+    for run in (r for r in runs if r.method == "grpo"):
+        assert len([p for p in trained if p.parent == tmp_path / "runs" / run.name]) == 2
+        assert len({p for p in trained if p.parent == tmp_path / "runs" / run.name}) == 2
+
+
+def test_rows_of_an_older_study_are_left_out():
+    kept, other = reproduce.quick()[:2]
+    rows = [{"name": kept.name, "options": kept.options}, {"name": other.name, "options": other.options + " --lr 1"}]
+    assert reproduce.current(rows, reproduce.quick()) == rows[:1]
 
 
 # ---- probe -----------------------------------------------------------------------------------------------------------
@@ -140,6 +156,26 @@ def test_cosines_by_hand():
     assert table["GRPO"] == pytest.approx([5**-0.5, 5**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
     assert table["twice"] == table["GRPO"]
     assert probe.samples_worth([0.4, 0.4], [0.2, 0.2]) == pytest.approx((4, 4, 4))
+
+
+def test_gains_of_adams_step_by_hand():
+    """A coordinate a hundred times as large has no more say in Adam's step than any other."""
+    vectors = [torch.tensor(v) for v in ([100.0, 1.0], [100.0, -1.0], [100.0, 1.0])]
+    gains = probe.adam_gains([{"GRPO": v, "half": v / 2} for v in vectors])
+    assert gains["half"] == gains["GRPO"]
+    others = torch.tensor([[200.0, 0.0], [200.0, 2.0], [200.0, 0.0]])
+    expected = [torch.cosine_similarity(v / torch.tensor([100.0, 1.0]), o, dim=0) for v, o in zip(vectors, others)]
+    assert gains["GRPO"] == pytest.approx([e.item() for e in expected], abs=1e-4)
+
+
+def test_a_policy_of_another_shape_is_one_line_and_exit_code_2(tmp_path, capsys):
+    for folder in (tmp_path, tmp_path / "none"):
+        assert probe.main(["--policy", str(folder), "--batches", "1"]) == 2
+    torch.save({"model": {"embed.weight": torch.zeros(2, 2)}}, tmp_path / "last.pt")
+    assert probe.main(["--policy", str(tmp_path), "--batches", "1"]) == 2
+    assert probe.main(["--batches", "many"]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 4 and all(e.startswith("probe.py: ") for e in errors)
 
 
 def test_deciding_tokens():
