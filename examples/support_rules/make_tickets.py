@@ -34,7 +34,7 @@ def decide(goods: str, price: int, days: int, state: str) -> tuple[str, str]:
 
 def ticket(rng: random.Random) -> dict[str, str]:
     goods, price, state = rng.choice(GOODS), rng.randrange(10, 100, 10), rng.choice(list(STATES))
-    days = rng.randint(*rng.choice(((1, 30), (1, 30), (31, 99), (100, 500))))
+    days = rng.randint(1, 30) if rng.random() < 0.6 else rng.randint(31, 500)
     rule, decision = decide(goods, price, days, state)
     question = f"{goods}, {price} EUR, {days} days ago: {rng.choice(STATES[state])}"
     return {"question": question, "answer": f"{rule} {decision}", "rule": POLICY[rule]}
