@@ -76,3 +76,14 @@ def test_the_command_of_its_readme_trains(tmp_path, monkeypatch):
     assert train.main([*command, *small, "--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2] and all("pass@1" in row for row in rows)
+
+
+def test_figures_are_those_of_the_committed_runs():
+    table = [line.split("|")[2:-1] for line in (FOLDER / "README.md").read_text().splitlines()
+             if line.startswith(("| RLSD |", "| `--method grpo` |"))]
+    assert len(table) == 2
+    for method, cells in zip(("rlsd", "grpo"), table):
+        for seed in range(3):
+            path = FOLDER.parent.parent / "results" / "support_rules" / f"{method}-{seed}.jsonl"
+            rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
+            assert [cell.split(",")[seed].strip() for cell in cells] == [f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)]
