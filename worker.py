@@ -23,7 +23,8 @@ from importlib.util import find_spec
 from verifiers import MARKER, exact, expression, final_answer, number
 
 MAX_TEXT, MAX_LATEX = 10_000, 500  # characters of a final answer; longer ones score 0.0 unread
-SCORING, STARTING = 3.0, 120.0  # seconds
+SCORING = 3.0  # seconds of processor time: a reward must not depend on what else the machine does
+PATIENCE, STARTING = 20, 300.0  # times as many on the clock, for what waits instead; seconds on the clock
 MEMORY = 4 << 30  # bytes of address space: what asks for more fails, and the machine goes on
 SIZE = 20_000  # problems of a reasoning_gym task; word_ladder refuses to have more
 
@@ -41,32 +42,32 @@ class Worker:
             raise ValueError(f"{package} is not installed: pip install -r requirements-tasks.txt")
 
     def ask(self, *request, seconds: float = SCORING):
-        """The answer to a request, None if it takes longer than `seconds`; ValueError if two workers die of it."""
+        """The answer to a request, None if it takes more than `seconds`; ValueError if two workers die of it."""
         with self.lock:
             for _ in range(2):
                 if self.process is None:
                     self._start()
                 try:
-                    return self._exchange([seconds, *request], seconds)
-                except TimeoutError:
-                    self.close()
-                    return None
-                except (EOFError, OSError):
-                    self.close()
+                    return self._exchange([seconds, *request], PATIENCE * seconds)
+                except (EOFError, OSError) as error:
+                    if self.close() == -signal.SIGPROF or isinstance(error, TimeoutError):
+                        return None
                 except BaseException:  # Ctrl-C: the reply still to come would answer the next request
                     self.close()
                     raise
         raise ValueError(f"the worker of {self.command[0]} died twice on {str(request)[:80]}")
 
-    def close(self) -> None:
-        """End the process at once, whatever it is doing."""
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process.stdout.close()
-            with contextlib.suppress(OSError):  # a request that never got through
-                self.process.stdin.close()
-            self.process = None
+    def close(self) -> int | None:
+        """End the process at once, whatever it is doing; its exit status."""
+        process, self.process = self.process, None
+        if process is None:
+            return None
+        if process.poll() is None:
+            process.kill()
+        process.stdout.close()
+        with contextlib.suppress(OSError):  # a request that never got through
+            process.stdin.close()
+        return process.wait()
 
     def _start(self) -> None:
         environment = {**os.environ, "PYTHONHASHSEED": "0",  # some generators draw from sets of strings
@@ -123,14 +124,14 @@ def serve(make: Callable[[], Callable]) -> None:
     reply(None)
     for line in sys.stdin:
         seconds, *request = json.loads(line)
-        signal.setitimer(signal.ITIMER_REAL, seconds + 1)  # ends this process, should the other be gone by then
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends this process, also where the other is gone by then
         try:
             value = function(*request)
         except MemoryError:  # worth nothing; the next request finds a fresh process
             return reply(False)
         except Exception:  # a scorer's own fault, recursion included: not an answer that earns anything
             value = False
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         reply(value)
 
 

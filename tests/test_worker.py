@@ -57,11 +57,10 @@ def test_hostile_text_costs_its_time_limit_and_nothing_else(math_verify, monkeyp
     first = worker.worker("math_verify").process.pid
     monkeypatch.setattr(worker.Worker.ask, "__kwdefaults__", {"seconds": 1.0})
     for text in ("9^{9^{9^9}}", "10^9!"):
-        start = time.perf_counter()
         assert math_verify(text, "1") == 0.0
-        assert time.perf_counter() - start < 5  # with two loaded cores and the start after the last kill
+        assert worker.worker("math_verify").process is None  # ended, not left to count on
     monkeypatch.undo()
-    assert not running(first)  # killed, not left to count on
+    assert not running(first)
     assert math_verify("2/4", "1/2") == 1.0  # a new one answers
 
 
@@ -89,6 +88,18 @@ def test_a_worker_that_dies_is_started_again(math_verify):
     process.wait()
     assert math_verify("1/2", "0.5") == 1.0
     assert worker.worker("math_verify").process.pid != process.pid
+
+
+def test_the_limit_is_one_of_processor_time(monkeypatch, tmp_path):
+    """On a loaded machine a clock would take the reward from right answers."""
+    program = tmp_path / "waits.py"
+    program.write_text("import time, worker\nworker.serve(lambda: lambda n: time.sleep(n) or 'slept')\n")
+    monkeypatch.setattr(worker, "__file__", str(program))
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    waiting = worker.Worker("json")
+    assert waiting.ask(0.5, seconds=0.2) == "slept"
+    monkeypatch.setattr(worker, "PATIENCE", 1)
+    assert waiting.ask(60, seconds=0.2) is None and waiting.process is None  # but it may not wait for ever
 
 
 def test_one_that_dies_again_is_named(tmp_path, monkeypatch):
@@ -120,6 +131,23 @@ def test_it_ends_with_the_program(math_verify):
                 break
             time.sleep(0.1)
         assert not running(pid), number
+
+
+def test_one_whose_program_is_killed_meanwhile_stops_counting(math_verify):
+    """A kill leaves the program no time to end it, and it does not read on before it is done."""
+    code = ("import verifiers, worker; judge = verifiers.load('math_verify'); judge('1', '1'); "
+            "print(worker.worker('math_verify').process.pid, flush=True); "
+            "worker.worker('math_verify').ask('9^{9^{9^9}}', '1', seconds=0.5)")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    pid = int(process.stdout.readline())
+    time.sleep(0.2)
+    process.kill()
+    process.wait()
+    for _ in range(600):
+        if not running(pid):
+            break
+        time.sleep(0.1)
+    assert not running(pid)
 
 
 def test_what_asks_for_too_much_memory_earns_nothing(monkeypatch, tmp_path):
@@ -175,6 +203,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, 
 def test_a_reference_that_cannot_be_read_is_named(math_verify, capsys, tmp_path):
     data = tmp_path / "my.jsonl"
     data.write_text('{"question": "a", "answer": "1/2"}\n{"question": "b", "answer": "\\\\frac{1}{"}\n')
-    assert train.main(["--data", str(data), "--verifier", "math_verify", "--out", str(tmp_path / "run")]) == 2
+    assert train.main(["--data", str(data), "--verifier", "math_verify", "--out", str(tmp_path / "run"),
+                       "--warm_steps", "1", "--steps", "1"]) == 2
     err = capsys.readouterr().err
     assert "my.jsonl:2" in err and "no completion can earn a reward" in err and err.count("\n") == 1
