@@ -20,7 +20,8 @@ LEAKS = 0.01  # share of completions from which a method is said to leak
 FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
 RULES = f"""Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
 margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed 2; leakage
-{LEAKS}; one forward pass: under 1.5 times GRPO's seconds; deciding tokens: 3 times their share of the tokens. Bootstrap
+{LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN}. What was measured on one policy gets
+no verdict. A run that never reaches the target of a speed is counted at its last update. Bootstrap
 intervals of 95 % are narrower than they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %),
 and they are given the one or two warm starts and the held-out problems that all runs of a task share."""
 
@@ -172,7 +173,9 @@ class Study:
             return None
         target = float(low + 0.9 * (high - low))
         theirs, mine = self.pairs(lambda run: updates_to(run, target), task, "grpo", method, samples, fresh)
-        return ratio(theirs, mine), int(np.isnan(theirs + mine).sum()), target
+        last = float(evaluations(grpo[0])[0][-1])  # a run that never gets there is counted at its end: a bound
+        bounded = [[last if np.isnan(x) else x for x in side] for side in (theirs, mine)]
+        return ratio(*bounded), int(np.isnan(theirs + mine).sum()), target
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -304,7 +307,7 @@ def outcome_claims(study: Study) -> list[list[str]]:
                 f"/ its own, to pass@1 {target:.2f}; {never} never",
                 figure.text(2),
                 str(figure.n),
-                "undecided" if never else figure.verdict(1.5),
+                clear(figure.verdict(1.5), never),
             ]
         )
         rows += pays(study, f"({method}, {task}, {samples} samples, fresh seeds)", task, method, samples, True)[:1]
@@ -331,10 +334,15 @@ def pays(study: Study, where: str, task: str, method: str, *cell) -> list[list[s
                 f"GRPO's updates / RLSD's, to pass@1 {target:.2f}; {never} never",
                 figure.text(2),
                 str(figure.n),
-                "undecided" if never else figure.verdict(2.0),
+                clear(figure.verdict(2.0), never),
             ]
         )
     return rows
+
+
+def clear(verdict: str, never: int) -> str:
+    """A gain in speed is not clear where a run never got there."""
+    return "undecided" if never and verdict == "holds" else verdict
 
 
 def best_cell(study: Study) -> tuple[str, str, int] | None:
@@ -458,7 +466,7 @@ def credit_claims(folder: Path) -> list[list[str]]:
                 f"and {s['|Delta| first']:.3f}",
                 f"{s['moved deciding']:.3f}",
                 f"1 policy, {s['samples']} samples",
-                "holds" if s["moved deciding"] > 3 * s["uniform"] else "does not hold",
+                "one policy",
             ]
         )
     for name, when in (("countdown", "before RL"), ("countdown-after-grpo", "after 60 updates of GRPO")):
@@ -471,7 +479,7 @@ def credit_claims(folder: Path) -> list[list[str]]:
                     "lambda 1 (probe)",
                     figure.text(2),
                     f"1 policy, {figure.n} batches",
-                    figure.verdict(1.0),
+                    "one policy",
                 ]
             )
     return rows
@@ -600,6 +608,12 @@ has not been run. Half of the teacher's warm-start examples cite the reference f
 solution; each of them leads to the reference it is shown, slips included, so that P_T / P_S is evidence for that reference
 (Thm 4) and not a mode. RLSD: r = the final answer, lambda 0.5 to 0 over the first 50 updates (the paper: 50 of 200).
 OPSD: r = the worked solution. SDPO: on addition a right sample has one derivation, so another right sample shows little
-new; countdown is its fairer test. OPD: a teacher of twice the size, taught without slips. The grid is thinned: one choice
-off the paper's at a time, on countdown, three seeds a cell; chain lengths and wording with GRPO and RLSD and a few more.
+new; countdown is its fairer test. OPD: a teacher of twice the size, taught without slips. Rates: OPSD's on countdown and
+SDPO's on addition are the lowest of their grids, OPD's was not tuned. The grid is thinned to countdown, three seeds a cell:
+eps_w 0.9, 4 and 20 and agreement go with a constant lambda of 1; solution, frozen and live with eps_w 0.9; constant and
+contrastive are the paper's with one change (constant at the rate of rlsd-wide). The two warm starts of addition make two
+OPSDs: from one (even seeds) it ends at 0.93, from the other at 0.6, so its intervals are those of a mixture. Seconds of the
+countdown cells were taken beside other work. The probe countdown-after-grpo took a GRPO run at rate 4e-4, seed 0, as its
+policy: `python train.py` with the options of the first line of `results/study/countdown.jsonl`, `--method grpo --lr 4e-4
+--out runs/countdown-grpo`. Free wording was probed (filler-32) and not trained on.
 """
