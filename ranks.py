@@ -13,6 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 
+apart = False  # set by train.py once options and data are known to be sound
+
+
 def rank() -> int:
     return int(os.environ.get("RANK", 0))
 
@@ -36,8 +39,8 @@ def start(device: str, *models: torch.nn.Module | None) -> None:
 
 
 def speaks() -> bool:
-    """Before the start all processes meet the same errors, and one of them says so; after it each has its own."""
-    return dist.is_initialized() or rank() == 0
+    """Mistakes in options and data are met by all processes, and process 0 says so; after that each has its own."""
+    return apart or rank() == 0
 
 
 def stop() -> None:

@@ -511,6 +511,7 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
 def train(config: Config, stack: contextlib.ExitStack) -> int:
     ranks.take_device(config.device)
     source, verifier = load_source(config)
+    ranks.apart = True
     name = Path(config.data).stem or config.task.replace(":", "-")
     config.out = config.out or new_folder(f"{name}-{config.method}-{config.seed}")
     out = Path(config.out)
