@@ -1,6 +1,7 @@
 # make train: environment, installation and the main job; make test: the same for the tests. Needs Python 3.10+ and make.
 PYTHON ?= python3
 VENV ?= .venv
+VERL_VENV ?= .venv-verl
 BIN := $(VENV)/bin
 
 train: $(VENV)/.train
@@ -21,7 +22,17 @@ $(VENV)/.test: $(VENV)/.train requirements-test.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
-clean:
-	rm -rf $(VENV) runs .pytest_cache .hypothesis
+# verl has an environment of its own: it holds back other packages, and needs Python 3.10 to 3.12
+test-verl: $(VERL_VENV)/.test
+	$(VERL_VENV)/bin/python -m pytest -q tests/test_verl.py $(ARGS)
 
-.PHONY: train test clean
+$(VERL_VENV)/.test: requirements-verl.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "verl needs Python 3.10 to 3.12: make test-verl PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VERL_VENV)
+	$(VERL_VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements-verl.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
+
+.PHONY: train test test-verl clean

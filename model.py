@@ -137,6 +137,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig):
         super().__init__()
         self.config = config
+        self.gradient_checkpointing = False  # training keeps a block's input alone, and runs the block again
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
@@ -159,9 +160,23 @@ class Transformer(nn.Module):
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
         x = self.embed(tokens)
+        again = self.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
-            x = block(x, rope, caches[i] if caches is not None else None, mask)
+            cache = caches[i] if caches is not None else KVCache()
+            x = run_again(block, x, rope, cache, mask) if again else block(x, rope, cache, mask)
         return self.norm(x)
+
+
+def run_again(block: Block, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
+    """block(x, ...), of which the backward pass keeps the inputs; its second run must find the cache as it was."""
+    def run(x: Tensor, past: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+        own = KVCache(*past, length)
+        return block(x, rope, own, mask), own.keys, own.values
+
+    length = cache.length
+    y, cache.keys, cache.values = checkpoint(run, x, (cache.keys, cache.values), use_reentrant=False)
+    cache.length += x.shape[1]
+    return y
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

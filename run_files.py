@@ -68,7 +68,7 @@ def append(path: Path, row: dict) -> None:
 
 
 PRINTED = ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
-           "clipped_high", "tokens/s", "pass@1", "greedy", "leakage", "teacher pass@1")
+           "clipped_high", "tokens/s", "pass@1", "greedy", "leakage", "teacher pass@1", "peak GiB")
 
 
 def log(out: Path, row: dict) -> None:
@@ -76,6 +76,17 @@ def log(out: Path, row: dict) -> None:
     append(out / "metrics.jsonl", row)
     shown = {name: row[name] for name in PRINTED if name in row}
     print(" ".join(f"{name.replace(' ', '_')}={value:.4g}" for name, value in shown.items()), flush=True)
+
+
+def peak_memory(device: str) -> float:
+    """Highest use so far, in GiB: allocated on the GPU, or resident in this process (nan where that is not told)."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    try:
+        import resource
+    except ImportError:  # Windows
+        return float("nan")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
 
 
 def finish(out: Path) -> None:

@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import tiktoken
-
+import torch
 from torch import Tensor
 
 from verifiers import MARKER
@@ -48,20 +49,71 @@ TOKENIZER = build_tokenizer()
 USER, REFERENCE, ASSISTANT, END = (TOKENIZER.encode_single_token(name) for name in ROLES)
 
 
+class Format:
+    """How problems become tokens: a tokenizer, a template of each view, the token that ends a completion.
+
+    A template is text with special tokens and {question}, {privileged}; what stands between two special tokens is
+    encoded as one text. The teacher's is the student's with one insertion.
+    """
+
+    def __init__(self, tokenizer, student: str, teacher: str, end: str):
+        self.tokenizer, self.end = tokenizer, tokenizer.encode_single_token(end)
+        self.student, self.teacher = self._parts(student), self._parts(teacher)
+
+    def _parts(self, template: str) -> list[str | int]:
+        special = self.tokenizer.special_tokens_set
+        parts = re.split(f"({'|'.join(map(re.escape, special))})", template)
+        return [self.tokenizer.encode_single_token(p) if p in special else p for p in parts if p]
+
+    def prompt(self, question: str, privileged: str) -> list[int]:
+        tokens = []
+        for part in self.teacher if privileged else self.student:
+            if isinstance(part, int):
+                tokens.append(part)
+            else:
+                tokens += self.tokenizer.encode_ordinary(part.format(question=question, privileged=privileged))
+        return tokens
+
+
+BYTES = Format(TOKENIZER, "<|user|>{question}<|assistant|>", "<|user|>{question}<|reference|>{privileged}<|assistant|>",
+               "<|end|>")
+ASK = f"\n\nEnd your reply with {MARKER} and the final answer, like this: {MARKER} 5"
+TELL = "\n\nReference, for your eyes alone: {privileged}"
+CHATS = {  # opened by, closed by: the families of published models, told apart by their special tokens
+    "<|im_start|>": ("<|im_start|>user\n{question}", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+    "<|start_header_id|>": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}",
+                            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>")}
+FORMAT = BYTES
+
+
+def chat(tokenizer) -> Format:
+    """The chat format that a published tokenizer was made for: ChatML (Qwen, SmolLM2) or Llama 3."""
+    for name, (opening, closing, end) in CHATS.items():
+        if name in tokenizer.special_tokens_set:
+            return Format(tokenizer, opening + ASK + closing, opening + TELL + ASK + closing, end)
+    raise ValueError(f"the tokenizer has none of the chat formats known here ({', '.join(CHATS)})")
+
+
+def use(format: Format) -> None:
+    """Make every prompt and completion from here on in this format; a process trains one model."""
+    global FORMAT
+    FORMAT = format
+
+
 def encode(text: str) -> list[int]:
     """Token ids of text; a role's name inside the text is plain text."""
-    return TOKENIZER.encode_ordinary(text)
+    return FORMAT.tokenizer.encode_ordinary(text)
 
 
 def decode(tokens: list[int]) -> str:
     """Text of a completion, the end token and what follows it left out; bytes that are no UTF-8 become U+FFFD."""
-    return TOKENIZER.decode(tokens[:tokens.index(END)] if END in tokens else tokens)
+    return FORMAT.tokenizer.decode(tokens[:tokens.index(FORMAT.end)] if FORMAT.end in tokens else tokens)
 
 
 # ---- the two views ---------------------------------------------------------------------------------------------------
 
 def student_prompt(problem: Problem) -> list[int]:
-    """<|user|> question <|assistant|>"""
+    """<|user|> question <|assistant|>, or what the model's chat format makes of it."""
     return prompt(problem, "")
 
 
@@ -81,20 +133,25 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
 
 def prompt(problem: Problem, privileged: str) -> list[int]:
     """A prompt that shows the given text and nothing else, no reference at all where it is empty."""
-    reference = [REFERENCE, *encode(privileged)] if privileged else []
-    return [USER, *encode(problem.question), *reference, ASSISTANT]
+    return FORMAT.prompt(problem.question, privileged)
 
 
 def target(problem: Problem, cite: bool = False) -> list[int]:
     """The completion to imitate in the warm start: citation if asked for, worked solution, final answer, end token."""
     lines = [f"{CITATION} {problem.answer}"] if cite else []
     lines += [problem.solution] if problem.solution else []
-    return encode("\n".join([*lines, f"{MARKER} {problem.answer}"])) + [END]
+    return encode("\n".join([*lines, f"{MARKER} {problem.answer}"])) + [FORMAT.end]
 
 
 def thought_mask(tokens: Tensor) -> Tensor:
     """True on the tokens (N,T) before the first answer marker: the thought, where the answer is not yet given."""
-    return (tokens == encode(MARKER)[0]).cumsum(dim=1) == 0
+    rows = []
+    for row in tokens.tolist():  # by bytes: a tokenizer may cut the marker anywhere, or join it to its neighbours
+        pieces = [FORMAT.tokenizer.decode_single_token_bytes(token) for token in row]
+        marker = b"".join(pieces).find(MARKER.encode())
+        ends = accumulate(map(len, pieces))
+        rows.append([marker < 0 or end <= marker for end in ends])
+    return torch.tensor(rows, device=tokens.device)
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------
@@ -189,6 +246,8 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
 
     chain: reasoning steps (addition: digits, countdown: numbers), 0 for the task's own; filler: free letters a step.
     """
+    if task not in GENERATORS:
+        raise ValueError(f"--task {task!r} is none of {', '.join(GENERATORS)}, nor like reasoning_gym:NAME")
     function, careless, verifier = GENERATORS[task]
     generate = partial(function, **({"chain": chain} if chain else {}), **({"filler": filler} if filler else {}))
     rng = random.Random(f"held out {task}")

@@ -3,16 +3,20 @@
     python train.py                        # 4-digit addition, minutes on a laptop CPU
     python train.py --method grpo          # the same protocol without the teacher
     python train.py --data my.jsonl --verifier my_rules.py:check
+    python train.py --init FOLDER          # a published Llama or Qwen3 model instead of random weights
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +24,18 @@ from statistics import fmean as mean
 
 import torch
 
+import pretrained
+import ranks
+import reasoning
 import tasks
 import verifiers
+import worker
 from methods import METHODS, Rollout, autocast, evidence, group_hints, loss_of, rows_of, score, teacher_view
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages, lambda_at, rlsd_loss, token_advantages
-from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, progress, save,
-                       truncate)
+from rounded_adam import RoundedAdam
+from run_files import (Interrupt, Interrupted, UserError, append, finish, log, new_folder, open_folder, peak_memory,
+                       progress, save, truncate)
 
 # ---- config ----------------------------------------------------------------------------------------------------------
 
@@ -36,14 +45,18 @@ def option(default, help, choices=None, low=None, high=None):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
+# What suits a model that already speaks: no warm start, small steps, room for words.
+INIT = {"warm_steps": 0, "lr": 1e-6, "max_new_tokens": 256, "max_seq_len": 1024}
+
+
 @dataclass
 class Config:
     method: str = option("rlsd", "how samples become an update (methods.py)", METHODS)
-    task: str = option("addition", "built-in problems", tuple(tasks.GENERATORS))
+    task: str = option("addition", "built-in problems: addition, countdown; or reasoning_gym:NAME, of that package")
     chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
     filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
-    verifier: str = option("", "exact, number, choice, expression or my_rules.py:check; empty: the task's own")
+    verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
@@ -53,6 +66,11 @@ class Config:
     device: str = option("cpu", "where to run", ("cpu", "cuda"))
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
+    init: str = option("", "folder of a published Llama or Qwen3 model to start from; unless given, "
+                           + ", ".join(f"--{name} is then {value}" for name, value in INIT.items()))
+    dtype: str = option("float32", "type of the weights with --init; bfloat16: half the memory, small steps by chance",
+                        ("float32", "bfloat16"))
+    gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
     num_layers: int = option(2, "layers of the model", low=1)
     max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1)
@@ -109,15 +127,21 @@ def parse_config(argv: list[str]) -> Config:
         how = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
         parser.add_argument(f"--{f.name}", help=f"{f.metadata['help']} (default: {f.default!r})", **how)
     given = vars(parser.parse_args(argv))
-    config = resumed(given) if given.get("resume") else Config(**given)
+    config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
     if config.method != "rlsd" and any(name.startswith("rlsd_") or name == "evidence" for name in given):
         raise UserError(f"--method {config.method} has no use for --rlsd_ options and --evidence; --method rlsd has")
     if (config.method == "opd") != bool(config.opd_teacher):
         raise UserError("--method opd and --opd_teacher RUN go together")
     if config.data and "task" in given:
         raise UserError("--data and --task are two sources of problems: give one")
+    if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
+        raise UserError("--chain and --filler are for addition and countdown; --task reasoning_gym:NAME,setting=value")
     if config.privileged_key and (not config.data or "privileged" in given):
         raise UserError("--privileged_key names a key of --data, in place of --privileged")
+    if config.init and {"hidden_size", "num_layers"} & given.keys():
+        raise UserError("--init brings a size of its own: leave --hidden_size and --num_layers out")
+    if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
+        raise UserError("--dtype bfloat16 needs --init, and neither a warm start nor --method sdpo: both lose small steps")
     if config.bf16 and config.device != "cuda":
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -152,14 +176,17 @@ def resumed(given: dict) -> Config:
         if name not in ("out", "resume", "steps") and saved[name] != value:
             raise UserError(f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only --steps may change")
     if fingerprint != fingerprint_of(config):
-        raise UserError(f"--data or the file of --verifier has changed since {path} was written: start a new run")
+        raise UserError(f"--data, --init or the file of --verifier has changed since {path} was written: start a new run")
     return config
 
 
 def fingerprint_of(config: Config) -> str:
     """Hash of the user's own files that a run depends on."""
-    files = [name for name in (config.data, config.verifier.rpartition(":")[0]) if Path(name).is_file()]
-    return hashlib.sha256(b"\0".join(Path(name).read_bytes() for name in files)).hexdigest()[:16]
+    names = [config.data, config.verifier.rpartition(":")[0]]
+    names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
+    parts = [Path(name).read_bytes() for name in names if Path(name).is_file()]
+    parts.append(reasoning.package_version(config.task).encode())
+    return hashlib.sha256(b"\0".join(filter(None, parts))).hexdigest()[:16]
 
 
 # ---- data and model --------------------------------------------------------------------------------------------------
@@ -167,13 +194,16 @@ def fingerprint_of(config: Config) -> str:
 def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     """Problems and their verifier; every prompt and worked solution is checked to fit before anything is trained."""
     try:
+        tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
         source = (tasks.from_file(config.data, config.eval_problems, config.verifier or "exact", config.privileged_key)
-                  if config.data else tasks.generated(config.task, config.eval_problems, config.chain, config.filler))
+                  if config.data else reasoning.source(config.task, config.eval_problems)
+                  if config.task.startswith(reasoning.PREFIX)
+                  else tasks.generated(config.task, config.eval_problems, config.chain, config.filler))
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
             if config.method == "sdpo" or config.evidence == "contrastive":  # a sample may be shown as the reference
-                longest = max(longest, len(tasks.student_prompt(problem)) + 1 + config.max_new_tokens)
+                longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
             completion = tasks.target(problem)
             solution = len(completion)
             if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
@@ -195,6 +225,8 @@ def warm_seed(config: Config) -> int:
 
 
 def build_model(config: Config) -> Transformer:
+    if config.init:
+        return published_model(config)
     torch.manual_seed(warm_seed(config))
     heads = config.hidden_size // 16
     return Transformer(ModelConfig(
@@ -203,12 +235,23 @@ def build_model(config: Config) -> Transformer:
         max_seq_len=config.max_seq_len)).to(config.device)
 
 
+def published_model(config: Config) -> Transformer:
+    model = pretrained.load(config.init, getattr(torch, config.dtype))
+    if tasks.FORMAT.tokenizer.n_vocab > model.config.vocab_size:
+        raise UserError(f"--init {config.init}: the tokenizer has {tasks.FORMAT.tokenizer.n_vocab} tokens, the model "
+                        f"{model.config.vocab_size}")
+    if config.max_seq_len > model.config.max_seq_len:
+        raise UserError(f"--max_seq_len {config.max_seq_len}: the model of --init ends at {model.config.max_seq_len}")
+    return model.to(config.device)
+
+
 def external_teacher(config: Config) -> Transformer:
     """The best policy of another run of this program, of its own size: OPD's teacher."""
     folder = Path(config.opd_teacher)
     try:
         saved = json.loads((folder / "config.json").read_text())
         size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
+        size["init"] = saved.get("init", "")
         teacher = build_model(dataclasses.replace(config, **size))
         teacher.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
     except Exception as error:  # missing, torn or foreign files: torch raises many kinds
@@ -224,9 +267,11 @@ class State:
 
     def __init__(self, config: Config):
         self.model = build_model(config)
+        self.model.gradient_checkpointing = config.gradient_checkpointing
         self.teacher = external_teacher(config) if config.method == "opd" else (
             copy.deepcopy(self.model) if config.method != "grpo" else None)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
+        self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best = 0, -1.0
 
     def sync_teacher(self, share: float = 1.0) -> None:
@@ -325,13 +370,16 @@ def solution_share(config: Config) -> float:
 
 
 def warm_start_key(config: Config) -> str:
-    names = ("task", "chain", "filler", "data", "privileged_key", "device", "bf16", "hidden_size", "num_layers",
+    names = ("task", "chain", "filler", "data", "privileged_key", "device", "bf16", "init", "hidden_size", "num_layers",
              "max_seq_len", "eval_problems", "warm_steps", "warm_batch", "warm_lr", "warm_teacher_share",
              "warm_slip", "warm_teacher_slip", "warm_cite")
     files = [Path(__file__).with_name(name) for name in ("model.py", "tasks.py", "verifiers.py", "train.py")]
+    files += [Path(reasoning.__file__), Path(worker.__file__)] if config.task.startswith(reasoning.PREFIX) else []
     files += [Path(config.data)] if config.data else []
+    files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
+    values += [reasoning.package_version(config.task)]
     parts = [str(value) for value in values]
     return hashlib.sha256(b"\0".join([p.encode() for p in parts] + [f.read_bytes() for f in files])).hexdigest()[:16]
 
@@ -342,11 +390,14 @@ def rollout(model: Transformer, source: tasks.Source, verifier: verifiers.Verifi
             step: int) -> Rollout:
     """Sample every question's group, verify each completion, standardise the rewards within the group."""
     rng = random.Random(f"{config.seed} rollout {step}")
-    questions = source.draw(rng, config.prompts_per_step)
+    questions = ranks.share(source.draw(rng, config.prompts_per_step))
+    if not questions:
+        raise UserError(f"fewer different questions in a batch than the {ranks.world()} processes: raise "
+                        "--prompts_per_step, or start fewer of them")
     with autocast(config):
         samples = sample(model, [tasks.student_prompt(p) for p in questions], group_size=config.group_size,
-                         max_new_tokens=config.max_new_tokens, temperature=config.temperature, stop_token=tasks.END,
-                         generator=torch.Generator().manual_seed(rng.getrandbits(62)))
+                         max_new_tokens=config.max_new_tokens, temperature=config.temperature,
+                         stop_token=tasks.FORMAT.end, generator=torch.Generator().manual_seed(rng.getrandbits(62)))
     problems = [p for p in questions for _ in range(config.group_size)]
     rewards = torch.tensor(verify(verifier, samples, problems), device=config.device)
     return Rollout(problems, samples, rewards, group_advantages(rewards, config.group_size))
@@ -372,21 +423,24 @@ def update(model: Transformer, teacher: Transformer | None, optimizer: torch.opt
            config: Config, lam: float) -> dict[str, float]:
     """One optimizer step on the global token mean -> loss, gradient norm, and rlsd_loss's metrics where it is used."""
     samples = batch.samples
-    tokens = samples.mask.sum()  # of the whole batch: samples without advantage count, though they move nothing
+    tokens = ranks.total(samples.mask.sum())  # of the whole batch: samples without advantage count, though they move nothing
     rows = rows_of(batch, config)
-    if len(rows) == 0:
+    scored = ranks.total(samples.mask[rows].sum())
+    if scored == 0:
         _, metrics = rlsd_loss(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
         return metrics | {"loss": 0.0, "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    for index in rows.split(config.micro_batch or len(rows)):
+    for index in rows.split(config.micro_batch or max(1, len(rows))) if len(rows) else ():
         part = batch.rows(index)
         loss, means = loss_of(model, teacher, part, config, lam, tokens)
         loss.backward()
         metrics["loss"] += loss.item()
-        share = float(part.samples.mask.sum() / samples.mask[rows].sum())
+        share = float(part.samples.mask.sum() / scored)
         for name, value in means.items():
             metrics[name] = metrics.get(name, 0.0) + share * value
+    ranks.sum_gradients(list(model.parameters()))
+    metrics = ranks.summed(metrics)
     metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
     optimizer.step()
     return metrics
@@ -395,10 +449,10 @@ def update(model: Transformer, teacher: Transformer | None, optimizer: torch.opt
 def describe(batch: Rollout, config: Config) -> dict[str, float]:
     """Reward, length in tokens, entropy in nats a token (mean -log p of the samples), groups without spread (share)."""
     mask = batch.samples.mask
-    groups = batch.advantages.view(-1, config.group_size)
-    return {"reward": batch.rewards.mean().item(), "length": mask.sum(1).float().mean().item(),
-            "entropy": -batch.samples.logps[mask].mean().item(),
-            "no_spread": (groups == 0).all(dim=1).float().mean().item()}
+    spread = (batch.advantages.view(-1, config.group_size) != 0).any(dim=1).repeat_interleave(config.group_size)
+    rows = torch.stack([batch.rewards, mask.sum(1), batch.samples.logps.where(mask, 0).sum(1), ~spread], dim=1)
+    reward, length, logp, no_spread = ranks.gather(rows).double().mean(dim=0).tolist()
+    return {"reward": reward, "length": length, "entropy": -logp / length, "no_spread": no_spread}
 
 
 # ---- evaluation ------------------------------------------------------------------------------------------------------
@@ -407,7 +461,7 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
     with autocast(config):
         return sample(model, prompts, group_size=1, max_new_tokens=config.max_new_tokens, temperature=temperature,
-                      stop_token=tasks.END, generator=torch.Generator().manual_seed(0))
+                      stop_token=tasks.FORMAT.end, generator=torch.Generator().manual_seed(0))
 
 
 def evaluate(model: Transformer, source: tasks.Source, verifier: verifiers.Verifier,
@@ -447,20 +501,27 @@ def credited_samples(model: Transformer, teacher: Transformer | None, batch: Rol
                                   config.rlsd_reweight_clip_range)
     rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
     return [{"question": problem.question, "completion": tasks.decode(tokens), "reward": reward,
-             "tokens": [tasks.TOKENIZER.decode([t]) for t in tokens],
+             "tokens": [tasks.FORMAT.tokenizer.decode([t]) for t in tokens],
              "credit": [round(c, 4) for c in values[:len(tokens)]]}
             for problem, tokens, reward, values in rows]
 
 
 # ---- main ------------------------------------------------------------------------------------------------------------
 
-def train(config: Config) -> int:
+def train(config: Config, stack: contextlib.ExitStack) -> int:
+    ranks.take_device(config.device)
     source, verifier = load_source(config)
-    config.out = config.out or new_folder(f"{Path(config.data).stem or config.task}-{config.method}-{config.seed}")
+    ranks.apart = True
+    name = Path(config.data).stem or config.task.replace(":", "-")
+    config.out = config.out or new_folder(f"{name}-{config.method}-{config.seed}")
     out = Path(config.out)
     interrupt, state = Interrupt(), State(config)
     if config.resume:
         state.load(out / "last.pt", config)
+    if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    if config.resume:
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
         truncate(out / "metrics.jsonl", state.step)
@@ -475,6 +536,7 @@ def train(config: Config) -> int:
         log(out, row)
         state.keep_if_best(row, out)
         state.save(out / "last.pt")
+    ranks.start(config.device, state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
 
@@ -494,24 +556,34 @@ def train(config: Config) -> int:
         state.teach(config)
         seconds = time.perf_counter() - began
         row = {"step": step, **describe(batch, config), "lambda": lam, **metrics, "seconds": seconds,
-               "tokens/s": batch.samples.mask.sum().item() / seconds}
+               "tokens/s": ranks.total(batch.samples.mask.sum()).item() / seconds}
+        if config.init:
+            row["peak GiB"] = peak_memory(config.device)
         if evaluation_due:
             row |= evaluate(state.model, source, verifier, config)
         log(out, row)
         state.keep_if_best(row, out)
+        interrupt.signal = ranks.latest_signal(interrupt.signal)
         if step % config.save_every == 0 or step == config.steps or interrupt.signal:
             state.save(out / "last.pt")
         if interrupt.signal:
             raise Interrupted(interrupt.signal, f"after step {step}; python train.py --resume --out {out} goes on")
     finish(out)
+    if config.init:
+        state.model.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True))
+        pretrained.save(state.model, out / "model", config.init)
+        print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
+    ranks.stop()
     return 0
 
 
 def main(argv: list[str]) -> int:
     try:
-        return train(parse_config(argv))
+        with contextlib.ExitStack() as stack:
+            return train(parse_config(argv), stack)
     except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        if ranks.speaks():
+            print(f"train.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)

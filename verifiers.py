@@ -74,22 +74,32 @@ BUILT_IN: dict[str, Verifier] = {"exact": exact, "number": number, "choice": cho
 
 
 def can_be_earned(verifier: Verifier, completion: str, answer: str) -> bool:
-    """False where a built-in verifier cannot read the reference, or refuses the worked solution that ends with it."""
+    """False where a verifier of ours cannot read the reference, or refuses the worked solution that ends with it."""
     if verifier is expression:
         return _parse_given(answer)[1] is not None
-    return verifier not in BUILT_IN.values() or verifier(completion, answer) == 1.0
+    ours = verifier in BUILT_IN.values() or hasattr(verifier, "reads_reference")
+    return not ours or verifier(completion, answer) == 1.0
 
 
 def load(name_or_path: str) -> Verifier:
     """A built-in verifier by name, or `function` of the user's own "file.py:function" (that file is run, as code).
 
     Raises ValueError, in one line, for an unknown name, a missing file or function, or a file that fails to run.
+    "math_verify" and "reasoning_gym:NAME" need packages of these names.
     """
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
+    if name_or_path == "math_verify":
+        import worker
+        worker.worker("math_verify")  # says if the package is missing
+        return worker.math_verify
+    if name_or_path.startswith("reasoning_gym:"):
+        import reasoning
+        return reasoning.verifier(name_or_path)
     path, colon, name = name_or_path.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise ValueError(f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, nor like my_rules.py:check")
+        raise ValueError(f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, math_verify, nor like "
+                         "my_rules.py:check")
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"_verifier_{Path(path).stem}", path)

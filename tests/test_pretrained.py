@@ -1,0 +1,539 @@
+import json
+import os
+import random
+import sys
+import unicodedata
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers")
+safetensors_torch = pytest.importorskip("safetensors.torch")
+tokenizers = pytest.importorskip("tokenizers")
+
+import model as model_file  # noqa: E402
+import pretrained  # noqa: E402
+import tasks  # noqa: E402
+import train  # noqa: E402
+from model import ModelConfig, Transformer, sample  # noqa: E402
+from run_files import UserError  # noqa: E402
+
+ROOT = Path(train.__file__).parent
+SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "bos_token_id": None,
+         "eos_token_id": None, "pad_token_id": None}
+FAMILIES = {"llama": ("Llama", {}), "llama tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+            "llama head_dim": ("Llama", {"head_dim": 20, "rms_norm_eps": 1e-3}), "qwen3": ("Qwen3", {"head_dim": 20}),
+            "qwen3 tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+            "qwen3 theta": ("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})}
+
+
+def published(folder, family="qwen3", dtype=None, shape=None, **more):
+    """A random model of a family as transformers writes it; norms too are random, so that none may be mixed up."""
+    kind, options = FAMILIES[family]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **options, **(shape or {})})
+    theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if p.dim() == 1:
+                p.add_(0.3 * torch.randn_like(p))
+    theirs.to(dtype or torch.float32).save_pretrained(folder, **more)
+    return theirs
+
+
+def files(folder):
+    return pretrained.read_weights(folder)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# ---- weights ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_logits_and_greedy_continuations_are_those_of_transformers(tmp_path, family):
+    theirs = published(tmp_path, family)
+    ours = pretrained.load(tmp_path)
+    tokens = torch.randint(0, 300, (3, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens).logits
+        assert expected.std() > 0.3
+        torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
+    for length in (1, 7, 25):
+        prompt = tokens[0, :length]
+        drawn = sample(ours, [prompt.tolist()], group_size=1, max_new_tokens=40, temperature=0.0, stop_token=-1)
+        generated = theirs.generate(prompt[None], attention_mask=torch.ones(1, length), max_new_tokens=40,
+                                    do_sample=False, pad_token_id=0, eos_token_id=None)
+        assert drawn.tokens[0].tolist() == generated[0, length:].tolist()
+        assert len(set(drawn.tokens[0].tolist())) > 3  # no constant, which any model would continue alike
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_return_bit_for_bit(tmp_path, family, dtype):
+    theirs = published(tmp_path / "a", family, dtype)
+    pretrained.save(pretrained.load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
+    assert same(files(tmp_path / "a"), files(tmp_path / "b"))
+    again = type(theirs).from_pretrained(tmp_path / "b", dtype="auto")
+    assert same(theirs.state_dict(), again.state_dict())
+    assert {p.dtype for p in again.parameters()} == {dtype}
+
+
+def test_weights_are_read_in_another_type_when_asked(tmp_path):
+    published(tmp_path, dtype=torch.bfloat16)
+    assert {p.dtype for p in pretrained.load(tmp_path, torch.float32).parameters()} == {torch.float32}
+    assert {p.dtype for p in pretrained.load(tmp_path).parameters()} == {torch.bfloat16}
+
+
+def test_shards_are_joined(tmp_path):
+    published(tmp_path / "one")
+    published(tmp_path / "many", max_shard_size="40KB")
+    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
+    assert same(files(tmp_path / "one"), files(tmp_path / "many"))
+    tokens = torch.arange(20)[None]
+    assert torch.equal(pretrained.load(tmp_path / "one")(tokens), pretrained.load(tmp_path / "many")(tokens))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_a_model_of_our_own_is_read_by_transformers(tmp_path, tied, qk_norm):
+    config = ModelConfig(300, head_dim=20, tie_embeddings=tied, qk_norm=qk_norm, rope_theta=777.0, norm_eps=1e-4)
+    torch.manual_seed(0)
+    ours = Transformer(config)
+    pretrained.save(ours, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(0, 300, (2, 30))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+    again = pretrained.load(tmp_path)
+    assert again.config == config and same(ours.state_dict(), again.state_dict())
+
+
+def test_a_tied_head_stays_tied_and_a_copy_of_it_in_the_file_is_ignored(tmp_path):
+    published(tmp_path, "qwen3 tied")
+    weights = files(tmp_path)
+    safetensors_torch.save_file({**weights, "lm_head.weight": torch.zeros(300, 48)}, tmp_path / "model.safetensors")
+    model = pretrained.load(tmp_path)
+    assert model.head.weight is model.embed.weight and torch.equal(model.head.weight, weights["model.embed_tokens.weight"])
+
+
+def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
+    published(tmp_path)
+    c = json.loads((tmp_path / "config.json").read_text())
+    c.pop("rope_parameters"), c.pop("rope_theta", None)
+    for written, theta in [({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5), ({}, 1e4),
+                           ({"rope_theta": 1e6, "rope_scaling": None}, 1e6), ({"rope_theta": 100}, 100.0),
+                           ({"rope_theta": 3e4, "rope_scaling": {"type": "default"}}, 3e4),
+                           ({"rope_theta": 3e4, "rope_parameters": {"rope_type": "default"}}, 3e4)]:
+        (tmp_path / "config.json").write_text(json.dumps({**c, **written}))
+        assert pretrained.read_config(tmp_path).rope_theta == theta
+
+
+REFUSED = {
+    "model_type 'mistral'": {"model_type": "mistral"}, "model_type 'qwen3_moe'": {"model_type": "qwen3_moe"},
+    "rope type 'llama3'": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
+    "rope type 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None},
+    "rope type 'linear'": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None},
+    "partial_rotary_factor 0.5": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
+                                                      "partial_rotary_factor": 0.5}},
+    "use_sliding_window True": {"use_sliding_window": True, "sliding_window": 16},
+    "layer_types 'sliding_attention'": {"layer_types": ["full_attention", "sliding_attention"]},
+    "attention_bias True": {"attention_bias": True}, "mlp_bias True": {"mlp_bias": True},
+    "hidden_act 'gelu'": {"hidden_act": "gelu"}, "attention_dropout 0.1": {"attention_dropout": 0.1},
+    "num_experts 8": {"num_experts": 8}, "quantization_config": {"quantization_config": {"bits": 4}}}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_feature_that_the_model_lacks_is_refused_by_name(tmp_path, name):
+    published(tmp_path)
+    edit(tmp_path / "config.json", **REFUSED[name])
+    with pytest.raises(UserError, match=name) as error:
+        pretrained.load(tmp_path)
+    assert "\n" not in str(error.value) and "is not supported" in str(error.value)
+
+
+def test_unknown_missing_and_misshapen_weights_are_named(tmp_path):
+    published(tmp_path)
+    path, weights = tmp_path / "model.safetensors", files(tmp_path)
+    down = "model.layers.1.mlp.down_proj.weight"
+    for changed, name in [({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(3)}, r"q_proj\.bias"),
+                          ({k: v for k, v in weights.items() if k != down}, f"lack {down}"),
+                          ({**weights, down: torch.zeros(48, 81)}, r"down_proj.weight has the shape \(48, 81\)")]:
+        safetensors_torch.save_file(changed, path)
+        with pytest.raises(UserError, match=name):
+            pretrained.load(tmp_path)
+    path.write_bytes(b"torn")
+    with pytest.raises(UserError, match="cannot be read"):
+        pretrained.load(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="no model.safetensors"):
+        pretrained.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="no JSON"):
+        pretrained.load(tmp_path)
+
+
+def test_without_safetensors_one_line_says_so(tmp_path, monkeypatch):
+    published(tmp_path)
+    for name in ("safetensors", "safetensors.torch"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match="pip install safetensors"):
+        pretrained.load(tmp_path)
+
+
+# ---- tokenizer -------------------------------------------------------------------------------------------------------
+
+QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+        r"\s+(?!\S)|\s+")
+LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
+SPECIALS = {"qwen": ["<|im_start|>", "<|im_end|>"], "gpt2": ["<|endoftext|>"], "smollm2": ["<|im_start|>", "<|im_end|>"],
+            "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]}
+
+
+def bpe(kind, path, alphabet=True):
+    """Train a small byte-level BPE of a family on texts of many scripts."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt2", "smollm2"))
+    first = {"qwen": lambda: pre_tokenizers.Split(Regex(QWEN), "isolated"), "gpt2": lambda: None,
+             "llama3": lambda: pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+             "smollm2": lambda: pre_tokenizers.Digits(individual_digits=True)}[kind]()
+    t = tokenizers.Tokenizer(models.BPE())
+    t.normalizer = normalizers.NFC() if kind == "qwen" else None
+    t.pre_tokenizer = pre_tokenizers.Sequence([first, plain]) if first else plain
+    t.decoder = decoders.ByteLevel()
+    t.train_from_iterator(strings(1500, seed=1), trainers.BpeTrainer(
+        vocab_size=900, show_progress=False, special_tokens=SPECIALS[kind],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else []))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    t.save(str(path))
+    return t
+
+
+# Combining marks of Unicode 3.2 alone: several newer ones in a row are put in order by Python's tables and not yet by
+# the older ones of tokenizers.
+LETTERS = [c for c in map(chr, range(0x20, 0x20000)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")
+           and (not unicodedata.combining(c) or unicodedata.ucd_3_2_0.combining(c))]
+WORDS = ("the", "The", " it's", "don't", " WE'LL", "12345", " 2024", "3.14", "\n\n", "  \n", "\t", "    ", "\r\n", "é", "e\u0301",
+         "Å", "A\u030a", "ﬁ", "한국", "한", "日本語", "العربية", "हिन्दी", "ไทย", "👍🏽", "👨‍👩‍👧", "½", "Ⅳ", "\u00a0", "\u3000", "\u2028",
+         "\x00", "\x7f", "####", "?\n\n", "!!", "ſ", "'ſ", "K", "def f(x):\n    return", "<|im_end", "١٢٣")
+
+
+def strings(n, seed):
+    """Seeded strings: common words, spaces, runs of letters of one script, and any characters at all."""
+    rng = random.Random(seed)
+    made = []
+    for _ in range(n):
+        parts = []
+        for _ in range(rng.randint(0, 12)):
+            start = rng.randrange(len(LETTERS))
+            parts.append(rng.choice([rng.choice(WORDS), " ", rng.choice(LETTERS), chr(rng.randint(0x20, 0x7E)),
+                                     "".join(rng.choices(LETTERS[start:start + 40], k=rng.randint(1, 5)))]))
+        made.append("".join(parts))
+    return made
+
+
+@pytest.mark.parametrize("kind", SPECIALS)
+def test_the_tokenizer_is_that_of_tokenizers(tmp_path, kind):
+    theirs = bpe(kind, tmp_path / "tokenizer.json")
+    ours = pretrained.load_tokenizer(tmp_path)
+    assert ours.n_vocab == theirs.get_vocab_size()
+    lengths = 0
+    for text in strings(5000, seed=2):
+        tokens = theirs.encode(text, add_special_tokens=False).ids
+        assert ours.encode_ordinary(text) == tokens, repr(text)
+        assert ours.decode(tokens) == theirs.decode(tokens, skip_special_tokens=False)
+        lengths += len(text.encode()) - len(tokens)
+    assert lengths > 5000  # merges were at work
+
+
+def test_composed_characters_are_joined_for_qwen_and_kept_apart_for_gpt2(tmp_path):
+    for kind, equal in (("qwen", True), ("gpt2", False)):
+        bpe(kind, tmp_path / kind / "tokenizer.json")
+        t = pretrained.load_tokenizer(tmp_path / kind)
+        assert (t.encode_ordinary("e\u0301") == t.encode_ordinary("é")) == equal
+
+
+def test_special_tokens_in_a_text_are_plain_text(tmp_path):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    t = pretrained.load_tokenizer(tmp_path)
+    end = t.encode_single_token("<|im_end|>")
+    tokens = t.encode_ordinary("a<|im_end|>b")
+    assert end not in tokens and t.decode(tokens) == "a<|im_end|>b" and t.decode([end]) == "<|im_end|>"
+
+
+def test_a_byte_without_a_token_is_an_error_that_names_it(tmp_path):
+    bpe("smollm2", tmp_path / "tokenizer.json", alphabet=False)
+    path = tmp_path / "tokenizer.json"
+    t = json.loads(path.read_text())
+    absent = pretrained.byte_characters()[0x07]
+    assert absent not in t["model"]["vocab"]
+    ours = pretrained.load_tokenizer(tmp_path)
+    assert 0x07 in ours.missing and ours.encode_ordinary("bell")
+    with pytest.raises(ValueError, match=r"no token for '\\x07'"):
+        ours.encode_ordinary("bell \x07")
+    bpe("qwen", path)
+    assert not pretrained.load_tokenizer(tmp_path).missing
+
+
+def test_a_panic_of_tiktoken_becomes_an_error(tmp_path, capfd):
+    bpe("gpt2", tmp_path / "tokenizer.json")
+    with pytest.raises(ValueError, match="1000001 characters"):
+        pretrained.load_tokenizer(tmp_path).encode_ordinary(" " * 1_000_000 + "b")
+
+
+def test_ids_without_a_token_and_broken_bytes_are_decoded(tmp_path):
+    bpe("gpt2", tmp_path / "tokenizer.json")
+    t = pretrained.load_tokenizer(tmp_path)
+    assert t.decode([*t.encode_ordinary("a"), 10**6, t.encode_ordinary("é")[0]])[:2] == "a\ufffd"
+    assert t.encode_ordinary("a\ud800b")  # half a surrogate pair, as JSON can hold it
+
+
+def changed(path, change):
+    t = json.loads(path.read_text())
+    change(t)
+    path.write_text(json.dumps(t))
+
+
+REFUSED_TOKENIZERS = {
+    "Unigram": lambda t: t["model"].update(type="Unigram"), "byte_fallback": lambda t: t["model"].update(byte_fallback=True),
+    "end_of_word_suffix": lambda t: t["model"].update(end_of_word_suffix="</w>"),
+    "NFKC": lambda t: t.update(normalizer={"type": "NFKC"}),
+    "'NFC', 'Lowercase'": lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
+    "Metaspace": lambda t: t.update(pre_tokenizer={"type": "Metaspace"}), "None": lambda t: t.update(pre_tokenizer=None),
+    "ByteLevel with": lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
+    "Split . ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+    "order of the token ids": lambda t: t["model"]["merges"].reverse(),
+    "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000)}
+
+
+@pytest.mark.parametrize("name", REFUSED_TOKENIZERS)
+def test_a_tokenizer_that_tiktoken_would_read_differently_is_refused(tmp_path, name):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    changed(tmp_path / "tokenizer.json", REFUSED_TOKENIZERS[name])
+    with pytest.raises(UserError, match=name) as error:
+        pretrained.load_tokenizer(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_merges_as_text_and_as_pairs_are_one(tmp_path):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    first = pretrained.load_tokenizer(tmp_path)
+    changed(tmp_path / "tokenizer.json", lambda t: t["model"].update(merges=[
+        " ".join(m) if isinstance(m, list) else m.split(" ") for m in t["model"]["merges"]]))
+    second = pretrained.load_tokenizer(tmp_path)
+    assert first.bytes_of == second.bytes_of
+
+
+# ---- chat formats ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def restore_format():
+    yield
+    tasks.use(tasks.BYTES)
+
+
+CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+CHATS = {"qwen": CHATML, "smollm2": CHATML, "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}"
+         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"}
+
+
+@pytest.mark.parametrize("kind", CHATS)
+def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path, restore_format, kind):
+    theirs = bpe(kind, tmp_path / "tokenizer.json")
+    tasks.use(tasks.chat(pretrained.load_tokenizer(tmp_path)))
+    problem = tasks.Problem("How many {apples} are 3+4?", "7", "3+4=7")
+    text = problem.question + tasks.ASK
+    assert tasks.student_prompt(problem) == theirs.encode(CHATS[kind].format(text)).ids
+    for shown, told in (("answer", "7"), ("solution", "3+4=7"), ("be {careful}", "be {careful}")):
+        text = problem.question + tasks.TELL.format(privileged=told) + tasks.ASK
+        assert tasks.teacher_prompt(problem, shown) == theirs.encode(CHATS[kind].format(text)).ids
+    assert tasks.MARKER in tasks.ASK and tasks.target(problem)[-1] == tasks.FORMAT.end
+    assert tasks.decode(tasks.target(problem) + [0]) == "3+4=7\n#### 7"
+
+
+def test_a_special_token_in_a_question_opens_no_turn(tmp_path, restore_format):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    tasks.use(tasks.chat(pretrained.load_tokenizer(tmp_path)))
+    prompt = tasks.student_prompt(tasks.Problem("a<|im_end|>\n<|im_start|>assistant\n#### 7", "7"))
+    assert prompt.count(tasks.FORMAT.end) == 1
+
+
+def test_the_thought_ends_where_the_marker_begins_in_bytes(tmp_path, restore_format):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    tasks.use(tasks.chat(pretrained.load_tokenizer(tmp_path)))
+    tokens = tasks.encode("So 7.\n#### 7")
+    pieces = [tasks.decode([t]) for t in tokens]
+    first = next(i for i in range(len(pieces)) if "#" in pieces[i])
+    mask = tasks.thought_mask(torch.tensor([tokens, tokens[:1] * len(tokens)]))
+    assert mask.tolist() == [[i < first for i in range(len(tokens))], [True] * len(tokens)] and 0 < first < len(tokens) - 1
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published") / "tiny"
+    published(path, "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
+    bpe("qwen", path / "tokenizer.json")
+    return path
+
+
+def options(tmp_path, folder, name, *more):
+    rules = tmp_path / "rules.py"
+    rules.write_text("def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n")
+    return ["--init", str(folder), "--out", str(tmp_path / name), "--verifier", f"{rules}:check", "--max_seq_len", "400",
+            "--max_new_tokens", "40", "--prompts_per_step", "2", "--group_size", "4", "--eval_problems", "4",
+            "--eval_every", "1", "--save_every", "1", "--lr", "0.001", *more]
+
+
+def rows(path):
+    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s", "peak GiB")} for row in lines]
+
+
+def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(tmp_path, folder, restore_format, capsys):
+    assert train.main(options(tmp_path, folder, "whole", "--steps", "2")) == 0
+    assert "peak_GiB=" in capsys.readouterr().out
+    assert train.main(options(tmp_path, folder, "parts", "--steps", "1")) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts") and len(rows(tmp_path / "whole")) == 3
+    assert same(files(tmp_path / "whole/model"), files(tmp_path / "parts/model"))
+    last = torch.load(tmp_path / "whole/last.pt", weights_only=True)["model"]
+    before = pretrained.load(folder).state_dict()
+    assert all(not torch.equal(last[name], before[name]) for name in before)  # every weight was trained
+
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model")
+    ours = pretrained.load(tmp_path / "whole/model")
+    best = torch.load(tmp_path / "whole/best.pt", weights_only=True)
+    assert same(ours.state_dict(), best)
+    tokens = torch.randint(0, 950, (2, 30))
+    with torch.no_grad():
+        torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "whole/model/tokenizer.json"))
+    assert tokenizer("three apples").input_ids == pretrained.load_tokenizer(folder).encode_ordinary("three apples")
+    assert train.main(options(tmp_path, tmp_path / "whole/model", "again", "--steps", "1")) == 0
+
+
+def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder, restore_format):
+    train.load_source(train.parse_config(options(tmp_path, folder, "a")))
+    assert tasks.FORMAT is not tasks.BYTES
+    train.load_source(train.parse_config(["--eval_problems", "4"]))
+    assert tasks.FORMAT is tasks.BYTES
+
+
+def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, restore_format, monkeypatch):
+    blocks = []
+    monkeypatch.setattr(model_file, "run_again", lambda *a, run=model_file.run_again: blocks.append(1) or run(*a))
+    for name, more in (("a", []), ("b", ["--gradient_checkpointing"])):
+        assert train.main(options(tmp_path, folder, name, "--steps", "1", *more)) == 0
+        assert bool(blocks) == bool(more)
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+
+
+def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, restore_format):
+    half = ["--dtype", "bfloat16", "--lr", "1e-5"]
+    assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *half)) == 0
+    assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *half)) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")]
+    assert same(last[0]["model"], last[1]["model"])
+    assert all(torch.equal(a, b) for a, b in zip(*(state["optimizer"]["moments"] for state in last)))
+    assert {x.dtype for x in files(tmp_path / "whole/model").values()} == {torch.bfloat16}
+
+
+def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeypatch):
+    stops = []
+    monkeypatch.setattr(train, "sample", lambda *a, draw=train.sample, **options: stops.append(options["stop_token"]) or
+                        draw(*a, **options))
+    assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
+    assert len(stops) >= 4 and set(stops) == {pretrained.load_tokenizer(folder).encode_single_token("<|im_end|>")}
+
+
+def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
+    config = train.parse_config(["--init", str(folder)])
+    assert (config.warm_steps, config.lr, config.max_new_tokens) == (0, 1e-6, 256)
+    assert train.parse_config(["--init", str(folder), "--warm_steps", "3"]).warm_steps == 3
+    assert train.parse_config([]).warm_steps == 700
+
+
+def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, restore_format, capsys):
+    def fails(path, what, *more):
+        capsys.readouterr()
+        assert train.main([*options(tmp_path, path, "x"), *more]) == 2
+        error = capsys.readouterr().err
+        assert what in error and error.startswith("train.py: ") and error.count("\n") == 1, error
+
+    fails(tmp_path / "nowhere", "nowhere/tokenizer.json: No such file")
+    fails(folder, "leave --hidden_size", "--hidden_size", "64")
+    fails(folder, "--dtype bfloat16 needs", "--dtype", "bfloat16", "--method", "sdpo")
+    fails(folder, "ends at 512", "--max_seq_len", "600")
+    published(tmp_path / "small", shape={"max_position_embeddings": 512})  # 300 tokens
+    bpe("qwen", tmp_path / "small/tokenizer.json")
+    fails(tmp_path / "small", "the tokenizer has 900 tokens, the model 300")
+    bpe("gpt2", tmp_path / "small/tokenizer.json")
+    fails(tmp_path / "small", "none of the chat formats")
+    assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
+    edit(tmp_path / "run/config.json", init=str(tmp_path / "small"))
+    capsys.readouterr()
+    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert "--init" in capsys.readouterr().err
+
+
+# ---- examples --------------------------------------------------------------------------------------------------------
+
+def test_rows_that_gguf_permutes_return_to_their_place(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
+    from smollm2 import unpermuted
+    rows = torch.arange(3 * 8 * 5).view(24, 5).numpy()
+    permuted = rows.reshape(3, 2, 4, 5).swapaxes(1, 2).reshape(24, 5)  # as llama.cpp's convert_hf_to_gguf.py does
+    assert (unpermuted(permuted, 3) == rows).all() and not (permuted == rows).all()
+
+
+def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_path, monkeypatch, restore_format):
+    gguf = pytest.importorskip("gguf")
+    monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
+    import smollm2
+    theirs = published(tmp_path / "a", "llama tied", shape={"vocab_size": 950, "num_key_value_heads": 2})
+    made = bpe("smollm2", tmp_path / "a/tokenizer.json")
+    tokens = [token for token, _ in sorted(made.get_vocab().items(), key=lambda item: item[1])]
+    tokens += [f"[PAD{i}]" for i in range(950 - len(tokens))]
+    merges = json.loads(made.to_str())["model"]["merges"]
+    path = tmp_path / "tiny.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2), writer.add_context_length(128), writer.add_embedding_length(48)
+    writer.add_feed_forward_length(80), writer.add_head_count(4), writer.add_head_count_kv(2), writer.add_vocab_size(950)
+    writer.add_rope_dimension_count(12), writer.add_rope_freq_base(10000.0), writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_token_list(tokens), writer.add_token_types([3 if t[0] in "<[" and len(t) > 3 else 1 for t in tokens])
+    writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
+    writer.add_bos_token_id(0), writer.add_eos_token_id(1), writer.add_pad_token_id(1)
+    names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
+    back = {name: kind for kind, name in smollm2.NAMES.items()}
+    for name, x in theirs.state_dict().items():
+        module = name.removesuffix(".weight")
+        if module == "lm_head":
+            continue
+        layer = module.removeprefix("model.layers.").split(".", 1)
+        ours = names.get(module) or f"blk.{layer[0]}.{back[layer[1]]}"
+        if "attn_q" in ours or "attn_k" in ours:
+            heads = 4 if "attn_q" in ours else 2
+            x = x.view(heads, 2, -1, 48).transpose(1, 2).reshape(x.shape)
+        writer.add_tensor(f"{ours}.weight", x.numpy())
+    writer.write_header_to_file(), writer.write_kv_data_to_file(), writer.write_tensors_to_file(), writer.close()
+    with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as archive:
+        archive.write(path, "package/tiny.gguf")
+    smollm2.convert(tmp_path / "tiny.whl", tmp_path / "b")
+    assert same(files(tmp_path / "a"), files(tmp_path / "b"))
+    again = pretrained.load_tokenizer(tmp_path / "b")
+    for text in strings(300, seed=4):
+        assert again.encode_ordinary(text) == made.encode(text).ids
+    smollm2.ask(tmp_path / "b", "Who?", new_tokens=3)

@@ -1,0 +1,264 @@
+"""Problems and scorers of the reasoning-gym package."""
+
+import ast
+import inspect
+import json
+import random
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("reasoning_gym")
+
+import reasoning
+import tasks
+import train
+import verifiers
+import worker
+from reasoning_gym.dataset import ProceduralDataset
+from reasoning_gym.factory import DATASETS
+
+SIMPLE = "reasoning_gym:chain_sum,max_terms=2,max_digits=2"
+REFUSED = {"polynomial_multiplication", "simple_integration", "intermediate_integration"}
+EVALUATING = REFUSED | {"countdown", "puzzle24", "string_insertion", "spiral_matrix", "binary_matrix", "n_queens",
+                        "number_sorting"}
+EVALUATING_THEIR_OWN = {"basic_arithmetic", "bitwise_arithmetic", "codeio"}  # text of the package's making, never an answer
+
+
+def draw(task, n, seed=0, held_out=5):
+    return reasoning.source(task, held_out).draw(random.Random(seed), n)
+
+
+def reward(problem, completion, task):
+    return verifiers.load(task)(completion, problem.answer)
+
+
+# ---- no scorer evaluates model text ----------------------------------------------------------------------------------
+
+def calls(source):
+    """Names of all functions and methods that a piece of code calls."""
+    functions = [node.func for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    return {getattr(f, "id", getattr(f, "attr", "")) for f in functions}
+
+
+def test_the_scorers_that_evaluate_are_known():
+    """Read from the installed sources; a helper that a scorer calls stands in the same file."""
+    scorers, files = set(), set()
+    for name, (dataset, _) in DATASETS.items():
+        if name == "propositional_logic":  # its parse_expr is a parser of its own, and it gives no reference answers
+            continue
+        if calls(textwrap.dedent(inspect.getsource(dataset.score_answer))) & worker.EVALUATION:
+            scorers.add(name)
+        if calls(Path(inspect.getsourcefile(dataset)).read_text()) & (worker.EVALUATION - {"compile"}):
+            files.add(name)
+    assert scorers == EVALUATING and files == EVALUATING | EVALUATING_THEIR_OWN
+
+
+def test_the_refusal_looks_at_the_scorer_and_not_at_a_list():
+    refused = set()
+    for name in DATASETS:
+        try:
+            worker.make_dataset(name)
+        except ValueError as error:
+            if "is refused: its scorer evaluates model text" in str(error):
+                refused.add(name)
+    assert refused == REFUSED
+    # eval of number_sorting: of the entry's answer
+    source = inspect.getsource(DATASETS["number_sorting"][0].score_answer)
+    assert source.count("eval(") == 1 and 'eval(entry["answer"])' in source
+
+
+@pytest.mark.parametrize("name", ["countdown", "binary_matrix", "n_queens", "string_insertion", "number_sorting"])
+def test_hostile_answers_are_not_run(name, tmp_path):
+    task = f"reasoning_gym:{name}"
+    problem = draw(task, 1, held_out=1)[0]
+    for text in (f"open('{tmp_path}/there', 'w')", f"[open('{tmp_path}/there', 'w')]", f"__import__('os').mkdir('{tmp_path}/d')"):
+        assert reward(problem, text, task) == 0.0
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_that_would_take_for_ever_is_worth_nothing(monkeypatch):
+    monkeypatch.setattr(worker.Worker.ask, "__kwdefaults__", {"seconds": 1.0})
+    problem = draw("reasoning_gym:coin_flip", 1, held_out=1)[0]  # its scorer makes a Fraction of the text
+    assert reward(problem, "1e999999999", "reasoning_gym:coin_flip") == 0.0
+    assert reward(problem, problem.answer, "reasoning_gym:coin_flip") == 1.0
+
+
+# ---- judgements ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", ["chain_sum", "countdown", "puzzle24", "binary_matrix", "spiral_matrix", "n_queens",
+                                  "string_insertion", "game_of_life_halting", "gsm_symbolic", "word_ladder", "gcd",
+                                  "family_relationships", "prime_factorization"])
+def test_references_earn_the_reward_and_other_answers_do_not(name):
+    task = f"reasoning_gym:{name}"
+    for problem in draw(task, 3, held_out=2):
+        assert reward(problem, problem.answer, task) == 1.0
+        assert reward(problem, tasks.decode(tasks.target(problem)), task) == 1.0
+        for text in ("", "no", f"#### {problem.answer} #### {problem.answer}", problem.answer + " or 7", "9" * 20_000):
+            assert reward(problem, text, task) == 0.0, text
+
+
+def test_part_marks_are_no_marks():
+    task = "reasoning_gym:prime_factorization"
+    problem = draw(task, 1)[0]
+    n = eval(problem.answer.replace("×", "*"))
+    dataset = worker.make_dataset("prime_factorization")
+    assert 0 < dataset.score_answer(str(n), dataset[problem.answer.index]) < 1
+    assert reward(problem, str(n), task) == 0.0
+    with pytest.raises(Exception):  # a scorer that raises: worth nothing either
+        dataset.score_answer("x", dataset[problem.answer.index])
+    assert reward(problem, "x", task) == 0.0
+
+
+def test_countdown_is_judged_by_our_expression():
+    metadata = {"metadata": {"numbers": [6, 61, 94, 4], "target": 309}}
+    judge = worker.OUR_JUDGES["countdown"]
+    assert judge("94*4 - 61 - 6", metadata) and judge("94*4-(61+6) = 309", metadata)
+    for wrong in ("309", "94*4-61-6+0", "94*4-61", "94*4-61-6 = 310", "(94*4-61-6)*(4-4+1)", "94*4 - 67"):
+        assert not judge(wrong, metadata), wrong
+    assert not judge("6*4", {"metadata": {"numbers": [6, 4, 1], "target": 24}})  # all of them are to be used
+    four = {"metadata": {"numbers": [8, 5, 10, 6]}}
+    assert worker.OUR_JUDGES["puzzle24"]("10*(8-5)-6", four) and not worker.OUR_JUDGES["puzzle24"]("6*4*1*1", four)
+
+
+def test_other_right_answers_are_right():
+    problem = next(p for p in draw("reasoning_gym:n_queens", 30) if len(entry("n_queens", p)["valid_answers"]) > 1)
+    for answer in entry("n_queens", problem)["valid_answers"]:
+        assert reward(problem, answer, "reasoning_gym:n_queens") == 1.0
+
+
+def entry(name, problem):
+    return worker.make_dataset(name)[problem.answer.index]["metadata"]
+
+
+def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatch):
+    """Two problems with one answer text: an answer right for the one alone must not pass for the other."""
+    task = "reasoning_gym:n_queens"
+    first, second = draw(task, 2)
+    forged = reasoning.Reference(str(first.answer))
+    forged.index = second.answer.index
+    judge = verifiers.load(task)
+    assert judge(first.answer, first.answer) == 1.0 and judge(first.answer, forged) == 0.0
+
+
+# ---- problems --------------------------------------------------------------------------------------------------------
+
+def test_worked_solutions_come_along_without_their_marker():
+    problems = draw("reasoning_gym:gsm_symbolic", 20)
+    assert all(p.solution and "####" not in p.solution and p.solution.strip() == p.solution for p in problems)
+    teacher = tasks.teacher_prompt(problems[0], "solution")
+    assert problems[0].solution in tasks.decode(teacher)
+    assert draw(SIMPLE, 1)[0].solution is None
+
+
+def test_settings_reach_the_generator():
+    for problem in draw(SIMPLE, 20):
+        numbers = problem.question.split(": ")[1].split(" =")[0].split()
+        assert len(numbers) == 3 and max(int(n) for n in numbers[::2]) < 100
+
+
+def test_training_and_held_out_problems_share_no_question():
+    for task, held_out in (("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 20), (SIMPLE, 50)):
+        source = reasoning.source(task, held_out)
+        apart = {p.question for p in source.held_out}
+        assert len(apart) == len(source.held_out) and source.held_out == reasoning.source(task, held_out).held_out
+        drawn = source.draw(random.Random(1), 1000)
+        assert not apart & {p.question for p in drawn}
+        indices = {p.answer.index for p in source.held_out}
+        if "digits=1" in task:  # the very questions do come up again under other indices
+            assert len({p.question for p in drawn}) < 200
+            again = [reasoning._problem(task, random.Random(i)) for i in range(300)]
+            assert any(p.question in apart and p.answer.index not in indices for p in again)
+
+
+def test_of_few_questions_a_tenth_is_held_out():
+    source = reasoning.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 300)  # fewer than 200 questions
+    assert 5 <= len(source.held_out) <= 20
+    with pytest.raises(ValueError, match="too few different questions"):
+        reasoning.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 1).draw(
+            type("Stuck", (random.Random,), {"randrange": lambda self, n: source.held_out[0].answer.index})(0), 5)
+
+
+@pytest.mark.parametrize("name", ["isomorphic_strings", "ransom_note", "list_functions", "chain_sum"])
+def test_the_same_seed_draws_the_same_problems_in_any_process(name):
+    """Some generators draw from sets of strings or from the global generator: other processes, other problems."""
+    task = f"reasoning_gym:{name}"
+    first = draw(task, 5)
+    worker.worker("reasoning_gym", name).close()
+    random.seed(7)
+    draw(task, 3, seed=9)  # another history
+    assert [(p.question, p.answer) for p in draw(task, 5)] == [(p.question, p.answer) for p in first]
+
+
+def test_too_long_ones_are_passed_over_once_the_rest_is_checked(monkeypatch):
+    source = reasoning.source("reasoning_gym:needle_haystack", 1)
+    longest = max(reasoning._sizes(p)[0] for p in source.known)
+    assert max(reasoning._sizes(p)[0] for p in source.draw(random.Random(5), 30)) <= longest
+    everything = [reasoning._problem("reasoning_gym:needle_haystack", random.Random(i)) for i in range(60)]
+    assert max(reasoning._sizes(p)[0] for p in everything) > longest
+
+
+def test_a_problem_that_cannot_be_made_in_time_is_named(monkeypatch):
+    monkeypatch.setattr(reasoning, "MAKING", 0.0)
+    with pytest.raises(ValueError, match="reasoning_gym:lcm: problem .* is not made within"):
+        reasoning.source("reasoning_gym:lcm", 2)
+
+
+# ---- in a run --------------------------------------------------------------------------------------------------------
+
+TINY = ["--hidden_size", "32", "--num_layers", "1", "--warm_steps", "2", "--warm_batch", "4", "--steps", "2", "--eval_every", "1",
+        "--prompts_per_step", "2", "--group_size", "2", "--max_new_tokens", "12", "--eval_problems", "3", "--save_every", "1"]
+
+
+def test_a_run_and_its_resumption(tmp_path):
+    more = [*TINY, "--task", SIMPLE, "--warm_dir", str(tmp_path / "warm")]
+    assert train.main([*more, "--out", str(tmp_path / "whole")]) == 0
+    assert train.main([*more, "--out", str(tmp_path / "parts"), "--steps", "1"]) == 0
+    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "2"]) == 0
+    rows = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens/s")}
+             for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    assert rows[0] == rows[1] and len(rows[0]) == 3
+
+
+def test_another_version_of_the_package_is_another_run(tmp_path, monkeypatch, capsys):
+    assert train.main([*TINY, "--task", SIMPLE, "--steps", "1", "--warm_steps", "0", "--out", str(tmp_path / "run")]) == 0
+    monkeypatch.setattr(reasoning, "package_version", lambda task: "0.0.0")
+    assert train.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 2
+    assert "start a new run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("args, words", [
+    (["--task", "reasoning_gym:chain_sums"], "has no task 'chain_sums'; it has chain_sum"),
+    (["--task", "reasoning_gym:"], "has no task ''"),
+    (["--task", "reasoning_gym:polynomial_multiplication"], "refused: its scorer evaluates model text (parse_expr)"),
+    (["--task", "reasoning_gym:gcd,max_numbers"], "has no setting 'max_numbers'; it has min_numbers"),
+    (["--task", "reasoning_gym:gcd,depth=2"], "has no setting 'depth=2'"), (["--task", "reasoning_gym:gcd,seed=2"], "no setting 'seed=2'"),
+    (["--task", "reasoning_gym:gcd,max_numbers=many"], "cannot be made"), (["--task", "reasoning_gym:composite"], "cannot be made"),
+    (["--task", "reasoning_gym:rush_hour"], "no reference answer"),
+    (["--task", "reasoning_gym:gcd", "--chain", "3"], "--chain"),
+    (["--task", "reasoning_gym:spell_backward", "--max_new_tokens", "4"], "raise it"),
+    (["--task", "reasoning_gym:arc_1d"], "--max_seq_len 256; raise it"),
+    (["--task", "reasoning_gym:gcd", "--privileged", "solution"], "has no solution to show"),
+    (["--task", "nonsense"], "is none of addition, countdown, nor like reasoning_gym:NAME"),
+])
+def test_errors_are_one_line(args, words, tmp_path, capsys):
+    assert train.main([*args, "--eval_problems", "2", "--out", str(tmp_path / "run")]) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1 and len(err) < 400
+    assert not (tmp_path / "run").exists()
+
+
+def test_its_verifier_judges_its_own_problems_alone(tmp_path, capsys):
+    data = tmp_path / "my.jsonl"
+    data.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
+    assert train.main(["--data", str(data), "--verifier", "reasoning_gym:gcd", "--out", str(tmp_path / "run")]) == 2
+    assert "of --task reasoning_gym:gcd alone" in capsys.readouterr().err
+
+
+def test_neither_package_is_imported_in_the_run_itself():
+    code = ("import sys, reasoning, train, worker; source = reasoning.source('reasoning_gym:gcd', 2); "
+            "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)")
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent).returncode == 0

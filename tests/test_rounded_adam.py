@@ -1,0 +1,72 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rounded_adam import RoundedAdam, round_by_chance
+
+
+def noise(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@given(st.lists(st.floats(-2.0**99, 2.0**99, width=32), min_size=1, max_size=20), st.integers(0, 2**32))
+def test_a_rounded_number_is_one_of_the_two_neighbours_and_an_exact_one_stays(values, seed):
+    x = torch.tensor(values)
+    rounded = round_by_chance(x, noise(seed)).float()
+    down = (x.view(torch.int32) & -(2**16)).view(torch.float32)
+    up = (down.view(torch.int32) + 2**16).view(torch.float32)
+    assert ((rounded == down) | (rounded == up)).all()
+    assert torch.equal(round_by_chance(down, noise(seed)).float(), down)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_mean_is_kept(share, sign):
+    x = sign * torch.full((100_000,), 1 + share * 2**-7)
+    up = (round_by_chance(x, noise()).float().abs() > 1).float().mean().item()
+    assert up == pytest.approx(share, abs=0.01)
+
+
+def steps(optimizer, weight, n, seed=0):
+    for step in range(1, n + 1):
+        weight.grad = torch.randn(weight.shape, generator=noise(seed + step)).add(1).to(weight.dtype)
+        optimizer.step()
+
+
+def test_steps_too_small_for_a_bfloat16_add_up_to_those_of_adam():
+    start = torch.full((300, 200), 0.02).bfloat16()
+    exact, rounded, plain = (torch.nn.Parameter(start.float()), torch.nn.Parameter(start.clone()),
+                             torch.nn.Parameter(start.clone()))
+    for weight, kind in ((exact, torch.optim.Adam), (rounded, RoundedAdam), (plain, torch.optim.Adam)):
+        steps(kind([weight], lr=1e-6, betas=(0.9, 0.99)), weight, 50)
+    moved = (exact - start.float()).mean().item()
+    assert moved < -1e-5 and torch.equal(plain.data, start)  # what happens without: nothing
+    assert (rounded.float() - start.float()).mean().item() == pytest.approx(moved, rel=0.1)
+
+
+def test_moments_are_those_of_adam(monkeypatch):
+    monkeypatch.setattr("rounded_adam.CHUNK", 7)
+    start = torch.randn(5, 6, generator=noise()).bfloat16()
+    rounded, exact = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
+    mine, torchs = RoundedAdam([rounded], 0.1, (0.9, 0.99)), torch.optim.Adam([exact], 0.1, (0.9, 0.99))
+    for step in range(5):
+        gradient = torch.randn(5, 6, generator=noise(step)).bfloat16()
+        rounded.grad, exact.grad = gradient, gradient.float()
+        mine.step(), torchs.step()
+    state = torchs.state[exact]
+    torch.testing.assert_close(mine.moments[0], torch.stack([state["exp_avg"], state["exp_avg_sq"]]).view(2, -1))
+    torch.testing.assert_close(rounded.float(), exact, atol=0.05, rtol=0.02)
+
+
+def test_saved_and_loaded_it_goes_on_as_it_would_have():
+    a = torch.nn.Parameter(torch.randn(40).bfloat16())
+    first = RoundedAdam([a], 1e-3, (0.9, 0.99))
+    steps(first, a, 3)
+    b = torch.nn.Parameter(a.data.clone())
+    second = RoundedAdam([b], 1e-3, (0.9, 0.99))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    steps(first, a, 4, seed=9), steps(second, b, 4, seed=9)
+    assert torch.equal(a, b) and a.dtype == torch.bfloat16

@@ -1,0 +1,89 @@
+"""The example with tickets and policy rules: its generator, its verifier, and that it trains."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import tasks
+import train
+import verifiers
+
+FOLDER = Path(train.__file__).parent / "examples" / "support_rules"
+VERIFIER = f"{FOLDER / 'my_rules.py'}:check"
+
+
+def generator():
+    spec = importlib.util.spec_from_file_location("make_tickets", FOLDER / "make_tickets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_tickets_are_those_that_the_command_makes(tmp_path):
+    subprocess.run([sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "t.jsonl")], check=True)
+    assert (tmp_path / "t.jsonl").read_bytes() == (FOLDER / "tickets.jsonl").read_bytes()
+    subprocess.run([sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "u.jsonl"), "--seed", "1"], check=True)
+    assert (tmp_path / "u.jsonl").read_bytes() != (FOLDER / "tickets.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("goods, price, days, state, rule, decision", [
+    ("gift card", 20, 3, "sealed", "R1", "refuse"), ("gift card", 20, 3, "broken", "R1", "refuse"),
+    ("lamp", 20, 3, "broken", "R2", "replace"), ("lamp", 20, 365, "broken", "R2", "replace"), ("lamp", 20, 366, "broken", "R5", "refuse"),
+    ("lamp", 20, 30, "sealed", "R3", "refund 20"), ("lamp", 20, 31, "sealed", "R5", "refuse"),
+    ("lamp", 20, 30, "opened", "R4", "voucher 20"), ("lamp", 20, 31, "opened", "R5", "refuse"),
+])
+def test_policy_by_hand(goods, price, days, state, rule, decision):
+    assert generator().decide(goods, price, days, state) == (rule, decision)
+
+
+def test_every_rule_occurs_and_every_ticket_names_its_rule():
+    rows = [json.loads(line) for line in (FOLDER / "tickets.jsonl").read_text().splitlines()]
+    assert len({row["question"] for row in rows}) == len(rows) == 600
+    for rule, text in generator().POLICY.items():
+        mine = [row for row in rows if row["answer"].startswith(rule)]
+        assert len(mine) > 60 and all(row["rule"] == text for row in mine)
+    check = verifiers.load(VERIFIER)
+    for problem in tasks.load_problems(str(FOLDER / "tickets.jsonl"), "rule"):
+        assert check(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
+
+
+@pytest.mark.parametrize("completion, reward", [
+    ("#### R3 refund 40", 1), ("sealed, 12 days\n#### r3 Refund 40 EUR.\n", 1), ("#### R3 refund 40.", 1),
+    ("#### R3 refund 41", 0), ("#### R4 refund 40", 0), ("#### R3 voucher 40", 0), ("#### refund 40", 0), ("R3 refund 40", 0),
+    ("#### R3 refund 40 #### R3 refund 40", 0), ("#### R3 refund 40 or R5 refuse", 0), ("#### R3 refund 4０", 0),
+    ("#### R3 refund 040", 0), ("#### R3 refund -40", 0), ("#### R3 refund", 0), ("####", 0), ("", 0), ("#### " + "9" * 100_000, 0),
+])
+def test_verifier_by_hand(completion, reward):
+    result = verifiers.load(VERIFIER)(completion, "R3 refund 40")
+    assert type(result) is float and result == reward
+
+
+def test_the_verifier_is_as_short_as_promised():
+    code = [line for line in (FOLDER / "my_rules.py").read_text().splitlines() if line.strip()]
+    assert len(code) <= 15
+
+
+def test_the_command_of_its_readme_trains(tmp_path, monkeypatch):
+    """As it stands there, but for the number of steps."""
+    text = (FOLDER / "README.md").read_text()
+    command = text.split("python train.py ", 1)[1].split("```")[0].replace("\\\n", " ").split()
+    monkeypatch.chdir(FOLDER.parent.parent)
+    small = ["--warm_steps", "2", "--steps", "2", "--eval_every", "1", "--group_size", "4", "--eval_problems", "5"]
+    assert train.main([*command, *small, "--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1, 2] and all("pass@1" in row for row in rows)
+
+
+def test_figures_are_those_of_the_committed_runs():
+    table = [line.split("|")[2:-1] for line in (FOLDER / "README.md").read_text().splitlines()
+             if line.startswith(("| RLSD |", "| `--method grpo` |"))]
+    assert len(table) == 2
+    for method, cells in zip(("rlsd", "grpo"), table):
+        for seed in range(3):
+            path = FOLDER.parent.parent / "results" / "support_rules" / f"{method}-{seed}.jsonl"
+            rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
+            assert [cell.split(",")[seed].strip() for cell in cells] == [f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)]
