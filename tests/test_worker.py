@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+import reasoning
 import train
 import verifiers
 import worker
@@ -191,11 +192,12 @@ def test_an_interrupted_request_does_not_answer_the_next(math_verify, monkeypatc
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
-    monkeypatch.setattr(worker, "worker", worker.Worker)
+    for module in (worker, reasoning):
+        monkeypatch.setattr(module, "worker", worker.Worker)
     data = tmp_path / "my.jsonl"
     data.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
     for more in (["--data", str(data), "--verifier", "math_verify"], ["--task", "reasoning_gym:gcd"]):
-        assert train.main(["--out", str(tmp_path / "run"), *more]) == 2
+        assert train.main(["--out", str(tmp_path / "run"), "--warm_steps", "0", "--steps", "1", *more]) == 2
         err = capsys.readouterr().err
         assert "requirements-tasks.txt" in err and err.count("\n") == 1
 

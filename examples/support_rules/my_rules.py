@@ -7,8 +7,6 @@ DECISION = re.compile(r"(r[1-5]) (refuse|replace|(?:refund|voucher) \d{1,4})(?: 
 
 def check(completion: str, answer: str) -> float:
     """1.0 if what follows the one #### is the reference's decision; capitals, "EUR" and a full stop do not matter."""
-    before, marker, final = completion.partition("####")
-    decision = DECISION.fullmatch(final.strip().lower())
-    if not marker or decision is None:
-        return 0.0
-    return float(f"{decision[1]} {decision[2]}" == answer.strip().lower())
+    final = completion.partition("####")[2].strip().lower()  # nothing where there is no ####
+    decision = DECISION.fullmatch(final)
+    return float(decision is not None and f"{decision[1]} {decision[2]}" == answer.strip().lower())
