@@ -164,7 +164,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
             part = list(group)
             jobs = [
                 (
-                    [*run.arguments(folder), "--method", "grpo", "--steps", "1"],
+                    [*run.arguments(folder), "--steps", "1"],
                     folder / "warm_runs" / f"{run.task}-{run.warm_seed}",
                 )
                 for run in {run.warm_seed: run for run in part if run.method != "opd"}.values()
