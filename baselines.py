@@ -36,8 +36,9 @@ def opsd_loss(student_logits: Tensor, teacher_logits: Tensor, denominator: float
     return generalised_jsd(student_logits, teacher_logits, beta).sum() / denominator
 
 
-def sdpo_loss(student_logits: Tensor, teacher_logits: Tensor, denominator: float | Tensor, beta: float = 0.5,
-              top_k: int = 100) -> Tensor:
+def sdpo_loss(
+    student_logits: Tensor, teacher_logits: Tensor, denominator: float | Tensor, beta: float = 0.5, top_k: int = 100
+) -> Tensor:
     """As OPSD, over the teacher's top_k tokens and one bucket for the rest; r is a successful sample of the group.
 
     Samples without such an r are left out by the caller; whether `denominator` counts their tokens is the caller's
@@ -82,6 +83,7 @@ def _with_tail(logits: Tensor, index: Tensor) -> Tensor:
 
 # ---- other readings of the evidence ----------------------------------------------------------------------------------
 # Each returns what to hand to rlsd_loss in place of teacher_logps; (N,T) in, (N,T) out, nothing else changes.
+
 
 def contrastive(student_logps: Tensor, teacher_logps: Tensor, misled_logps: Tensor, has_wrong: Tensor) -> Tensor:
     """Delta = log P_T+ - log P_T-: the teacher shown a wrong answer of the group replaces the student in the ratio.

@@ -72,8 +72,18 @@ class Size:
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
 
-SMOKE = Size(prompts=2, group=4, tokens=6, wide_hidden=128, wide_layers=1, wide_prompts=1, wide_tokens=8,
-             floor_tokens=8, memory=(64, 32, 20_000), lengths=(2, 4, 8, 16, 32))
+SMOKE = Size(
+    prompts=2,
+    group=4,
+    tokens=6,
+    wide_hidden=128,
+    wide_layers=1,
+    wide_prompts=1,
+    wide_tokens=8,
+    floor_tokens=8,
+    memory=(64, 32, 20_000),
+    lengths=(2, 4, 8, 16, 32),
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +97,7 @@ class Run:
 
 # ---- taking turns ----------------------------------------------------------------------------------------------------
 
+
 def now(device: str) -> float:
     """Seconds on a clock that is read when the device has nothing left to do."""
     if device == "cuda":
@@ -94,8 +105,9 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def turns(run: Run, *works: Callable[[int], object], rounds: int = 0,
-          before: Callable[[], None] = lambda: None) -> list[list[tuple[float, object]]]:
+def turns(
+    run: Run, *works: Callable[[int], object], rounds: int = 0, before: Callable[[], None] = lambda: None
+) -> list[list[tuple[float, object]]]:
     """A B A B ...: (seconds, result) of each work in each round; a first round warms up, and before() is not timed."""
     measured = [[] for _ in works]
     for i in range((rounds or run.rounds) + 1):
@@ -126,11 +138,19 @@ def new_model(run: Run, config: ModelConfig) -> Transformer:
 
 
 def draw(model: Transformer, prompts: list[list[int]], group: int, tokens: int, stop: int, seed: int = 0) -> Samples:
-    return sample(model, prompts, group_size=group, max_new_tokens=tokens, temperature=1.0, stop_token=stop,
-                  generator=torch.Generator().manual_seed(seed))
+    return sample(
+        model,
+        prompts,
+        group_size=group,
+        max_new_tokens=tokens,
+        temperature=1.0,
+        stop_token=stop,
+        generator=torch.Generator().manual_seed(seed),
+    )
 
 
 # ---- beside transformers ---------------------------------------------------------------------------------------------
+
 
 def peers(*names: str) -> list:
     """The named packages, imported, offline and quiet."""
@@ -147,11 +167,21 @@ def to_transformers(model: Transformer):
     c = model.config
     family = "Qwen3" if c.qk_norm else "Llama"
     config = getattr(transformers, f"{family}Config")(
-        vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_layers, num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads,
-        head_dim=c.head_dim, max_position_embeddings=c.max_seq_len, rms_norm_eps=c.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, tie_word_embeddings=c.tie_embeddings,
-        bos_token_id=None, eos_token_id=None, pad_token_id=None)
+        vocab_size=c.vocab_size,
+        hidden_size=c.hidden_size,
+        intermediate_size=c.intermediate_size,
+        num_hidden_layers=c.num_layers,
+        num_attention_heads=c.num_heads,
+        num_key_value_heads=c.num_kv_heads,
+        head_dim=c.head_dim,
+        max_position_embeddings=c.max_seq_len,
+        rms_norm_eps=c.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
+        tie_word_embeddings=c.tie_embeddings,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
     weights = {"model.embed_tokens": model.embed, "model.norm": model.norm, "lm_head": model.head}
     weights = {name: module.weight for name, module in weights.items()}
     for i, block in enumerate(model.blocks):
@@ -161,13 +191,17 @@ def to_transformers(model: Transformer):
             weights[f"{layer}self_attn.{name}_proj"] = part
         for name, part in zip(("gate", "up"), block.mlp.gate_up.weight.chunk(2)):
             weights[f"{layer}mlp.{name}_proj"] = part
-        weights |= {f"{layer}self_attn.o_proj": block.attention.out.weight,
-                    f"{layer}mlp.down_proj": block.mlp.down.weight,
-                    f"{layer}input_layernorm": block.attention_norm.weight,
-                    f"{layer}post_attention_layernorm": block.mlp_norm.weight}
+        weights |= {
+            f"{layer}self_attn.o_proj": block.attention.out.weight,
+            f"{layer}mlp.down_proj": block.mlp.down.weight,
+            f"{layer}input_layernorm": block.attention_norm.weight,
+            f"{layer}post_attention_layernorm": block.mlp_norm.weight,
+        }
         if c.qk_norm:
-            weights |= {f"{layer}self_attn.q_norm": block.attention.q_norm.weight,
-                        f"{layer}self_attn.k_norm": block.attention.k_norm.weight}
+            weights |= {
+                f"{layer}self_attn.q_norm": block.attention.q_norm.weight,
+                f"{layer}self_attn.k_norm": block.attention.k_norm.weight,
+            }
     theirs = getattr(transformers, f"{family}ForCausalLM")(config)
     theirs.load_state_dict({f"{name}.weight": weight.detach() for name, weight in weights.items()})
     return theirs.to(model.embed.weight.device).eval()
@@ -185,8 +219,15 @@ def beside_generate(run: Run, config: ModelConfig, prompts: list[list[int]], tok
     with torch.no_grad():
         torch.testing.assert_close(theirs(padded).logits, model(padded), atol=1e-4, rtol=0)
     how = transformers.GenerationConfig(
-        do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=tokens, num_return_sequences=group,
-        eos_token_id=None if stop == NEVER else stop, pad_token_id=0)
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=tokens,
+        num_return_sequences=group,
+        eos_token_id=None if stop == NEVER else stop,
+        pad_token_id=0,
+    )
 
     def ours(i: int) -> int:
         return int(draw(model, prompts, group, tokens, stop, i).mask.sum())
@@ -198,10 +239,13 @@ def beside_generate(run: Run, config: ModelConfig, prompts: list[list[int]], tok
         return int((stopped == 0).sum())
 
     a, b = turns(run, ours, generate)
-    return {"ratios": [(m / s) / (n / t) for (s, m), (t, n) in zip(a, b)],
-            "tokens_per_second": statistics.median(m / s for s, m in a),
-            "tokens_per_second_beside": statistics.median(n / t for t, n in b),
-            "tokens": statistics.mean(m for _, m in a), "tokens_beside": statistics.mean(n for _, n in b)}
+    return {
+        "ratios": [(m / s) / (n / t) for (s, m), (t, n) in zip(a, b)],
+        "tokens_per_second": statistics.median(m / s for s, m in a),
+        "tokens_per_second_beside": statistics.median(n / t for t, n in b),
+        "tokens": statistics.mean(m for _, m in a),
+        "tokens_beside": statistics.mean(n for _, n in b),
+    }
 
 
 def sampling(run: Run) -> dict:
@@ -210,17 +254,38 @@ def sampling(run: Run) -> dict:
 
 def sampling_512(run: Run) -> dict:
     size, heads = run.size, run.size.wide_hidden // 64
-    config = ModelConfig(tasks.TOKENIZER.n_vocab, hidden_size=size.wide_hidden, intermediate_size=3 * size.wide_hidden,
-                         num_layers=size.wide_layers, num_heads=heads, num_kv_heads=heads // 2, head_dim=64)
+    config = ModelConfig(
+        tasks.TOKENIZER.n_vocab,
+        hidden_size=size.wide_hidden,
+        intermediate_size=3 * size.wide_hidden,
+        num_layers=size.wide_layers,
+        num_heads=heads,
+        num_kv_heads=heads // 2,
+        head_dim=64,
+    )
     return beside_generate(run, config, random_prompts(size.wide_prompts, 6, 20), size.wide_tokens, NEVER)
 
 
 # ---- whole steps -----------------------------------------------------------------------------------------------------
 
+
 def config_of(run: Run, method: str) -> train.Config:
-    return train.parse_config(["--method", method, "--warm_steps", "0", "--device", run.device,
-                               "--prompts_per_step", str(run.size.prompts), "--group_size", str(run.size.group),
-                               "--max_new_tokens", str(run.size.tokens)])
+    return train.parse_config(
+        [
+            "--method",
+            method,
+            "--warm_steps",
+            "0",
+            "--device",
+            run.device,
+            "--prompts_per_step",
+            str(run.size.prompts),
+            "--group_size",
+            str(run.size.group),
+            "--max_new_tokens",
+            str(run.size.tokens),
+        ]
+    )
 
 
 def coin(share: float) -> verifiers.Verifier:
@@ -229,10 +294,12 @@ def coin(share: float) -> verifiers.Verifier:
     Untrained weights never answer right, and a group without spread is left out of the update: a step that trained on
     nothing would look fast. The task's own verifier runs as well, so that its time counts.
     """
+
     def verifier(completion: str, answer: str) -> float:
         right = verifiers.number(completion, answer)
         pays = zlib.crc32(answer.encode()) % 1000 < 1000 * share
         return max(right, float(pays and zlib.crc32(completion.encode()) % 2))
+
     return verifier
 
 
@@ -261,6 +328,7 @@ class Trainer:
         def restore() -> None:
             for part, state in zip(parts, saved):
                 part.load_state_dict(copy.deepcopy(state))  # an optimizer would go on to write into what it is given
+
         return restore
 
 
@@ -268,21 +336,26 @@ def byte_tokenizer():
     """Our tokenizer for transformers: the same id for every byte and role."""
     transformers, tokenizers = peers("transformers", "tokenizers")
     from transformers.convert_slow_tokenizer import bytes_to_unicode
+
     vocab = {letter: byte for byte, letter in bytes_to_unicode().items()} | {"##": 256, "####": 257}
     vocab |= {role: tasks.TOKENIZER.encode_single_token(role) for role in tasks.ROLES}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
     tokenizer.add_special_tokens(list(tasks.ROLES))
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>",
-                                                pad_token="<|reference|>", padding_side="left")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|reference|>", padding_side="left"
+    )
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No log lines, progress bars or warnings of a peer among ours."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
-            contextlib.redirect_stderr(io.StringIO()):
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
         warnings.simplefilter("ignore")
         yield
 
@@ -297,8 +370,12 @@ def beside_trl(run: Run, **options) -> dict:
     problems = ours.source.draw(random.Random(0), run.size.prompts * rounds)
     queue = iter(problems)
     ours.source = replace(ours.source, draw=lambda _, n: [next(queue) for _ in range(n)])
-    data = datasets.Dataset.from_dict({"prompt": [tasks.TOKENIZER.decode(tasks.student_prompt(p)) for p in problems],
-                                       "answer": [p.answer for p in problems]})
+    data = datasets.Dataset.from_dict(
+        {
+            "prompt": [tasks.TOKENIZER.decode(tasks.student_prompt(p)) for p in problems],
+            "answer": [p.answer for p in problems],
+        }
+    )
 
     def reward(completions: list[str], completion_ids: list[list[int]], answer: list[str], **_) -> list[float]:
         trl_tokens.append(sum(map(len, completion_ids)))
@@ -318,17 +395,37 @@ def beside_trl(run: Run, **options) -> dict:
 
     with quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = trl.GRPOTrainer(
-            to_transformers(ours.state.model), reward, processing_class=byte_tokenizer(), train_dataset=data,
-            callbacks=[Turns()], args=trl.GRPOConfig(
-                folder, per_device_train_batch_size=run.size.prompts * run.size.group, num_generations=run.size.group,
-                max_completion_length=run.size.tokens, learning_rate=ours.config.lr, beta=0.0, max_steps=rounds,
-                shuffle_dataset=False, use_cpu=run.device == "cpu", report_to="none", save_strategy="no",
-                logging_strategy="no", disable_tqdm=True, **options))
+            to_transformers(ours.state.model),
+            reward,
+            processing_class=byte_tokenizer(),
+            train_dataset=data,
+            callbacks=[Turns()],
+            args=trl.GRPOConfig(
+                folder,
+                per_device_train_batch_size=run.size.prompts * run.size.group,
+                num_generations=run.size.group,
+                max_completion_length=run.size.tokens,
+                learning_rate=ours.config.lr,
+                beta=0.0,
+                max_steps=rounds,
+                shuffle_dataset=False,
+                use_cpu=run.device == "cpu",
+                report_to="none",
+                save_strategy="no",
+                logging_strategy="no",
+                disable_tqdm=True,
+                **options,
+            ),
+        )
         trainer.train()
     kept = slice(TRL_WARM_UP, None)
-    return {"ratios": [theirs / mine for theirs, mine in zip(trl_seconds[kept], ours_seconds[kept])],
-            "seconds": statistics.median(ours_seconds[kept]), "seconds_beside": statistics.median(trl_seconds[kept]),
-            "tokens": our_tokens[kept], "tokens_beside": trl_tokens[kept]}
+    return {
+        "ratios": [theirs / mine for theirs, mine in zip(trl_seconds[kept], ours_seconds[kept])],
+        "seconds": statistics.median(ours_seconds[kept]),
+        "seconds_beside": statistics.median(trl_seconds[kept]),
+        "tokens": our_tokens[kept],
+        "tokens_beside": trl_tokens[kept],
+    }
 
 
 def grpo_step(run: Run) -> dict:
@@ -347,12 +444,21 @@ def beside_grpo(run: Run, lam: float) -> dict:
     for name in ("model", "optimizer"):
         getattr(grpo.state, name).load_state_dict(copy.deepcopy(getattr(rlsd.state, name).state_dict()))
     restore = [rlsd.snapshot(), grpo.snapshot()]
-    a, b = turns(run, lambda i: rlsd.step(i, lam), grpo.step, rounds=3 * run.rounds,
-                 before=lambda: [put_back() for put_back in restore])
+    a, b = turns(
+        run,
+        lambda i: rlsd.step(i, lam),
+        grpo.step,
+        rounds=3 * run.rounds,
+        before=lambda: [put_back() for put_back in restore],
+    )
     if [tokens for _, tokens in a] != [tokens for _, tokens in b]:
         raise RuntimeError("the two steps must draw the same samples, or their times say nothing")
-    return {"ratios": time_ratios(a, b), "seconds": median_seconds(a), "seconds_beside": median_seconds(b),
-            "tokens": statistics.mean(tokens for _, tokens in a)}
+    return {
+        "ratios": time_ratios(a, b),
+        "seconds": median_seconds(a),
+        "seconds_beside": median_seconds(b),
+        "tokens": statistics.mean(tokens for _, tokens in a),
+    }
 
 
 def rlsd_lambda(run: Run) -> dict:
@@ -364,6 +470,7 @@ def rlsd_zero(run: Run) -> dict:
 
 
 # ---- beside the machine itself ---------------------------------------------------------------------------------------
+
 
 def linear_products(model: Transformer, rows: int, head_rows: int, backward: bool) -> Callable[[], None]:
     """The products of all linear layers with `rows` rows, the head's with `head_rows`; backward: two more for each."""
@@ -379,6 +486,7 @@ def linear_products(model: Transformer, rows: int, head_rows: int, backward: boo
         for x, w, gradient in reversed(operands) if backward else ():
             torch.mm(gradient, w)
             torch.mm(gradient.t(), x)
+
     return multiply
 
 
@@ -386,17 +494,27 @@ def attention_products(model: Transformer, rows: int, queries: int, keys: int, b
     """Scores and their sums of values, in all layers: `queries` tokens of each row look at `keys` tokens."""
     c, new = model.config, model.embed.weight.new_empty
     batch, asking = rows * c.num_kv_heads, c.num_heads // c.num_kv_heads * queries
-    layers = [[new(batch, n, width).normal_() for n, width in
-               ((asking, c.head_dim), (keys, c.head_dim), (keys, c.head_dim), (asking, keys))] for _ in model.blocks]
+    layers = [
+        [
+            new(batch, n, width).normal_()
+            for n, width in ((asking, c.head_dim), (keys, c.head_dim), (keys, c.head_dim), (asking, keys))
+        ]
+        for _ in model.blocks
+    ]
 
     def multiply() -> None:
         for q, k, v, weights in layers:
             torch.bmm(q, k.transpose(1, 2))
             torch.bmm(weights, v)
             if backward:
-                for left, right in ((q, v.transpose(1, 2)), (weights.transpose(1, 2), q), (weights, k),
-                                    (weights.transpose(1, 2), q)):
+                for left, right in (
+                    (q, v.transpose(1, 2)),
+                    (weights.transpose(1, 2), q),
+                    (weights, k),
+                    (weights.transpose(1, 2), q),
+                ):
                     torch.bmm(left, right)
+
     return multiply
 
 
@@ -406,12 +524,18 @@ def floor_decode(run: Run) -> dict:
     prompts, N = random_prompts(size.prompts, 8, 8), size.prompts * size.group
     linear = linear_products(model, N, N, backward=False)
     attention = attention_products(model, N, 1, 8 + size.tokens // 2, backward=False)  # the mean context
-    a, b, c = turns(run, lambda i: draw(model, prompts, size.group, size.tokens, NEVER, i),
-                    lambda i: [(linear(), attention()) for _ in range(size.tokens)],
-                    lambda i: [linear() for _ in range(size.tokens)])
-    return {"ratios": time_ratios(a, b), "seconds_per_token": median_seconds(a) / size.tokens,
-            "seconds_per_token_beside": median_seconds(b) / size.tokens,
-            "ratio_to_the_linear_layers_alone": statistics.median(time_ratios(a, c))}
+    a, b, c = turns(
+        run,
+        lambda i: draw(model, prompts, size.group, size.tokens, NEVER, i),
+        lambda i: [(linear(), attention()) for _ in range(size.tokens)],
+        lambda i: [linear() for _ in range(size.tokens)],
+    )
+    return {
+        "ratios": time_ratios(a, b),
+        "seconds_per_token": median_seconds(a) / size.tokens,
+        "seconds_per_token_beside": median_seconds(b) / size.tokens,
+        "ratio_to_the_linear_layers_alone": statistics.median(time_ratios(a, c)),
+    }
 
 
 def floor_update(run: Run) -> dict:
@@ -427,10 +551,18 @@ def floor_update(run: Run) -> dict:
     batch = Rollout(problems, samples, rewards, group_advantages(rewards, size.group))
     linear = linear_products(state.model, size.prompts * 9 + N * (T - 1), N * T, backward=True)
     attention = attention_products(state.model, N, T - 1, 9 + T - 1, backward=True)
-    a, b, c = turns(run, lambda i: train.update(state.model, None, state.optimizer, batch, config, 0.0),
-                    lambda i: (linear(), attention()), lambda i: linear())
-    return {"ratios": time_ratios(a, b), "seconds": median_seconds(a), "seconds_beside": median_seconds(b),
-            "ratio_to_the_linear_layers_alone": statistics.median(time_ratios(a, c))}
+    a, b, c = turns(
+        run,
+        lambda i: train.update(state.model, None, state.optimizer, batch, config, 0.0),
+        lambda i: (linear(), attention()),
+        lambda i: linear(),
+    )
+    return {
+        "ratios": time_ratios(a, b),
+        "seconds": median_seconds(a),
+        "seconds_beside": median_seconds(b),
+        "ratio_to_the_linear_layers_alone": statistics.median(time_ratios(a, c)),
+    }
 
 
 def length(run: Run) -> dict:
@@ -441,18 +573,26 @@ def length(run: Run) -> dict:
     works = [lambda i, T=T: draw(model, prompts, size.group, T, NEVER, i) for T in size.lengths]
     results = turns(run, *works)
     first, fourth = size.lengths[0], size.lengths[3]
-    return {"ratios": [ratio * first / fourth for ratio in time_ratios(results[3], results[0])],
-            "seconds_per_token": {T: median_seconds(r) / T for T, r in zip(size.lengths, results)}}
+    return {
+        "ratios": [ratio * first / fourth for ratio in time_ratios(results[3], results[0])],
+        "seconds_per_token": {T: median_seconds(r) / T for T, r in zip(size.lengths, results)},
+    }
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
+
 
 def memory(run: Run) -> dict:
     """Peak memory of scoring and its backward pass over that of a full log-softmax, each in a process of its own."""
     peaks = [peak_in_a_process(run, which) for which in ("ours", "full")]
     N, T, V = run.size.memory
-    return {"ratios": [peaks[0] / peaks[1]], "bytes": peaks[0], "bytes_beside": peaks[1],
-            "ntv_float_tensors": peaks[0] / (4 * N * T * V), "ntv_float_tensors_beside": peaks[1] / (4 * N * T * V)}
+    return {
+        "ratios": [peaks[0] / peaks[1]],
+        "bytes": peaks[0],
+        "bytes_beside": peaks[1],
+        "ntv_float_tensors": peaks[0] / (4 * N * T * V),
+        "ntv_float_tensors_beside": peaks[1] / (4 * N * T * V),
+    }
 
 
 def peak_in_a_process(run: Run, which: str) -> int:
@@ -496,6 +636,7 @@ def memory_status(name: str) -> int:
 
 # ---- profile ---------------------------------------------------------------------------------------------------------
 
+
 @dataclass
 class Stopwatch:
     """Seconds by stage; a stage that runs inside another one is taken out of it."""
@@ -513,6 +654,7 @@ class Stopwatch:
             self.seconds[stage] += elapsed - self.inside
             self.inside = outer + elapsed
             return result
+
         return run_and_time
 
 
@@ -521,11 +663,18 @@ def profile(run: Run) -> dict:
     trainer, watch = Trainer(run, "rlsd", share=0.6), Stopwatch(run.device)
     trainer.step(0, 0.5)
     optimizer = trainer.state.optimizer
-    stages = [("noise", model_file, "row_noise"), ("prefill", model_file, "_prefill"), ("decode", train, "sample"),
-              ("verify", train, "verify"), ("student forward and loss", train, "loss_of"),
-              ("teacher forward", methods, "evidence"), ("backward", Tensor, "backward"),
-              ("optimizer", torch.nn.utils, "clip_grad_norm_"), ("optimizer", optimizer, "zero_grad"),
-              ("optimizer", optimizer, "step")]
+    stages = [
+        ("noise", model_file, "row_noise"),
+        ("prefill", model_file, "_prefill"),
+        ("decode", train, "sample"),
+        ("verify", train, "verify"),
+        ("student forward and loss", train, "loss_of"),
+        ("teacher forward", methods, "evidence"),
+        ("backward", Tensor, "backward"),
+        ("optimizer", torch.nn.utils, "clip_grad_norm_"),
+        ("optimizer", optimizer, "zero_grad"),
+        ("optimizer", optimizer, "step"),
+    ]
     wall = 0.0
     with contextlib.ExitStack() as patches:
         for stage, owner, name in stages:
@@ -536,11 +685,14 @@ def profile(run: Run) -> dict:
             wall += now(run.device) - start
     seconds = {stage: watch.seconds[stage] for stage, _, _ in stages}
     seconds["rest"] = wall - sum(seconds.values())
-    return {"seconds": wall / run.rounds,
-            "stages": {stage: {"seconds": s / run.rounds, "share": s / wall} for stage, s in seconds.items()}}
+    return {
+        "seconds": wall / run.rounds,
+        "stages": {stage: {"seconds": s / run.rounds, "share": s / wall} for stage, s in seconds.items()},
+    }
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
+
 
 @dataclass(frozen=True)
 class Row:
@@ -560,22 +712,43 @@ class Row:
 
 
 ROWS = {
-    "sampling": Row("sampling 16 prompts x 16, at most 64 tokens, tokens/s", "transformers `generate`, same weights",
-                    sampling, at_least=5),
-    "sampling-512": Row("sampling 4 prompts x 16 at width 512, 8 layers, 128 tokens each, tokens/s",
-                        "transformers `generate`, same weights", sampling_512, at_least=1.5),
-    "grpo-step": Row("GRPO step, 16 prompts x 16, steps/s", "TRL `GRPOTrainer`, its defaults: bfloat16, gradient "
-                     "checkpointing", grpo_step, at_least=4),
-    "grpo-step-plain": Row("GRPO step, 16 prompts x 16, steps/s", "TRL `GRPOTrainer` in float32 without checkpointing, "
-                           "as ours", grpo_step_plain),
-    "rlsd-lambda": Row("RLSD step with the teacher pass, time", "our GRPO step, same samples", rlsd_lambda,
-                       at_most=1.12),
+    "sampling": Row(
+        "sampling 16 prompts x 16, at most 64 tokens, tokens/s",
+        "transformers `generate`, same weights",
+        sampling,
+        at_least=5,
+    ),
+    "sampling-512": Row(
+        "sampling 4 prompts x 16 at width 512, 8 layers, 128 tokens each, tokens/s",
+        "transformers `generate`, same weights",
+        sampling_512,
+        at_least=1.5,
+    ),
+    "grpo-step": Row(
+        "GRPO step, 16 prompts x 16, steps/s",
+        "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing",
+        grpo_step,
+        at_least=4,
+    ),
+    "grpo-step-plain": Row(
+        "GRPO step, 16 prompts x 16, steps/s",
+        "TRL `GRPOTrainer` in float32 without checkpointing, as ours",
+        grpo_step_plain,
+    ),
+    "rlsd-lambda": Row(
+        "RLSD step with the teacher pass, time", "our GRPO step, same samples", rlsd_lambda, at_most=1.12
+    ),
     "rlsd-zero": Row("RLSD step at lambda 0, time", "our GRPO step, same samples", rlsd_zero, at_most=1.01),
     "floor-decode": Row("sampling 256 rows, time a token", "its matrix products alone", floor_decode, at_most=2.5),
-    "floor-update": Row("update on 256 samples of 34 tokens, time", "its matrix products alone", floor_update,
-                        at_most=2),
-    "memory": Row("memory of scoring and backward, 256 x 64 tokens, vocabulary 50,000", "full log-softmax + gather",
-                  memory, at_most=0.5),
+    "floor-update": Row(
+        "update on 256 samples of 34 tokens, time", "its matrix products alone", floor_update, at_most=2
+    ),
+    "memory": Row(
+        "memory of scoring and backward, 256 x 64 tokens, vocabulary 50,000",
+        "full log-softmax + gather",
+        memory,
+        at_most=0.5,
+    ),
     "length": Row("sampling 512 tokens, time a token", "sampling 64 tokens", length, at_most=1.6),
 }
 
@@ -589,8 +762,14 @@ def measure(name: str, run: Run) -> dict:
         return {**figures, "skipped": str(reason)}
     ratio = statistics.median(found["ratios"])
     reached = None if run.size is SMOKE else row.reached(ratio)  # small sizes say nothing about the goals
-    return {**figures, "ratio": ratio, "least": min(found["ratios"]), "greatest": max(found["ratios"]),
-            "reached": reached, **found}
+    return {
+        **figures,
+        "ratio": ratio,
+        "least": min(found["ratios"]),
+        "greatest": max(found["ratios"]),
+        "reached": reached,
+        **found,
+    }
 
 
 def table_line(row: dict) -> str:
@@ -603,15 +782,29 @@ def table_line(row: dict) -> str:
 
 def machine(device: str) -> dict:
     """What the figures were measured on and with."""
+
     def version(package: str) -> str | None:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return importlib.metadata.version(package)
-    models = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-              if line.startswith("model name")] if Path("/proc/cpuinfo").is_file() else []
-    return {"device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-            "cpu": models[0] if models else platform.processor(), "cpus": os.cpu_count(),
-            "load_average": os.getloadavg()[0], "threads": torch.get_num_threads(), "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "trl")}}
+
+    models = (
+        [
+            line.partition(":")[2].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if Path("/proc/cpuinfo").is_file()
+        else []
+    )
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        "cpu": models[0] if models else platform.processor(),
+        "cpus": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("torch", "transformers", "trl")},
+    }
 
 
 def rounded(value):
@@ -629,8 +822,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser("bench.py", description=__doc__, allow_abbrev=False,
-                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "bench.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--rounds", type=int, help="paired rounds (default: 7, with --smoke 2)")
@@ -652,15 +846,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
 
 def profile_table(found: dict) -> str:
     lines = ["| stage of an RLSD step | ms | share |", "|---|---|---|"]
-    return "\n".join(lines + [f"| {stage} | {1000 * figures['seconds']:.1f} | {figures['share']:.1%} |"
-                              for stage, figures in found["stages"].items()])
+    return "\n".join(
+        lines
+        + [
+            f"| {stage} | {1000 * figures['seconds']:.1f} | {figures['share']:.1%} |"
+            for stage, figures in found["stages"].items()
+        ]
+    )
 
 
 def write(result: dict, tables: list[str], out: Path) -> None:
     """The figures as JSON, and beside them the tables as a page to read."""
     out.write_text(json.dumps(result, indent=1) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    out.with_suffix(".md").write_text("\n\n".join(["# Speed and memory", f"`python bench.py`; {about}.", *tables]) + "\n")
+    out.with_suffix(".md").write_text(
+        "\n\n".join(["# Speed and memory", f"`python bench.py`; {about}.", *tables]) + "\n"
+    )
 
 
 def main(argv: list[str]) -> int:
@@ -671,8 +872,10 @@ def main(argv: list[str]) -> int:
         return 0
     result = {"machine": machine(args.device), "smoke": args.smoke, "rounds": args.rounds, "rows": []}
     if result["machine"]["load_average"] > 0.5:
-        print(f"load average {result['machine']['load_average']:.1f} before the start: if other programs are running, "
-              "these ratios are off\n")
+        print(
+            f"load average {result['machine']['load_average']:.1f} before the start: if other programs are running, "
+            "these ratios are off\n"
+        )
     if args.smoke:
         print("--smoke: everything runs at tiny sizes, not at those named here\n")
     tables = []

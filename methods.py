@@ -24,7 +24,7 @@ from rlsd import rlsd_loss
 from verifiers import MARKER, final_answer
 
 if TYPE_CHECKING:
-    from train import Config
+    from config import Config
 
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 
@@ -44,8 +44,13 @@ class Rollout:
 
     def rows(self, index: Tensor) -> "Rollout":
         picked = index.tolist()
-        return Rollout([self.problems[i] for i in picked], self.samples.rows(index), self.rewards[index],
-                       self.advantages[index], [self.hints[i] for i in picked] if self.hints else [])
+        return Rollout(
+            [self.problems[i] for i in picked],
+            self.samples.rows(index),
+            self.rewards[index],
+            self.advantages[index],
+            [self.hints[i] for i in picked] if self.hints else [],
+        )
 
 
 def teacher_view(problem: tasks.Problem, config: "Config") -> list[int]:
@@ -74,15 +79,24 @@ def rows_of(batch: Rollout, config: "Config") -> Tensor:
     return torch.arange(len(batch.problems), device=batch.rewards.device)
 
 
-def loss_of(model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", lam: float,
-            tokens: Tensor) -> tuple[Tensor, dict[str, float]]:
+def loss_of(
+    model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", lam: float, tokens: Tensor
+) -> tuple[Tensor, dict[str, float]]:
     """The loss of the configured method on (a part of) a batch of `tokens` tokens in all, and rlsd_loss's metrics."""
     if config.method in ("opsd", "sdpo", "opd"):
         return distillation(model, teacher, batch, config, tokens), {}
     logps = score(model, batch, config, tasks.student_prompt)
     teacher_logps = evidence(teacher, batch, config, logps.detach()) if lam > 0 else None
-    loss, metrics = rlsd_loss(logps, batch.samples.logps, teacher_logps, batch.advantages, batch.samples.mask, lam=lam,
-                              eps_w=config.rlsd_reweight_clip_range, denominator=tokens)
+    loss, metrics = rlsd_loss(
+        logps,
+        batch.samples.logps,
+        teacher_logps,
+        batch.advantages,
+        batch.samples.mask,
+        lam=lam,
+        eps_w=config.rlsd_reweight_clip_range,
+        denominator=tokens,
+    )
     if config.method == "grpo+opsd":
         loss = loss + config.opsd_weight * distillation(model, teacher, batch, config, tokens)
     return loss, metrics
@@ -93,8 +107,10 @@ def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_log
     """The one extra forward pass: the same completions after the prompt that shows the reference; then its readings."""
     teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
     if config.evidence == "contrastive":
-        prompts = [teacher_view(p, config) if hint is None else tasks.prompt(p, hint)
-                   for p, hint in zip(batch.problems, batch.hints)]
+        prompts = [
+            teacher_view(p, config) if hint is None else tasks.prompt(p, hint)
+            for p, hint in zip(batch.problems, batch.hints)
+        ]
         with autocast(config):
             misled_logps = token_logps(teacher, prompts, batch.samples, config.temperature)
         has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)
@@ -135,6 +151,7 @@ def logits(model: Transformer, prompts: list[list[int]], samples: Samples, tempe
 
 
 # ---- privileged text from the group itself ---------------------------------------------------------------------------
+
 
 def group_hints(batch: Rollout, config: "Config") -> list[str | None]:
     """SDPO: another sample of the group that is right, whole. Contrastive evidence: a wrong final answer of it."""

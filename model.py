@@ -59,17 +59,17 @@ class KVCache:
         elif self.keys.shape[2] < self.length:
             self.keys, self.values = torch.cat([self.keys, keys], dim=2), torch.cat([self.values, values], dim=2)
         else:
-            self.keys[:, :, start:self.length] = keys
-            self.values[:, :, start:self.length] = values
-        return self.keys[:, :, :self.length], self.values[:, :, :self.length]
+            self.keys[:, :, start : self.length] = keys
+            self.values[:, :, start : self.length] = values
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
     def rows(self, index: Tensor, room: int = 0) -> "KVCache":
         """A cache of the given rows, repeats allowed, with room for so many more tokens."""
-        keys, values = (x[:, :, :self.length].index_select(0, index) for x in (self.keys, self.values))
+        keys, values = (x[:, :, : self.length].index_select(0, index) for x in (self.keys, self.values))
         if room:  # slots behind `length` are never read, so nothing has to be written there
             short = keys, values
             keys, values = (x.new_empty(*x.shape[:2], self.length + room, x.shape[3]) for x in short)
-            keys[:, :, :self.length], values[:, :, :self.length] = short
+            keys[:, :, : self.length], values[:, :, : self.length] = short
         return KVCache(keys, values, self.length)
 
 
@@ -100,8 +100,9 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=mask)
             return self.out(y.reshape(B, 1, H * D))
         causal = T == k.shape[2]  # no past: padding on the right is invisible to what precedes it
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=None if causal else mask,
-                                           is_causal=causal, enable_gqa=True)
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2), k, v, attn_mask=None if causal else mask, is_causal=causal, enable_gqa=True
+        )
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -153,8 +154,13 @@ class Transformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         return self.head(self.hidden(tokens))
 
-    def hidden(self, tokens: Tensor, positions: Tensor | None = None, caches: list[KVCache] | None = None,
-               mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        caches: list[KVCache] | None = None,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Final hidden states (B,T,hidden) of tokens (B,T) at positions (B,T), default 0..T-1."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
@@ -169,6 +175,7 @@ class Transformer(nn.Module):
 
 def run_again(block: Block, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
     """block(x, ...), of which the backward pass keeps the inputs; its second run must find the cache as it was."""
+
     def run(x: Tensor, past: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
         own = KVCache(*past, length)
         return block(x, rope, own, mask), own.keys, own.values
@@ -219,8 +226,16 @@ class Samples:
         return Samples(self.tokens[index, :T], mask[:, :T], self.logps[index, :T])
 
 
-def sample(model: Transformer, prompts: list[list[int]], *, group_size: int, max_new_tokens: int, temperature: float,
-           stop_token: int, generator: torch.Generator | None = None) -> Samples:
+def sample(
+    model: Transformer,
+    prompts: list[list[int]],
+    *,
+    group_size: int,
+    max_new_tokens: int,
+    temperature: float,
+    stop_token: int,
+    generator: torch.Generator | None = None,
+) -> Samples:
     """Draw `group_size` completions of every prompt from the full softmax at `temperature` -> Samples, N = P * G rows.
 
     temperature 0 takes the most likely token (log-probability 0: the policy is certain). Each row draws from a noise
@@ -240,8 +255,17 @@ def sample(model: Transformer, prompts: list[list[int]], *, group_size: int, max
     return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])
 
 
-def _decode(model: Transformer, prompts: list[list[int]], group_size: int, temperature: float, stop_token: int,
-            noise: Tensor, tokens: Tensor, logps: Tensor, lengths: Tensor) -> None:
+def _decode(
+    model: Transformer,
+    prompts: list[list[int]],
+    group_size: int,
+    temperature: float,
+    stop_token: int,
+    noise: Tensor,
+    tokens: Tensor,
+    logps: Tensor,
+    lengths: Tensor,
+) -> None:
     """Fill tokens (N,T), logps (N,T) and lengths (N,) from noise (N,T), token by token."""
     N, T = noise.shape
     logits, caches, positions, mask = _prefill(model, prompts, group_size, T)
@@ -261,7 +285,7 @@ def _decode(model: Transformer, prompts: list[list[int]], group_size: int, tempe
             rows, alive, token, positions = rows[keep], alive[keep], token[keep], positions[keep]
             mask = mask[keep] if mask is not None else None
             caches = [cache.rows(keep, T - t - 1) for cache in caches]
-        step_mask = mask[..., :caches[0].length + 1] if mask is not None else None
+        step_mask = mask[..., : caches[0].length + 1] if mask is not None else None
         logits = model.head(model.hidden(token[:, None], positions[:, None], caches, step_mask))[:, 0]
         positions = positions + 1
 
@@ -346,16 +370,17 @@ def completion_states(model: Transformer, prompts: list[list[int]], samples: Sam
         return first[samples.mask]
     L = padded.shape[1]
     slots = torch.arange(L + T - 1, device=device)
-    visible = (slots < lengths[:, None])[:, None] | ((slots >= L) & (slots <= L + slots[:T - 1, None]))
+    visible = (slots < lengths[:, None])[:, None] | ((slots >= L) & (slots <= L + slots[: T - 1, None]))
     visible = visible[of_prompt, None] if int(lengths.min()) < L else visible[:1, None]  # (N or 1, 1, T - 1, slots)
     caches = [cache.rows(of_prompt) for cache in caches]
-    places = lengths[of_prompt, None] + slots[:T - 1]  # (N, T - 1)
+    places = lengths[of_prompt, None] + slots[: T - 1]  # (N, T - 1)
     after = model.hidden(samples.tokens[:, :-1], places, caches, visible)
     return torch.cat([first, after], dim=1)[samples.mask]
 
 
 def _score(model: Transformer, states: Tensor, tokens: Tensor, temperature: float) -> Tensor:
     """log softmax at `tokens` (M,) from states (M, hidden), in chunks that the backward pass computes again."""
+
     def chunk_logps(states: Tensor, tokens: Tensor) -> Tensor:
         logits = model.head(states / temperature).float()
         return logits.gather(1, tokens[:, None]).squeeze(1) - logits.logsumexp(dim=-1)
@@ -379,5 +404,6 @@ def _check_prompts(model: Transformer, prompts: list[list[int]], new_tokens: int
         raise ValueError("prompts: at least one prompt is needed, and none may be empty")
     longest = max(len(prompt) for prompt in prompts)
     if longest + new_tokens > model.config.max_seq_len:
-        raise ValueError(f"prompts: {longest} prompt tokens + {new_tokens} new ones exceed max_seq_len "
-                         f"{model.config.max_seq_len}")
+        raise ValueError(
+            f"prompts: {longest} prompt tokens + {new_tokens} new ones exceed max_seq_len {model.config.max_seq_len}"
+        )

@@ -13,9 +13,14 @@ import matplotlib.pyplot as plt
 # Okabe and Ito's palette, told apart by the colour-blind; the line style says it again for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
-PANELS = (("reward", "reward of the samples"), ("pass@1", "held-out pass@1 (thick) and greedy"),
-          ("entropy", "entropy, nats a token"), ("length", "length, tokens"),
-          ("clipped", "share of tokens at the evidence clip"), ("no_spread", "share of groups without spread"))
+PANELS = (
+    ("reward", "reward of the samples"),
+    ("pass@1", "held-out pass@1 (thick) and greedy"),
+    ("entropy", "entropy, nats a token"),
+    ("length", "length, tokens"),
+    ("clipped", "share of tokens at the evidence clip"),
+    ("no_spread", "share of groups without spread"),
+)
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -19,20 +19,36 @@ from run_files import UserError, replace
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 # What a config may say about features that model.py lacks: nothing, or that they are off.
-OFF = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "attention_dropout": 0,
-       "use_sliding_window": False, "num_experts": None, "num_local_experts": None, "quantization_config": None,
-       "partial_rotary_factor": 1}
+OFF = {
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "attention_dropout": 0,
+    "use_sliding_window": False,
+    "num_experts": None,
+    "num_local_experts": None,
+    "quantization_config": None,
+    "partial_rotary_factor": 1,
+}
 
 # Beside config.json and the weights: what an export takes over from the folder that the weights came from.
-TAKEN_OVER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt",
-              "generation_config.json", "chat_template.jinja")
+TAKEN_OVER = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "chat_template.jinja",
+)
 
-GPT2_PIECES = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # the same where every digit is a piece of its own, and ends the piece before it (SmolLM2)
-DIGIT_PIECES = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+")
+DIGIT_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
+
 
 def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
     """The folder's model on the CPU, in `dtype` or in the files' own; UserError for what is missing, odd or unknown."""
@@ -56,8 +72,10 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
         model = Transformer(config)
     for name, parameter in model.named_parameters():
         if parameter.shape != weights[name].shape:
-            raise UserError(f"{folder}: {' + '.join(published_names(config)[name])} has the shape "
-                            f"{tuple(weights[name].shape)}; config.json says {tuple(parameter.shape)}")
+            raise UserError(
+                f"{folder}: {' + '.join(published_names(config)[name])} has the shape "
+                f"{tuple(weights[name].shape)}; config.json says {tuple(parameter.shape)}"
+            )
     model.load_state_dict(weights, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embed.weight
@@ -95,12 +113,19 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         heads, width = c["num_attention_heads"], c["hidden_size"]
         return ModelConfig(  # values that are left out are those of transformers
-            vocab_size=c["vocab_size"], hidden_size=width, intermediate_size=c["intermediate_size"],
-            num_layers=c["num_hidden_layers"], num_heads=heads, num_kv_heads=c.get("num_key_value_heads") or heads,
+            vocab_size=c["vocab_size"],
+            hidden_size=width,
+            intermediate_size=c["intermediate_size"],
+            num_layers=c["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=c.get("num_key_value_heads") or heads,
             head_dim=c.get("head_dim") or (128 if family == "qwen3" else width // heads),
             max_seq_len=c.get("max_position_embeddings") or (32768 if family == "qwen3" else 2048),
-            rope_theta=float(rope["rope_theta"] or 10000.0), norm_eps=c.get("rms_norm_eps", 1e-6),
-            tie_embeddings=c.get("tie_word_embeddings", False), qk_norm=family == "qwen3")
+            rope_theta=float(rope["rope_theta"] or 10000.0),
+            norm_eps=c.get("rms_norm_eps", 1e-6),
+            tie_embeddings=c.get("tie_word_embeddings", False),
+            qk_norm=family == "qwen3",
+        )
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing") from error
 
@@ -110,15 +135,20 @@ def published_names(config: ModelConfig) -> dict[str, list[str]]:
     names = {"embed": ["model.embed_tokens"], "norm": ["model.norm"]}
     if not config.tie_embeddings:
         names["head"] = ["lm_head"]
-    block = {"attention_norm": ["input_layernorm"], "mlp_norm": ["post_attention_layernorm"],
-             "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-             "attention.out": ["self_attn.o_proj"], "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-             "mlp.down": ["mlp.down_proj"]}
+    block = {
+        "attention_norm": ["input_layernorm"],
+        "mlp_norm": ["post_attention_layernorm"],
+        "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+        "attention.out": ["self_attn.o_proj"],
+        "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
+        "mlp.down": ["mlp.down_proj"],
+    }
     if config.qk_norm:
         block |= {"attention.q_norm": ["self_attn.q_norm"], "attention.k_norm": ["self_attn.k_norm"]}
     for i in range(config.num_layers):
-        names |= {f"blocks.{i}.{ours}": [f"model.layers.{i}.{name}" for name in theirs]
-                  for ours, theirs in block.items()}
+        names |= {
+            f"blocks.{i}.{ours}": [f"model.layers.{i}.{name}" for name in theirs] for ours, theirs in block.items()
+        }
     return {f"{ours}.weight": [f"{name}.weight" for name in theirs] for ours, theirs in names.items()}
 
 
@@ -153,8 +183,9 @@ def save(model: Transformer, out: str | Path, source: str | Path | None = None) 
     for name, theirs in published_names(c).items():
         rows = heads if len(theirs) == 3 else [len(ours[name]) // len(theirs)] * len(theirs)
         weights |= zip(theirs, ours[name].cpu().split(rows))
-    replace(out / "model.safetensors",
-            lambda path: safetensors_torch().save_file(weights, path, metadata={"format": "pt"}))
+    replace(
+        out / "model.safetensors", lambda path: safetensors_torch().save_file(weights, path, metadata={"format": "pt"})
+    )
     config = read_json(Path(source) / "config.json") if source else describe(c)
     config.pop("torch_dtype", None)  # what older versions call it
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
@@ -167,15 +198,29 @@ def save(model: Transformer, out: str | Path, source: str | Path | None = None) 
 def describe(c: ModelConfig) -> dict:
     """A config.json of transformers for a model that came from no folder."""
     family = "qwen3" if c.qk_norm else "llama"
-    return {"model_type": family, "architectures": [ARCHITECTURES[family]], "vocab_size": c.vocab_size,
-            "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size, "num_hidden_layers": c.num_layers,
-            "num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim,
-            "max_position_embeddings": c.max_seq_len, "rms_norm_eps": c.norm_eps, "hidden_act": "silu",
-            "rope_theta": c.rope_theta, "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
-            "tie_word_embeddings": c.tie_embeddings, "bos_token_id": None, "eos_token_id": None}
+    return {
+        "model_type": family,
+        "architectures": [ARCHITECTURES[family]],
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.max_seq_len,
+        "rms_norm_eps": c.norm_eps,
+        "hidden_act": "silu",
+        "rope_theta": c.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "tie_word_embeddings": c.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
+
 
 class Tokenizer:
     """tiktoken on a published vocabulary, with what tiktoken leaves to its caller; its methods carry tiktoken's names.
@@ -227,8 +272,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     for merge in model["merges"]:
         token = "".join(merge.split(" ") if isinstance(merge, str) else merge)
         if token not in model["vocab"] or model["vocab"][token] < last:
-            raise UserError(f"{path}: the merge of {token!r} does not follow the order of the token ids, by which "
-                            "tiktoken merges")
+            raise UserError(
+                f"{path}: the merge of {token!r} does not follow the order of the token ids, by which tiktoken merges"
+            )
         last = model["vocab"][token]
         merged.add(token)
     byte_of = {c: bytes([b]) for b, c in byte_characters().items()}
@@ -237,8 +283,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
             ranks[b"".join(byte_of[c] for c in token)] = rank
         elif token not in added:
             raise UserError(f"{path}: the token {token!r} is neither a byte nor a merge of two others")
-    return Tokenizer(tiktoken.Encoding(path.parent.name, pat_str=pieces, mergeable_ranks=ranks, special_tokens=added),
-                     nfc, ranks)
+    return Tokenizer(
+        tiktoken.Encoding(path.parent.name, pat_str=pieces, mergeable_ranks=ranks, special_tokens=added), nfc, ranks
+    )
 
 
 def byte_characters() -> dict[int, str]:
@@ -267,8 +314,15 @@ def pattern(pre_tokenizer: dict | None, path: Path) -> str:
         if kinds == ["Digits", "ByteLevel"] and plain and steps[0].get("individual_digits"):
             return DIGIT_PIECES
         split = steps[0].get("pattern") or {}
-        if kinds == ["Split", "ByteLevel"] and not plain and "Regex" in split and not steps[0].get("invert") \
-                and steps[0].get("behavior") == "Isolated":
+        if (
+            kinds == ["Split", "ByteLevel"]
+            and not plain
+            and "Regex" in split
+            and not steps[0].get("invert")
+            and steps[0].get("behavior") == "Isolated"
+        ):
             return split["Regex"]
-    raise UserError(f"{path}: the pre_tokenizer {' + '.join(kinds) or None} with these settings is not supported; "
-                    "those of GPT-2, Llama 3, Qwen and SmolLM2 are")
+    raise UserError(
+        f"{path}: the pre_tokenizer {' + '.join(kinds) or None} with these settings is not supported; "
+        "those of GPT-2, Llama 3, Qwen and SmolLM2 are"
+    )

@@ -19,10 +19,14 @@ import torch
 import baselines
 import tasks
 import train
+from config import Config, Parser, parse_config
+from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import Interrupt
+from run_files import Interrupt, UserError
+from state import build_model
+from warm_start import warm_start
 
 WEIGHTINGS = {  # lambda, eps_w of rlsd_loss
     "GRPO": (0.0, 0.2),
@@ -33,7 +37,7 @@ WEIGHTINGS = {  # lambda, eps_w of rlsd_loss
 }
 
 
-def gradients(model: Transformer, batch: Rollout, config: train.Config) -> dict[str, torch.Tensor]:
+def gradients(model: Transformer, batch: Rollout, config: Config) -> dict[str, torch.Tensor]:
     """The flat gradient that each weighting makes of one and the same batch."""
     tokens = batch.samples.mask.sum()
     part = batch.rows(batch.advantages.nonzero().squeeze(1))
@@ -48,16 +52,20 @@ def gradients(model: Transformer, batch: Rollout, config: train.Config) -> dict[
 
     losses = {name: loss(teacher_logps, lam, eps_w) for name, (lam, eps_w) in WEIGHTINGS.items()}
     losses["agreement: weight 1 where sign(A) Delta > 0.02, else 0"] = loss(
-        baselines.agreement(student, teacher_logps, A), 1.0, 1.0)
+        baselines.agreement(student, teacher_logps, A), 1.0, 1.0
+    )
     unsigned = baselines.agreement(student, student + A.sign()[:, None] * (teacher_logps - student).abs(), A)
     losses["weight 1 where |Delta| > 0.02, else 0"] = loss(unsigned, 1.0, 1.0)
     prompts = [[view(p) for p in batch.problems] for view in (tasks.student_prompt, lambda p: teacher_view(p, config))]
     with torch.no_grad():
         teacher_logits = logits(model, prompts[1], batch.samples, config.temperature)
     losses["OPSD, full vocabulary"] = baselines.opsd_loss(
-        logits(model, prompts[0], batch.samples, config.temperature), teacher_logits, tokens)
-    return {name: flat(torch.autograd.grad(value, list(model.parameters()), retain_graph=True))
-            for name, value in losses.items()}
+        logits(model, prompts[0], batch.samples, config.temperature), teacher_logits, tokens
+    )
+    return {
+        name: flat(torch.autograd.grad(value, list(model.parameters()), retain_graph=True))
+        for name, value in losses.items()
+    }
 
 
 def flat(gradient: tuple[torch.Tensor, ...]) -> torch.Tensor:
@@ -67,8 +75,10 @@ def flat(gradient: tuple[torch.Tensor, ...]) -> torch.Tensor:
 def cosines(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
     """Cosine of each weighting's gradient with the mean GRPO gradient of the other batches, batch by batch."""
     total = sum(g["GRPO"] for g in per_batch)
-    return {name: [round(torch.cosine_similarity(g[name], total - g["GRPO"], dim=0).item(), 5) for g in per_batch]
-            for name in per_batch[0]}
+    return {
+        name: [round(torch.cosine_similarity(g[name], total - g["GRPO"], dim=0).item(), 5) for g in per_batch]
+        for name in per_batch[0]
+    }
 
 
 def adam_gains(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
@@ -80,7 +90,9 @@ def adam_gains(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float
     gains = {}
     for name in per_batch[0]:
         scale = torch.stack([g[name] for g in per_batch]).square().mean(dim=0).sqrt().add(1e-8)
-        gains[name] = [round(torch.cosine_similarity(g[name] / scale, total - g["GRPO"], dim=0).item(), 5) for g in per_batch]
+        gains[name] = [
+            round(torch.cosine_similarity(g[name] / scale, total - g["GRPO"], dim=0).item(), 5) for g in per_batch
+        ]
     return gains
 
 
@@ -95,11 +107,11 @@ def deciding_tokens(completion: list[int], problem: tasks.Problem) -> list[int]:
     for m in re.finditer(r"(\d)\+(\d)=(\d+)", tasks.decode(completion)):  # a token a character up to the marker
         forgotten, result = str(int(m[1]) + int(m[2])), m[3]
         if result != forgotten:
-            places.append(m.start(3) + next(i for i, digit in enumerate(result) if digit != forgotten[i:i + 1]))
+            places.append(m.start(3) + next(i for i, digit in enumerate(result) if digit != forgotten[i : i + 1]))
     return places
 
 
-def evidence_shares(model: Transformer, batch: Rollout, config: train.Config) -> list[dict]:
+def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[dict]:
     """Of each sample with an advantage: share of |Delta|, and of the weight moved at eps_w 0.2, by kind of token.
 
     deciding: see above. first: where the teacher's own style, to cite the reference, could begin.
@@ -116,9 +128,11 @@ def evidence_shares(model: Transformer, batch: Rollout, config: train.Config) ->
         if deciding:
             kinds = {"deciding": deciding, "first": [0]}
             share = lambda x, at: (x[i, at].sum() / x[i].sum().clamp(min=1e-12)).item()
-            rows.append({"right": part.advantages[i].item() > 0, "uniform": len(deciding) / len(completion)}
-                        | {f"|Delta| {k}": share(delta.abs(), at) for k, at in kinds.items()}
-                        | {f"moved {k}": share(moved, at) for k, at in kinds.items()})
+            rows.append(
+                {"right": part.advantages[i].item() > 0, "uniform": len(deciding) / len(completion)}
+                | {f"|Delta| {k}": share(delta.abs(), at) for k, at in kinds.items()}
+                | {f"moved {k}": share(moved, at) for k, at in kinds.items()}
+            )
     return rows
 
 
@@ -131,28 +145,32 @@ def samples_worth(values: list[float], grpo: list[float], draws: int = 10_000) -
     return float((pairs[0].mean() / pairs[1].mean()) ** 2), *np.quantile(ratio, [0.025, 0.975]).tolist()
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, train.Config]:
-    parser = train.Parser("probe.py", description=__doc__, allow_abbrev=False,
-                          formatter_class=argparse.RawDescriptionHelpFormatter,
-                          epilog="every other option is one of train.py")
+def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
+    parser = Parser(
+        "probe.py",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="every other option is one of train.py",
+    )
     parser.add_argument("--batches", type=int, default=60, help="batches of samples (default: 60)")
     parser.add_argument("--name", default="", help="keep the figures in results/probe/NAME.json")
     parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")
     own, rest = parser.parse_known_args(argv)
     own.rest = rest
-    return own, train.parse_config(rest)
+    return own, parse_config(rest)
 
 
-def policy_of(own: argparse.Namespace, config: train.Config, source: tasks.Source) -> Transformer:
-    model = train.build_model(config)
+def policy_of(own: argparse.Namespace, config: Config, source: tasks.Source) -> Transformer:
+    model = build_model(config)
     if not own.policy:
-        train.warm_start(model, source, config, Interrupt())
+        warm_start(model, source, config, Interrupt())
         return model
     path = Path(own.policy) / "last.pt"
     try:
         model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True)["model"])
     except Exception as error:  # missing, torn or of another shape: torch raises many kinds
-        raise train.UserError(f"--policy {own.policy}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--policy {own.policy}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
     return model
 
 
@@ -161,12 +179,11 @@ def main(argv: list[str]) -> int:
         own, config = parse(argv)
         source, verifier = train.load_source(config)
         model = policy_of(own, config, source)
-    except train.UserError as error:
+    except UserError as error:
         print(f"probe.py: {error}", file=sys.stderr)
         return 2
     batches, name, rest = own.batches, own.name, own.rest + (["--policy", own.policy] if own.policy else [])
-    scores = {**train.evaluate(model, source, verifier, config),
-              **train.evaluate_teacher(model, source, verifier, config)}
+    scores = {**evaluate(model, source, verifier, config), **evaluate_teacher(model, source, verifier, config)}
     per_batch, shares = [], []
     for step in range(1, batches + 1):
         batch = train.rollout(model, source, verifier, config, step)
@@ -175,8 +192,10 @@ def main(argv: list[str]) -> int:
             if config.task == "addition" and config.filler == 0:
                 shares += evidence_shares(model, batch, config)
     table, adam = cosines(per_batch), adam_gains(per_batch)
-    print(f"pass@1 {scores['pass@1']:.3f}, teacher {scores['teacher pass@1']:.3f}; {len(per_batch)} batches of "
-          f"{config.prompts_per_step * config.group_size} samples")
+    print(
+        f"pass@1 {scores['pass@1']:.3f}, teacher {scores['teacher pass@1']:.3f}; {len(per_batch)} batches of "
+        f"{config.prompts_per_step * config.group_size} samples"
+    )
     print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]   ... by Adam's step")
     for label, values in table.items():
         worth = [samples_worth(v[label], v["GRPO"]) for v in (table, adam)]
@@ -185,14 +204,28 @@ def main(argv: list[str]) -> int:
     for right in (True, False) if shares else ():
         rows = [row for row in shares if row["right"] == right]
         summary["right" if right else "wrong"] = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]} | {
-            "samples": len(rows)}
-        print("right samples:" if right else "wrong samples:",
-              ", ".join(f"{k} {v:.3f}" for k, v in summary["right" if right else "wrong"].items() if k != "right"))
+            "samples": len(rows)
+        }
+        print(
+            "right samples:" if right else "wrong samples:",
+            ", ".join(f"{k} {v:.3f}" for k, v in summary["right" if right else "wrong"].items() if k != "right"),
+        )
     if name:
         path = Path("results/probe") / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"options": rest, **scores, "samples": config.prompts_per_step * config.group_size,
-                                    "shares": summary, "cosines": table, "adam": adam}) + "\n")
+        path.write_text(
+            json.dumps(
+                {
+                    "options": rest,
+                    **scores,
+                    "samples": config.prompts_per_step * config.group_size,
+                    "shares": summary,
+                    "cosines": table,
+                    "adam": adam,
+                }
+            )
+            + "\n"
+        )
     return 0
 
 

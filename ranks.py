@@ -12,7 +12,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
 apart = False  # set by train.py once options and data are known to be sound
 
 
@@ -49,7 +48,7 @@ def stop() -> None:
 
 
 def share(questions: Sequence) -> list:
-    """This process's part; equal ones stay together, since the sampler's noise counts how often a prompt came before."""
+    """This process's part; equal ones stay together, since the sampler's noise counts a prompt's repeats."""
     place = {question: i for i, question in enumerate(dict.fromkeys(questions))}
     return [question for question in questions if place[question] % world() == rank()]
 

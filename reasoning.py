@@ -31,7 +31,7 @@ def source(task: str, held_out: int) -> Source:
         if len(apart) == held_out:
             break
     else:  # a task of few questions
-        apart = dict(list(apart.items())[:max(1, len(apart) // 10)])
+        apart = dict(list(apart.items())[: max(1, len(apart) // 10)])
     limits = [float("inf")] * 3
 
     def draw(rng: random.Random, n: int) -> list[Problem]:
@@ -70,8 +70,9 @@ def _text(problem: Problem) -> str:
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
     """What the longest prompts and completions of a problem grow with, in tokens."""
-    question, answer, solution = (len(tasks.encode(text or "")) for text in (problem.question, problem.answer,
-                                                                             problem.solution))
+    question, answer, solution = (
+        len(tasks.encode(text or "")) for text in (problem.question, problem.answer, problem.solution)
+    )
     return question + answer, question + solution, len(tasks.target(problem))
 
 

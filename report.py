@@ -19,12 +19,14 @@ DRAWS = 10_000
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
 LEAKS = 0.01  # share of completions from which a method is said to leak
 FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
-RULES = f"""Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
-margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed 2; leakage
-{LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN}. What was measured on one policy gets
-no verdict. A run that never reaches the target of a speed is counted at its last update. Bootstrap
-intervals of 95 % are narrower than they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %),
-and they are given the one or two warm starts and the held-out problems that all runs of a task share."""
+RULES = f"""
+Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
+margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed
+2; leakage {LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN}. What was
+measured on one policy gets no verdict. A run that never reaches the target of a speed is counted at its last
+update. Bootstrap intervals of 95 % are narrower than they say with few seeds (simulated on normal data: 10
+seeds cover 90 %, 5 seeds 81 %), and they are given the one or two warm starts and the held-out problems that
+all runs of a task share."""
 
 
 # ---- one run ---------------------------------------------------------------------------------------------------------
@@ -472,8 +474,8 @@ def credit_claims(folder: Path) -> list[list[str]]:
             [
                 f"Credit sits on the deciding tokens ({kind} samples)",
                 f"share of the weight moved on {words}, {s['uniform']:.3f} of the tokens; of |Delta|: "
-                f"{s['|Delta| deciding']:.3f}; on the first token, where the teacher would cite: {s['moved first']:.3f} "
-                f"and {s['|Delta| first']:.3f}",
+                f"{s['|Delta| deciding']:.3f}; on the first token, where the teacher would cite: "
+                f"{s['moved first']:.3f} and {s['|Delta| first']:.3f}",
                 f"{s['moved deciding']:.3f}",
                 f"1 policy, {s['samples']} samples",
                 "one policy",
@@ -485,8 +487,8 @@ def credit_claims(folder: Path) -> list[list[str]]:
             rows.append(
                 [
                     f"Wide weights are worth more samples (countdown, {when})",
-                    "samples that GRPO needs for the same first-order gain of Adam's step, over those of RLSD at eps_w 4, "
-                    "lambda 1 (probe)",
+                    "samples that GRPO needs for the same first-order gain of Adam's step, over those of RLSD at "
+                    "eps_w 4, lambda 1 (probe)",
                     figure.text(2),
                     f"1 policy, {figure.n} batches",
                     "one policy",
@@ -585,7 +587,7 @@ def write(runs: list[dict], out: Path) -> Path:
     credit_figure(COMMITTED / "make_train" / "rlsd_samples.jsonl", out / "credit.png")
     parts = [
         "# The paper's claims, measured at this scale",
-        f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them. {RULES}",
+        f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them.{RULES}",
         table(["claim", "measured", "figure [95 % interval]", "seeds", "verdict"], claims_of(study)),
         "![curves of the main comparison](study.png)",
         "![curves on countdown](countdown.png)",
@@ -607,25 +609,28 @@ def write(runs: list[dict], out: Path) -> Path:
     return out / "report.md"
 
 
-PROBED = """Cosine of one batch's gradient with the mean GRPO gradient of the other batches; squared and over GRPO's it is a
-ratio of samples, where noise rules (small cosines) and the expected direction is GRPO's. The last column takes the step
-that Adam makes of the gradient (each coordinate over the root of its mean square) in its place."""
-TUNING = """By final pass@1, on seeds 100 and 101 and a warm start of their own. Methods that are not listed take the rate of
-RLSD (its variants that of rlsd-wide where it is listed) or OPSD (SDPO, OPD), other tasks those of addition (256 samples) or
-countdown (32)."""
+PROBED = """
+Cosine of one batch's gradient with the mean GRPO gradient of the other batches; squared and over GRPO's it is a
+ratio of samples, where noise rules (small cosines) and the expected direction is GRPO's. The last column takes
+the step that Adam makes of the gradient (each coordinate over the root of its mean square) in its place."""
+TUNING = """
+By final pass@1, on seeds 100 and 101 and a warm start of their own. Methods that are not listed take the rate
+of RLSD (its variants that of rlsd-wide where it is listed) or OPSD (SDPO, OPD), other tasks those of addition
+(256 samples) or countdown (32)."""
 LIMITS = """## What this study is, and is not
 
-A two-layer transformer of 115 thousand parameters, 60 updates of 256 samples, or 240 of 32. What the tables do not list
-has not been run. Half of the teacher's warm-start examples cite the reference first, three in ten are shown a worked
-solution; each of them leads to the reference it is shown, slips included, so that P_T / P_S is evidence for that reference
-(Thm 4) and not a mode. RLSD: r = the final answer, lambda 0.5 to 0 over the first 50 updates (the paper: 50 of 200).
-OPSD: r = the worked solution. SDPO: on addition a right sample has one derivation, so another right sample shows little
-new; countdown is its fairer test. OPD: a teacher of twice the size, taught without slips. Rates: OPSD's on countdown and
-SDPO's on addition are the lowest of their grids, OPD's was not tuned. The grid is thinned to countdown, three seeds a cell:
-eps_w 0.9, 4 and 20 and agreement go with a constant lambda of 1; solution, frozen and live with eps_w 0.9; constant and
-contrastive are the paper's with one change (constant at the rate of rlsd-wide). The two warm starts of addition make two
-OPSDs, so its intervals are those of a mixture. Seconds of the
-countdown cells were taken beside other work. The probe countdown-after-grpo took a GRPO run at rate 4e-4, seed 0, as its
-policy: `python train.py --warm_cite 0.5 --warm_solutions 0.3 --steps 60 --eval_problems 400 --task countdown --chain 3
---warm_slip 0.3 --method grpo --lr 4e-4 --seed 0 --warm_seed 0 --out runs/countdown-grpo`. Free wording was probed (filler-32) and not trained on.
-"""
+A two-layer transformer of 115 thousand parameters, 60 updates of 256 samples, or 240 of 32. What the tables do
+not list has not been run. Half of the teacher's warm-start examples cite the reference first, three in ten are
+shown a worked solution; each of them leads to the reference it is shown, slips included, so that P_T / P_S is
+evidence for that reference (Thm 4) and not a mode. RLSD: r = the final answer, lambda 0.5 to 0 over the first
+50 updates (the paper: 50 of 200). OPSD: r = the worked solution. SDPO: on addition a right sample has one
+derivation, so another right sample shows little new; countdown is its fairer test. OPD: a teacher of twice the
+size, taught without slips. Rates: OPSD's on countdown and SDPO's on addition are the lowest of their grids,
+OPD's was not tuned. The grid is thinned to countdown, three seeds a cell: eps_w 0.9, 4 and 20 and agreement go
+with a constant lambda of 1; solution, frozen and live with eps_w 0.9; constant and contrastive are the paper's
+with one change (constant at the rate of rlsd-wide). The two warm starts of addition make two OPSDs, so its
+intervals are those of a mixture. Seconds of the countdown cells were taken beside other work. The probe
+countdown-after-grpo took a GRPO run at rate 4e-4, seed 0, as its policy: `python train.py --warm_cite 0.5
+--warm_solutions 0.3 --steps 60 --eval_problems 400 --task countdown --chain 3 --warm_slip 0.3 --method grpo
+--lr 4e-4 --seed 0 --warm_seed 0 --out runs/countdown-grpo`. Free wording was probed (filler-32) and not trained
+on."""

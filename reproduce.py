@@ -108,7 +108,8 @@ class Run:
                 TASKS[self.task],
                 METHODS[self.method],
                 FEW if self.samples == 32 else "",
-                f"--lr {self.lr or rate_of(self.task, self.samples, self.method)} --seed {self.seed} --warm_seed {self.warm_seed}",
+                f"--lr {self.lr or rate_of(self.task, self.samples, self.method)}",
+                f"--seed {self.seed} --warm_seed {self.warm_seed}",
             ]
         )
 
@@ -163,10 +164,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
         for _, group in groupby(todo, key=lambda run: run.task):
             part = list(group)
             jobs = [
-                (
-                    [*run.arguments(folder), "--steps", "1"],
-                    folder / "warm_runs" / f"{run.task}-{run.warm_seed}",
-                )
+                ([*run.arguments(folder), "--steps", "1"], folder / "warm_runs" / f"{run.task}-{run.warm_seed}")
                 for run in {run.warm_seed: run for run in part if run.method != "opd"}.values()
             ]
             if any(run.method == "opd" for run in part):

@@ -34,8 +34,9 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
     return advantages.view(-1).to(rewards.dtype if rewards.is_floating_point() else torch.float32)
 
 
-def token_advantages(advantages: Tensor, teacher_logps: Tensor, student_logps: Tensor, mask: Tensor,
-                     lam: float = 0.5, eps_w: float = 0.2) -> Tensor:
+def token_advantages(
+    advantages: Tensor, teacher_logps: Tensor, student_logps: Tensor, mask: Tensor, lam: float = 0.5, eps_w: float = 0.2
+) -> Tensor:
     """Spread each sample's advantage (N,) over its tokens by the teacher's evidence -> A_hat (N,T), detached.
 
     A_hat_t = A [(1 - lam) + lam clip(w_t, 1 - eps_w, 1 + eps_w)] with w_t of `evidence_weights`; 0 where mask is 0.
@@ -48,8 +49,9 @@ def token_advantages(advantages: Tensor, teacher_logps: Tensor, student_logps: T
     return torch.where(mask.bool(), advantages.detach()[:, None] * multiplier, 0.0)
 
 
-def evidence_weights(advantages: Tensor, teacher_logps: Tensor, student_logps: Tensor,
-                     mask: Tensor) -> tuple[Tensor, Tensor]:
+def evidence_weights(
+    advantages: Tensor, teacher_logps: Tensor, student_logps: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
     """Unclipped w_t = (P_T / P_S)^sign(A) and Delta_t = log P_T - log P_S in nats, both (N,T) and detached.
 
     sign(0) = 0, so a sample without advantage has w = 1; padding has w = 1 and Delta = 0. Paper, Eq. 13 and 14.
@@ -59,9 +61,19 @@ def evidence_weights(advantages: Tensor, teacher_logps: Tensor, student_logps: T
     return log_weights.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), delta
 
 
-def rlsd_loss(logps: Tensor, old_logps: Tensor, teacher_logps: Tensor | None, advantages: Tensor, mask: Tensor, *,
-              lam: float = 0.5, eps_w: float = 0.2, clip_low: float = 0.2, clip_high: float = 0.28,
-              denominator: float | Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+def rlsd_loss(
+    logps: Tensor,
+    old_logps: Tensor,
+    teacher_logps: Tensor | None,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    lam: float = 0.5,
+    eps_w: float = 0.2,
+    clip_low: float = 0.2,
+    clip_high: float = 0.28,
+    denominator: float | Tensor | None = None,
+) -> tuple[Tensor, dict[str, float]]:
     """The one loss: clipped policy gradient on per-token advantages -> (scalar loss, metrics). lam = 0 *is* GRPO.
 
     logps (N,T): current policy, the only argument that gets a gradient. old_logps: the policy that sampled.
@@ -88,9 +100,15 @@ def rlsd_loss(logps: Tensor, old_logps: Tensor, teacher_logps: Tensor | None, ad
         weights, delta = evidence_weights(advantages, teacher_logps, student_logps, mask)
         a = advantages.abs()[:, None].expand_as(a_hat)
         policy_clipped = torch.where(a_hat > 0, ratio > 1 + clip_high, (a_hat < 0) & (ratio < 1 - clip_low))
-        per_token = {"delta": delta, "weight": weights.clamp(1 - eps_w, 1 + eps_w),
-                     "clipped_low": weights < 1 - eps_w, "clipped_high": weights > 1 + eps_w,
-                     "policy_clipped": policy_clipped, "abs_advantage": a, "abs_token_advantage": a_hat.abs()}
+        per_token = {
+            "delta": delta,
+            "weight": weights.clamp(1 - eps_w, 1 + eps_w),
+            "clipped_low": weights < 1 - eps_w,
+            "clipped_high": weights > 1 + eps_w,
+            "policy_clipped": policy_clipped,
+            "abs_advantage": a,
+            "abs_token_advantage": a_hat.abs(),
+        }
         sums = torch.stack([torch.where(valid, value.to(loss.dtype), 0.0).sum() for value in per_token.values()])
         means = (sums / tokens.clamp(min=1)).tolist()
     return loss, dict(zip(per_token, means))

@@ -67,8 +67,24 @@ def append(path: Path, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-PRINTED = ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
-           "clipped_high", "tokens/s", "pass@1", "greedy", "leakage", "teacher pass@1", "peak GiB")
+PRINTED = (
+    "step",
+    "reward",
+    "length",
+    "entropy",
+    "no_spread",
+    "grad_norm",
+    "lambda",
+    "weight",
+    "clipped_low",
+    "clipped_high",
+    "tokens/s",
+    "pass@1",
+    "greedy",
+    "leakage",
+    "teacher pass@1",
+    "peak GiB",
+)
 
 
 def log(out: Path, row: dict) -> None:
@@ -94,8 +110,10 @@ def finish(out: Path) -> None:
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     evaluated = [row for row in rows if "pass@1" in row]
     first, last = evaluated[0], evaluated[-1]
-    print(f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
-          f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)")
+    print(
+        f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
+        f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)"
+    )
     try:
         import plot
     except ImportError:

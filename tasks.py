@@ -37,12 +37,18 @@ class DataError(ValueError):
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
+
 def build_tokenizer() -> tiktoken.Encoding:
     """One token a byte, one for the answer marker, four special ones; made here, nothing is downloaded."""
     ranks = {bytes([i]): i for i in range(256)} | {b"##": 256, b"####": 257}
     special = {name: len(ranks) + i for i, name in enumerate(ROLES)}
-    return tiktoken.Encoding("rlsd-bytes", pat_str=r"####|[\s\S]", mergeable_ranks=ranks, special_tokens=special,
-                             explicit_n_vocab=len(ranks) + len(special))
+    return tiktoken.Encoding(
+        "rlsd-bytes",
+        pat_str=r"####|[\s\S]",
+        mergeable_ranks=ranks,
+        special_tokens=special,
+        explicit_n_vocab=len(ranks) + len(special),
+    )
 
 
 TOKENIZER = build_tokenizer()
@@ -75,14 +81,19 @@ class Format:
         return tokens
 
 
-BYTES = Format(TOKENIZER, "<|user|>{question}<|assistant|>", "<|user|>{question}<|reference|>{privileged}<|assistant|>",
-               "<|end|>")
+BYTES = Format(
+    TOKENIZER, "<|user|>{question}<|assistant|>", "<|user|>{question}<|reference|>{privileged}<|assistant|>", "<|end|>"
+)
 ASK = f"\n\nEnd your reply with {MARKER} and the final answer, like this: {MARKER} 5"
 TELL = "\n\nReference, for your eyes alone: {privileged}"
 CHATS = {  # opened by, closed by: the families of published models, told apart by their special tokens
     "<|im_start|>": ("<|im_start|>user\n{question}", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
-    "<|start_header_id|>": ("<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}",
-                            "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>")}
+    "<|start_header_id|>": (
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}",
+        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "<|eot_id|>",
+    ),
+}
 FORMAT = BYTES
 
 
@@ -107,10 +118,11 @@ def encode(text: str) -> list[int]:
 
 def decode(tokens: list[int]) -> str:
     """Text of a completion, the end token and what follows it left out; bytes that are no UTF-8 become U+FFFD."""
-    return FORMAT.tokenizer.decode(tokens[:tokens.index(FORMAT.end)] if FORMAT.end in tokens else tokens)
+    return FORMAT.tokenizer.decode(tokens[: tokens.index(FORMAT.end)] if FORMAT.end in tokens else tokens)
 
 
 # ---- the two views ---------------------------------------------------------------------------------------------------
+
 
 def student_prompt(problem: Problem) -> list[int]:
     """<|user|> question <|assistant|>, or what the model's chat format makes of it."""
@@ -155,6 +167,7 @@ def thought_mask(tokens: Tensor) -> Tensor:
 
 
 # ---- problems --------------------------------------------------------------------------------------------------------
+
 
 def addition(rng: random.Random, chain: int = 4, filler: int = 0) -> Problem:
     """Two numbers of `chain` digits, added column by column from the right, the carry taken along in each result."""
@@ -237,8 +250,10 @@ class Source:
     careless: Callable[[Problem, random.Random, float], Problem]
 
 
-GENERATORS = {"addition": (addition, careless_addition, "number"),
-              "countdown": (countdown, careless_countdown, "expression")}
+GENERATORS = {
+    "addition": (addition, careless_addition, "number"),
+    "countdown": (countdown, careless_countdown, "expression"),
+}
 
 
 def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Source:
@@ -265,8 +280,9 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
         return drawn
 
     listed = list(problems.values())
-    return Source(draw, listed, listed + draw(rng, 500), verifier,
-                  partial(careless, filler=filler) if filler else careless)
+    return Source(
+        draw, listed, listed + draw(rng, 500), verifier, partial(careless, filler=filler) if filler else careless
+    )
 
 
 def _numbers(problem: Problem) -> tuple[str, ...]:
@@ -282,8 +298,13 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str | Non
     shuffled = random.Random("held out").sample(problems, len(problems))
     cut = max(1, min(held_out, len(problems) // 10))
     train = shuffled[cut:]
-    return Source(lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
-                  shuffled[:cut], problems, verifier, careless=lambda problem, rng, slip: problem)
+    return Source(
+        lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
+        shuffled[:cut],
+        problems,
+        verifier,
+        careless=lambda problem, rng, slip: problem,
+    )
 
 
 def load_problems(path: str, privileged_key: str | None = None) -> list[Problem]:
@@ -333,5 +354,6 @@ def _problem(line: bytes, privileged_key: str | None, origin: str) -> Problem:
             raise ValueError(f"{key!r} is empty")
         if key != privileged_key and MARKER in (value or ""):
             raise ValueError(f"{key!r} contains {MARKER}, which is put before the answer for you; leave it out")
-    return Problem(row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None,
-                   origin)
+    return Problem(
+        row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None, origin
+    )

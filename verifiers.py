@@ -22,8 +22,12 @@ MAX_ANSWER = 200  # characters of a number or an expression: bounds parsing, and
 
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?(?:/(\d+))?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
-_OPERATORS = {ast.Add: lambda a, b: a + b, ast.Sub: lambda a, b: a - b, ast.Mult: lambda a, b: a * b,
-              ast.Div: lambda a, b: a / b}
+_OPERATORS = {
+    ast.Add: lambda a, b: a + b,
+    ast.Sub: lambda a, b: a - b,
+    ast.Mult: lambda a, b: a * b,
+    ast.Div: lambda a, b: a / b,
+}
 
 
 def final_answer(completion: str) -> str | None:
@@ -91,15 +95,18 @@ def load(name_or_path: str) -> Verifier:
         return BUILT_IN[name_or_path]
     if name_or_path == "math_verify":
         import worker
+
         worker.worker("math_verify")  # says if the package is missing
         return worker.math_verify
     if name_or_path.startswith("reasoning_gym:"):
         import reasoning
+
         return reasoning.verifier(name_or_path)
     path, colon, name = name_or_path.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise ValueError(f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, math_verify, nor like "
-                         "my_rules.py:check")
+        raise ValueError(
+            f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, math_verify, nor like my_rules.py:check"
+        )
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"_verifier_{Path(path).stem}", path)

@@ -70,11 +70,20 @@ class Worker:
         return process.wait()
 
     def _start(self) -> None:
-        environment = {**os.environ, "PYTHONHASHSEED": "0",  # some generators draw from sets of strings
-                       "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
-        self.process = subprocess.Popen([sys.executable, __file__, *self.command], stdin=subprocess.PIPE,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-                                        start_new_session=True)  # Ctrl-C is for the run, which ends its step first
+        environment = {
+            **os.environ,
+            "PYTHONHASHSEED": "0",  # some generators draw from sets of strings
+            "OMP_NUM_THREADS": "1",
+            "OPENBLAS_NUM_THREADS": "1",
+        }  # each thread takes address space
+        self.process = subprocess.Popen(
+            [sys.executable, __file__, *self.command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment,
+            start_new_session=True,
+        )  # Ctrl-C is for the run, which ends its step first
         try:
             fault = self._exchange(None, STARTING)
         except (EOFError, OSError) as error:
@@ -108,6 +117,7 @@ math_verify.reads_reference = True  # can_be_earned asks it too
 
 
 # ---- the side that answers -------------------------------------------------------------------------------------------
+
 
 def serve(make: Callable[[], Callable]) -> None:
     """Say that `make` went well (null) or how it failed, then answer requests until the other side is gone."""
@@ -235,7 +245,9 @@ OUR_JUDGES: dict[str, Callable[[str, dict], bool]] = {
     "countdown": lambda text, entry: uses_all(text, entry["metadata"]["numbers"], entry["metadata"]["target"]),
     "puzzle24": lambda text, entry: uses_all(text, entry["metadata"]["numbers"], 24),
     "n_queens": lambda text, entry: text in entry["metadata"]["valid_answers"],
-    "binary_matrix": is_reference, "spiral_matrix": is_reference, "string_insertion": is_reference,
+    "binary_matrix": is_reference,
+    "spiral_matrix": is_reference,
+    "string_insertion": is_reference,
     # whose own scorer accepts anything that is not empty, and the first of several numbers
     "game_of_life_halting": is_reference,
     "gsm_symbolic": lambda text, entry: number(text, entry["answer"]) == 1.0,

@@ -19,8 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import pretrained  # noqa: E402
 from model import ModelConfig, Transformer  # noqa: E402
 
-QWEN3_06B = ModelConfig(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_layers=28, num_heads=16,
-                        num_kv_heads=8, head_dim=128, max_seq_len=40960, rope_theta=1e6, norm_eps=1e-6)
+QWEN3_06B = ModelConfig(
+    vocab_size=151936,
+    hidden_size=1024,
+    intermediate_size=3072,
+    num_layers=28,
+    num_heads=16,
+    num_kv_heads=8,
+    head_dim=128,
+    max_seq_len=40960,
+    rope_theta=1e6,
+    norm_eps=1e-6,
+)
 
 if __name__ == "__main__":
     tokenizer, out = map(Path, sys.argv[1:])

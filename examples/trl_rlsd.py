@@ -40,15 +40,27 @@ def show_reference(prompt, reference):
 class RLSDTrainer(GRPOTrainer):
     """GRPOTrainer with RLSD's advantages; lambda 0 is GRPOTrainer, bit for bit. ValueError for what cannot work."""
 
-    def __init__(self, *args, reference="answer", teacher_prompt=show_reference, rlsd_lambda=0.5,
-                 rlsd_reweight_clip_range=0.2, rlsd_lambda_warmup_steps=0, rlsd_lambda_decay_steps=50,
-                 rlsd_teacher_sync_interval=10, **kwargs):
+    def __init__(
+        self,
+        *args,
+        reference="answer",
+        teacher_prompt=show_reference,
+        rlsd_lambda=0.5,
+        rlsd_reweight_clip_range=0.2,
+        rlsd_lambda_warmup_steps=0,
+        rlsd_lambda_decay_steps=50,
+        rlsd_teacher_sync_interval=10,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
         self.reference, self.teacher_prompt, self.eps_w = reference, teacher_prompt, rlsd_reweight_clip_range
         self.schedule = (rlsd_lambda, rlsd_lambda_warmup_steps, rlsd_lambda_decay_steps)
         self.sync_interval, self.snapshot, self.synced_at = rlsd_teacher_sync_interval, None, 0
-        for name, given in {"tools": self.tools, "environment_factory": self.environment_factories,
-                            "rollout_func": self.rollout_func}.items():
+        for name, given in {
+            "tools": self.tools,
+            "environment_factory": self.environment_factories,
+            "rollout_func": self.rollout_func,
+        }.items():
             if given:
                 raise ValueError(f"RLSDTrainer: {name} may change a prompt; the teacher's would not follow")
         if self.sync_interval != 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
@@ -80,7 +92,8 @@ class RLSDTrainer(GRPOTrainer):
         ids = torch.cat([prompt_ids, output["completion_ids"]], dim=1)
         mask = torch.cat([prompt_mask, output["completion_mask"]], dim=1)
         return self._get_per_token_logps_and_entropies(
-            model, ids, mask, output["completion_ids"].size(1), self.args.per_device_train_batch_size)[0]
+            model, ids, mask, output["completion_ids"].size(1), self.args.per_device_train_batch_size
+        )[0]
 
     def _teacher(self):
         """The policy with the weights of the last sync: called as a model, it is the policy's own module."""
@@ -121,10 +134,21 @@ def tiny_model(tokenizer):
     """A two-layer Llama with random weights, 67 thousand parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, tie_word_embeddings=True, bos_token_id=None,
-        pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id))
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
 
 
 def places_right(completions, answer, **_):
@@ -151,13 +175,33 @@ def main():
     tokenizer = tiny_tokenizer()
     rows = [{"prompt": f"{letter}=", "answer": str(17 + 9 * i)} for i, letter in enumerate("abcdefghij")]
     args = GRPOConfig(
-        output_dir="runs/trl", report_to=[], save_strategy="no", use_cpu=True, seed=0, logging_steps=25, max_steps=150,
-        per_device_train_batch_size=160, num_generations=16, max_completion_length=3, learning_rate=2e-3,
-        lr_scheduler_type="constant", disable_tqdm=True, bf16=False,
-        loss_type="dapo", epsilon=0.2, epsilon_high=0.28, beta=0.0)  # Algorithm 1: token mean, clip-higher, no KL
+        output_dir="runs/trl",
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        seed=0,
+        logging_steps=25,
+        max_steps=150,
+        per_device_train_batch_size=160,
+        num_generations=16,
+        max_completion_length=3,
+        learning_rate=2e-3,
+        lr_scheduler_type="constant",
+        disable_tqdm=True,
+        bf16=False,
+        loss_type="dapo",
+        epsilon=0.2,
+        epsilon_high=0.28,
+        beta=0.0,
+    )  # Algorithm 1: token mean, clip-higher, no KL
     trainer = RLSDTrainer(
-        model=tiny_model(tokenizer), processing_class=tokenizer, reward_funcs=places_right, args=args,
-        train_dataset=Dataset.from_list(rows), teacher_prompt=lambda prompt, reference: f"({reference}) {prompt}")
+        model=tiny_model(tokenizer),
+        processing_class=tokenizer,
+        reward_funcs=places_right,
+        args=args,
+        train_dataset=Dataset.from_list(rows),
+        teacher_prompt=lambda prompt, reference: f"({reference}) {prompt}",
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(PrintLine)
     trainer.train()

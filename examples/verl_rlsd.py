@@ -24,8 +24,12 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from rlsd import evidence_weights, lambda_at, token_advantages
 
-OPTIONS = {"rlsd_lambda": 0.5, "rlsd_reweight_clip_range": 0.2, "rlsd_lambda_warmup_steps": 0,
-           "rlsd_lambda_decay_steps": 50}
+OPTIONS = {
+    "rlsd_lambda": 0.5,
+    "rlsd_reweight_clip_range": 0.2,
+    "rlsd_lambda_warmup_steps": 0,
+    "rlsd_lambda_decay_steps": 50,
+}
 FIELDS = ["prompts", "responses", "response_mask", "old_log_probs", "advantages", "raw_prompt", "reward_model"]
 TEACHER = "rlsd_teacher"  # the teacher's rows in the TransferQueue, beside "train" and "val"
 
@@ -70,18 +74,33 @@ class RLSDTrainer(PPOTrainerSync):
         columns = (data[name] for name in ("prompts", "responses", "response_mask", "raw_prompt", "reward_model"))
         for key, prompt, response, mask, messages, reward_model in zip(keys, *columns, strict=True):
             if mask.any() and self._prompt_ids(messages) != prompt.tolist():  # rows that verl pads with count nowhere
-                raise ValueError(f"rlsd: the prompt of {key} is not its raw_prompt through the chat template "
-                                 "(tools, several turns, truncation), so the teacher's cannot be made the same way")
+                raise ValueError(
+                    f"rlsd: the prompt of {key} is not its raw_prompt through the chat template "
+                    "(tools, several turns, truncation), so the teacher's cannot be made the same way"
+                )
             prompt = torch.tensor(self._prompt_ids(self.teacher_prompt(list(messages), reward_model)))
             ids = torch.cat([prompt, response])
-            rows.append({"prompts": prompt, "responses": response, "response_mask": mask, "loss_mask": mask,
-                         "input_ids": ids, "position_ids": torch.arange(len(ids))})
+            rows.append(
+                {
+                    "prompts": prompt,
+                    "responses": response,
+                    "response_mask": mask,
+                    "loss_mask": mask,
+                    "input_ids": ids,
+                    "position_ids": torch.arange(len(ids)),
+                }
+            )
         tags = [{"seq_len": len(row["input_ids"])} for row in rows]
         tq.kv_batch_put(keys=keys, partition_id=TEACHER, fields=list_of_dict_to_tensordict(rows), tags=tags)
         temperature = self.config.actor_rollout_ref.rollout.temperature
-        self.actor_rollout_wg.compute_log_prob(KVBatchMeta(
-            keys=keys, tags=tags, partition_id=TEACHER,
-            extra_info={"calculate_entropy": False, "compute_loss": False, "temperature": temperature}))
+        self.actor_rollout_wg.compute_log_prob(
+            KVBatchMeta(
+                keys=keys,
+                tags=tags,
+                partition_id=TEACHER,
+                extra_info={"calculate_entropy": False, "compute_loss": False, "temperature": temperature},
+            )
+        )
         scored = tq.kv_batch_get(keys=keys, partition_id=TEACHER, select_fields=["log_probs", "response_mask"])
         tq.kv_clear(keys=keys, partition_id=TEACHER)
         return response_from_nested(scored["log_probs"], scored["response_mask"])
@@ -89,7 +108,8 @@ class RLSDTrainer(PPOTrainerSync):
     def _prompt_ids(self, messages):
         options = self.config.data.get("apply_chat_template_kwargs", {})
         return self.tokenizer.apply_chat_template(
-            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **options)
+            list(messages), add_generation_prompt=True, tokenize=True, return_dict=False, **options
+        )
 
 
 TRAINER_REGISTRY["sync"] = RLSDTrainer  # under its own name verl would take the trainer for an asynchronous one

@@ -5,8 +5,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines import (agreement, contrastive, generalised_jsd, negative_only, opd_loss, opd_sampled_loss, opsd_loss,
-                       sdpo_loss, thought_only)
+from baselines import (
+    agreement,
+    contrastive,
+    generalised_jsd,
+    negative_only,
+    opd_loss,
+    opd_sampled_loss,
+    opsd_loss,
+    sdpo_loss,
+    thought_only,
+)
 from rlsd import rlsd_loss, token_advantages
 
 seeds = st.integers(0, 2**32)
@@ -31,8 +40,12 @@ def test_divergences_by_hand():
     student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
     forward = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
     backward = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    middle = 0.5 * (0.25 * math.log(0.25 / 0.375) + 0.75 * math.log(0.75 / 0.625)
-                    + 0.5 * math.log(0.5 / 0.375) + 0.5 * math.log(0.5 / 0.625))
+    middle = 0.5 * (
+        0.25 * math.log(0.25 / 0.375)
+        + 0.75 * math.log(0.75 / 0.625)
+        + 0.5 * math.log(0.5 / 0.375)
+        + 0.5 * math.log(0.5 / 0.625)
+    )
     for beta, expected in ((0.0, forward), (1.0, backward), (0.5, middle)):
         assert generalised_jsd(student, teacher, beta).item() == pytest.approx(expected, abs=1e-6)
     with pytest.raises(ValueError, match="beta"):
@@ -78,7 +91,7 @@ def test_sampled_opd_has_the_expected_gradient_of_the_full_one(seed):
     expected = s.grad.clone()
     s.grad = None
     for y, p in enumerate(student.softmax(-1)[0].tolist()):
-        at = lambda x: x.log_softmax(-1)[:, y:y + 1]
+        at = lambda x: x.log_softmax(-1)[:, y : y + 1]
         (p * opd_sampled_loss(at(s), at(teacher), torch.ones(1, 1), 1.0)).backward()
     assert torch.allclose(s.grad, expected, atol=1e-9)
 
@@ -106,6 +119,7 @@ def test_sdpo_tail_by_hand():
 
 
 # ---- readings of the evidence ----------------------------------------------------------------------------------------
+
 
 def evidence(seed):
     g = torch.Generator().manual_seed(seed)

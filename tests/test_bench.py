@@ -40,13 +40,19 @@ def test_smoke_measures_or_names_what_is_missing(tmp_path):
     assert result["machine"]["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("args, named", [
-    (["--only", "speed"], "speed"),
-    (["--rounds", "0"], "--rounds 0"),
-    (["--smoke", "--out", "no/such/folder/bench.json"], "no/such/folder"),
-    pytest.param(["--device", "cuda"], "CUDA",
-                 marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")),
-])
+@pytest.mark.parametrize(
+    "args, named",
+    [
+        (["--only", "speed"], "speed"),
+        (["--rounds", "0"], "--rounds 0"),
+        (["--smoke", "--out", "no/such/folder/bench.json"], "no/such/folder"),
+        pytest.param(
+            ["--device", "cuda"],
+            "CUDA",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
+    ],
+)
 def test_a_wrong_option_is_one_line_and_exit_code_2(args, named):
     done = run(*args)
     assert done.returncode == 2

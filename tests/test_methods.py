@@ -8,6 +8,7 @@ import tasks
 import train
 from model import Samples
 from rlsd import group_advantages
+from state import build_model
 from tasks import Problem, prompt, student_prompt, teacher_prompt
 
 HALF = "return float(sum(map(ord, completion)) % 2)"
@@ -19,7 +20,9 @@ def setup(*more):
         with torch.no_grad():
             for p, q in zip(state.teacher.parameters(), state.model.parameters()):
                 p.copy_(1.05 * q)
-    batch = train.rollout(state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
+    batch = train.rollout(
+        state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
+    )
     return config, state, batch
 
 
@@ -105,7 +108,7 @@ def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monke
     config, _, batch = setup()
     config.method = "opd"
     torch.manual_seed(3)
-    model, teacher = train.build_model(config), train.build_model(train.dataclasses.replace(config, seed=7))
+    model, teacher = build_model(config), build_model(train.dataclasses.replace(config, seed=7))
     prompts = []
     original = methods.logits
     monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append((m, p)) or original(m, p, s, t))
@@ -192,13 +195,21 @@ def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
     monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
     state = train.State(config)
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
-    assert prompts[1:] == [[teacher_prompt(p) for p in batch.problems],
-                           [prompt(p, "8") for p in batch.problems[:3]] + [teacher_prompt(p) for p in batch.problems[3:]]]
+    assert prompts[1:] == [
+        [teacher_prompt(p) for p in batch.problems],
+        [prompt(p, "8") for p in batch.problems[:3]] + [teacher_prompt(p) for p in batch.problems[3:]],
+    ]
     assert calls[0][0][3].tolist() == [True] * 3 + [False] * 3
 
 
-@pytest.mark.parametrize("more, name", [(["--rlsd_negative_only"], "negative_only"), (["--rlsd_thought_only"], "thought_only"),
-                                        (["--evidence", "agreement"], "agreement")])
+@pytest.mark.parametrize(
+    "more, name",
+    [
+        (["--rlsd_negative_only"], "negative_only"),
+        (["--rlsd_thought_only"], "thought_only"),
+        (["--evidence", "agreement"], "agreement"),
+    ],
+)
 def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     config, state, batch = setup(*more)
     calls = spied(monkeypatch, name)
@@ -207,7 +218,12 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     got = methods.evidence(state.teacher, batch, config, logps)
     third = tasks.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
     args = calls[0][0]
-    assert len(calls) == 1 and torch.equal(args[0], logps) and torch.equal(args[1], by_teacher) and torch.equal(args[2], third)
+    assert (
+        len(calls) == 1
+        and torch.equal(args[0], logps)
+        and torch.equal(args[1], by_teacher)
+        and torch.equal(args[2], third)
+    )
     assert torch.equal(got, getattr(baselines, name)(logps, by_teacher, third))
 
 

@@ -8,15 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import model as model_module
-from model import (ModelConfig, Samples, Transformer, _draw, rope_tables, rotate, row_noise, sample, token_logps)
+from model import ModelConfig, Samples, Transformer, _draw, rope_tables, rotate, row_noise, sample, token_logps
 
 VOCAB, STOP = 11, 1
-CONFIG = ModelConfig(VOCAB, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4,
-                     max_seq_len=40)
+CONFIG = ModelConfig(
+    VOCAB, hidden_size=16, intermediate_size=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, max_seq_len=40
+)
 
 
 def random_model(config=CONFIG, seed=0, sharpness=3.0):
-    """Weights large enough for distributions far from uniform; float64, so that fast and slow way agree to the last token."""
+    """Weights large enough for distributions far from uniform; float64: fast and slow way agree to the last token."""
     torch.manual_seed(seed)
     model = Transformer(config).double()
     with torch.no_grad():
@@ -44,7 +45,7 @@ def slow_sample(model, prompts, seed, group_size=3, max_new_tokens=12, temperatu
         for t in range(max_new_tokens):
             p = torch.softmax(model(torch.tensor([tokens]))[0, -1].detach().float() / temperature, dim=-1)
             threshold, total, choice = float(u[t]) * float(p.sum()), 0.0, 0
-            for choice, mass in enumerate(p.tolist()):
+            for choice, mass in enumerate(p.tolist()):  # noqa: B007 (used after the loop)
                 total += mass
                 if total >= threshold:
                     break
@@ -57,6 +58,7 @@ def slow_sample(model, prompts, seed, group_size=3, max_new_tokens=12, temperatu
 
 # ---- sampler ---------------------------------------------------------------------------------------------------------
 
+
 @settings(max_examples=25)
 @given(prompts_, st.integers(0, 2**32), st.sampled_from([0.5, 1.0, 1.7]))
 def test_fast_sampler_equals_the_slow_one(prompts, seed, temperature):
@@ -68,23 +70,25 @@ def test_fast_sampler_equals_the_slow_one(prompts, seed, temperature):
 @given(prompts_, st.integers(0, 2**32), st.randoms(use_true_random=False))
 def test_neither_order_nor_company_changes_a_token(prompts, seed, random):
     together = draw(prompts, seed).completions()
-    groups = [together[3 * i:3 * i + 3] for i in range(len(prompts))]
+    groups = [together[3 * i : 3 * i + 3] for i in range(len(prompts))]
     order = random.sample(range(len(prompts)), len(prompts))
     shuffled = draw([prompts[i] for i in order], seed).completions()
     by_prompt = {}  # equal prompts take the streams of their kind in the order in which they come
     for i, prompt in enumerate(prompts):
         by_prompt.setdefault(tuple(prompt), []).append(groups[i])
     for place, i in enumerate(order):
-        assert shuffled[3 * place:3 * place + 3] == by_prompt[tuple(prompts[i])].pop(0)
+        assert shuffled[3 * place : 3 * place + 3] == by_prompt[tuple(prompts[i])].pop(0)
     assert draw(prompts[:1], seed).completions() == groups[0]
     smaller = draw(prompts, seed, group_size=2).completions()
-    assert [smaller[2 * i:2 * i + 2] for i in range(len(prompts))] == [g[:2] for g in groups]
+    assert [smaller[2 * i : 2 * i + 2] for i in range(len(prompts))] == [g[:2] for g in groups]
 
 
 @settings(max_examples=25)
 @given(prompts_, st.integers(0, 2**32), st.integers(1, 11))
 def test_a_shorter_limit_only_cuts(prompts, seed, limit):
-    assert draw(prompts, seed, max_new_tokens=limit).completions() == [c[:limit] for c in draw(prompts, seed).completions()]
+    assert draw(prompts, seed, max_new_tokens=limit).completions() == [
+        c[:limit] for c in draw(prompts, seed).completions()
+    ]
 
 
 @settings(max_examples=25)
@@ -207,6 +211,7 @@ def test_prompts_that_do_not_fit_are_refused():
 
 # ---- log-probabilities -----------------------------------------------------------------------------------------------
 
+
 def slow_logps(model, prompts, samples, temperature):
     """One row at a time, the whole log-softmax; rows share the prompts evenly."""
     result = torch.zeros(samples.mask.shape, dtype=torch.float64)
@@ -241,8 +246,11 @@ def test_a_prompt_before_many_completions_is_run_once(prompts, monkeypatch):
     repeated = [prompt for prompt in prompts for _ in range(3)]
     run = []
     hidden = Transformer.hidden
-    monkeypatch.setattr(Transformer, "hidden", lambda self, tokens, *rest, **named: run.append(tuple(tokens.shape))
-                        or hidden(self, tokens, *rest, **named))
+    monkeypatch.setattr(
+        Transformer,
+        "hidden",
+        lambda self, tokens, *rest, **named: run.append(tuple(tokens.shape)) or hidden(self, tokens, *rest, **named),
+    )
     logps = token_logps(MODEL, repeated, s, 1.0)
     different = {tuple(prompt) for prompt in prompts}
     assert run == [(len(different), max(map(len, prompts))), (len(repeated), s.tokens.shape[1] - 1)]
@@ -284,11 +292,12 @@ def test_samples_by_rows_and_from_lists():
     picked = s.rows(index)
     assert picked.completions() == [s.completions()[4], s.completions()[1]]
     assert picked.tokens.shape[1] == max(map(len, picked.completions()))
-    assert torch.equal(picked.logps[0, :len(picked.completions()[0])], s.logps[4][s.mask[4]])
+    assert torch.equal(picked.logps[0, : len(picked.completions()[0])], s.logps[4][s.mask[4]])
     assert Samples.of(s.completions()).completions() == s.completions()
 
 
 # ---- transformer -----------------------------------------------------------------------------------------------------
+
 
 def test_training_and_evaluation_mode_are_the_same():
     tokens = torch.randint(VOCAB, (2, 9))
@@ -328,11 +337,11 @@ def slow_forward(model, tokens):
         heads = []
         for head in range(c.num_heads):
             group = head // (c.num_heads // c.num_kv_heads)
-            q, k, v = h @ w_q[head * D:][:D].T, h @ w_k[group * D:][:D].T, h @ w_v[group * D:][:D].T
+            q, k, v = h @ w_q[head * D :][:D].T, h @ w_k[group * D :][:D].T, h @ w_v[group * D :][:D].T
             if c.qk_norm:
                 q, k = norm(q, block.attention.q_norm), norm(k, block.attention.k_norm)
             q, k = (torch.stack([turn(row, t) for t, row in enumerate(m)]) for m in (q, k))
-            heads.append(torch.stack([torch.softmax(k[:t + 1] @ q[t] / D**0.5, dim=0) @ v[:t + 1] for t in range(T)]))
+            heads.append(torch.stack([torch.softmax(k[: t + 1] @ q[t] / D**0.5, dim=0) @ v[: t + 1] for t in range(T)]))
         x = x + torch.cat(heads, dim=-1) @ block.attention.out.weight.T
         h = norm(x, block.mlp_norm)
         gate, up = (h @ block.mlp.gate_up.weight.T).chunk(2, dim=-1)
@@ -340,8 +349,19 @@ def slow_forward(model, tokens):
     return norm(x, model.norm) @ model.head.weight.T
 
 
-@pytest.mark.parametrize("changes", [{}, {"qk_norm": False}, {"tie_embeddings": False}, {"num_kv_heads": 4},
-                                     {"num_kv_heads": 1}, {"head_dim": 6}, {"rope_theta": 100.0}, {"norm_eps": 0.5}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": False},
+        {"tie_embeddings": False},
+        {"num_kv_heads": 4},
+        {"num_kv_heads": 1},
+        {"head_dim": 6},
+        {"rope_theta": 100.0},
+        {"norm_eps": 0.5},
+    ],
+)
 def test_forward_equals_the_architecture_written_out(changes):
     model = random_model(dataclasses.replace(CONFIG, **changes))
     tokens = torch.randint(VOCAB, (9,), generator=torch.Generator().manual_seed(2))
@@ -356,8 +376,11 @@ def test_tied_embeddings_share_one_matrix():
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
 def test_rotary_scores_depend_on_distance_alone(a, b, shift):
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    score = lambda m, n: (rotate(q, rope_tables(torch.tensor([[m]]), 8, 100.0))
-                          * rotate(k, rope_tables(torch.tensor([[n]]), 8, 100.0))).sum().item()
+    score = lambda m, n: (
+        (rotate(q, rope_tables(torch.tensor([[m]]), 8, 100.0)) * rotate(k, rope_tables(torch.tensor([[n]]), 8, 100.0)))
+        .sum()
+        .item()
+    )
     assert math.isclose(score(a, b), score(a + shift, b + shift), abs_tol=1e-5)
 
 

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
+import evaluation  # noqa: E402
 import model as model_file  # noqa: E402
 import pretrained  # noqa: E402
 import tasks  # noqa: E402
@@ -22,13 +23,27 @@ from model import ModelConfig, Transformer, sample  # noqa: E402
 from run_files import UserError  # noqa: E402
 
 ROOT = Path(train.__file__).parent
-SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2, "num_attention_heads": 4,
-         "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2, "bos_token_id": None,
-         "eos_token_id": None, "pad_token_id": None}
-FAMILIES = {"llama": ("Llama", {}), "llama tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
-            "llama head_dim": ("Llama", {"head_dim": 20, "rms_norm_eps": 1e-3}), "qwen3": ("Qwen3", {"head_dim": 20}),
-            "qwen3 tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
-            "qwen3 theta": ("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}})}
+SHAPE = {
+    "vocab_size": 300,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "llama tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "llama head_dim": ("Llama", {"head_dim": 20, "rms_norm_eps": 1e-3}),
+    "qwen3": ("Qwen3", {"head_dim": 20}),
+    "qwen3 tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3 theta": ("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
+}
 
 
 def published(folder, family="qwen3", dtype=None, shape=None, **more):
@@ -38,7 +53,7 @@ def published(folder, family="qwen3", dtype=None, shape=None, **more):
     config = getattr(transformers, f"{kind}Config")(**{**SHAPE, **options, **(shape or {})})
     theirs = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
     with torch.no_grad():
-        for name, p in theirs.named_parameters():
+        for _, p in theirs.named_parameters():
             if p.dim() == 1:
                 p.add_(0.3 * torch.randn_like(p))
     theirs.to(dtype or torch.float32).save_pretrained(folder, **more)
@@ -59,6 +74,7 @@ def edit(path, **changes):
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_greedy_continuations_are_those_of_transformers(tmp_path, family):
     theirs = published(tmp_path, family)
@@ -71,8 +87,14 @@ def test_logits_and_greedy_continuations_are_those_of_transformers(tmp_path, fam
     for length in (1, 7, 25):
         prompt = tokens[0, :length]
         drawn = sample(ours, [prompt.tolist()], group_size=1, max_new_tokens=40, temperature=0.0, stop_token=-1)
-        generated = theirs.generate(prompt[None], attention_mask=torch.ones(1, length), max_new_tokens=40,
-                                    do_sample=False, pad_token_id=0, eos_token_id=None)
+        generated = theirs.generate(
+            prompt[None],
+            attention_mask=torch.ones(1, length),
+            max_new_tokens=40,
+            do_sample=False,
+            pad_token_id=0,
+            eos_token_id=None,
+        )
         assert drawn.tokens[0].tolist() == generated[0, length:].tolist()
         assert len(set(drawn.tokens[0].tolist())) > 3  # no constant, which any model would continue alike
 
@@ -123,33 +145,45 @@ def test_a_tied_head_stays_tied_and_a_copy_of_it_in_the_file_is_ignored(tmp_path
     weights = files(tmp_path)
     safetensors_torch.save_file({**weights, "lm_head.weight": torch.zeros(300, 48)}, tmp_path / "model.safetensors")
     model = pretrained.load(tmp_path)
-    assert model.head.weight is model.embed.weight and torch.equal(model.head.weight, weights["model.embed_tokens.weight"])
+    assert model.head.weight is model.embed.weight and torch.equal(
+        model.head.weight, weights["model.embed_tokens.weight"]
+    )
 
 
 def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
     published(tmp_path)
     c = json.loads((tmp_path / "config.json").read_text())
     c.pop("rope_parameters"), c.pop("rope_theta", None)
-    for written, theta in [({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5), ({}, 1e4),
-                           ({"rope_theta": 1e6, "rope_scaling": None}, 1e6), ({"rope_theta": 100}, 100.0),
-                           ({"rope_theta": 3e4, "rope_scaling": {"type": "default"}}, 3e4),
-                           ({"rope_theta": 3e4, "rope_parameters": {"rope_type": "default"}}, 3e4)]:
+    for written, theta in [
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}, 5e5),
+        ({}, 1e4),
+        ({"rope_theta": 1e6, "rope_scaling": None}, 1e6),
+        ({"rope_theta": 100}, 100.0),
+        ({"rope_theta": 3e4, "rope_scaling": {"type": "default"}}, 3e4),
+        ({"rope_theta": 3e4, "rope_parameters": {"rope_type": "default"}}, 3e4),
+    ]:
         (tmp_path / "config.json").write_text(json.dumps({**c, **written}))
         assert pretrained.read_config(tmp_path).rope_theta == theta
 
 
 REFUSED = {
-    "model_type 'mistral'": {"model_type": "mistral"}, "model_type 'qwen3_moe'": {"model_type": "qwen3_moe"},
+    "model_type 'mistral'": {"model_type": "mistral"},
+    "model_type 'qwen3_moe'": {"model_type": "qwen3_moe"},
     "rope type 'llama3'": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
     "rope type 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None},
     "rope type 'linear'": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None},
-    "partial_rotary_factor 0.5": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4,
-                                                      "partial_rotary_factor": 0.5}},
+    "partial_rotary_factor 0.5": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    },
     "use_sliding_window True": {"use_sliding_window": True, "sliding_window": 16},
     "layer_types 'sliding_attention'": {"layer_types": ["full_attention", "sliding_attention"]},
-    "attention_bias True": {"attention_bias": True}, "mlp_bias True": {"mlp_bias": True},
-    "hidden_act 'gelu'": {"hidden_act": "gelu"}, "attention_dropout 0.1": {"attention_dropout": 0.1},
-    "num_experts 8": {"num_experts": 8}, "quantization_config": {"quantization_config": {"bits": 4}}}
+    "attention_bias True": {"attention_bias": True},
+    "mlp_bias True": {"mlp_bias": True},
+    "hidden_act 'gelu'": {"hidden_act": "gelu"},
+    "attention_dropout 0.1": {"attention_dropout": 0.1},
+    "num_experts 8": {"num_experts": 8},
+    "quantization_config": {"quantization_config": {"bits": 4}},
+}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -165,9 +199,11 @@ def test_unknown_missing_and_misshapen_weights_are_named(tmp_path):
     published(tmp_path)
     path, weights = tmp_path / "model.safetensors", files(tmp_path)
     down = "model.layers.1.mlp.down_proj.weight"
-    for changed, name in [({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(3)}, r"q_proj\.bias"),
-                          ({k: v for k, v in weights.items() if k != down}, f"lack {down}"),
-                          ({**weights, down: torch.zeros(48, 81)}, r"down_proj.weight has the shape \(48, 81\)")]:
+    for changed, name in [
+        ({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(3)}, r"q_proj\.bias"),
+        ({k: v for k, v in weights.items() if k != down}, f"lack {down}"),
+        ({**weights, down: torch.zeros(48, 81)}, r"down_proj.weight has the shape \(48, 81\)"),
+    ]:
         safetensors_torch.save_file(changed, path)
         with pytest.raises(UserError, match=name):
             pretrained.load(tmp_path)
@@ -192,27 +228,43 @@ def test_without_safetensors_one_line_says_so(tmp_path, monkeypatch):
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
-QWEN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-        r"\s+(?!\S)|\s+")
+QWEN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
 LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-SPECIALS = {"qwen": ["<|im_start|>", "<|im_end|>"], "gpt2": ["<|endoftext|>"], "smollm2": ["<|im_start|>", "<|im_end|>"],
-            "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]}
+SPECIALS = {
+    "qwen": ["<|im_start|>", "<|im_end|>"],
+    "gpt2": ["<|endoftext|>"],
+    "smollm2": ["<|im_start|>", "<|im_end|>"],
+    "llama3": ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
+}
 
 
 def bpe(kind, path, alphabet=True):
     """Train a small byte-level BPE of a family on texts of many scripts."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt2", "smollm2"))
-    first = {"qwen": lambda: pre_tokenizers.Split(Regex(QWEN), "isolated"), "gpt2": lambda: None,
-             "llama3": lambda: pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-             "smollm2": lambda: pre_tokenizers.Digits(individual_digits=True)}[kind]()
+    first = {
+        "qwen": lambda: pre_tokenizers.Split(Regex(QWEN), "isolated"),
+        "gpt2": lambda: None,
+        "llama3": lambda: pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
+        "smollm2": lambda: pre_tokenizers.Digits(individual_digits=True),
+    }[kind]()
     t = tokenizers.Tokenizer(models.BPE())
     t.normalizer = normalizers.NFC() if kind == "qwen" else None
     t.pre_tokenizer = pre_tokenizers.Sequence([first, plain]) if first else plain
     t.decoder = decoders.ByteLevel()
-    t.train_from_iterator(strings(1500, seed=1), trainers.BpeTrainer(
-        vocab_size=900, show_progress=False, special_tokens=SPECIALS[kind],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else []))
+    t.train_from_iterator(
+        strings(1500, seed=1),
+        trainers.BpeTrainer(
+            vocab_size=900,
+            show_progress=False,
+            special_tokens=SPECIALS[kind],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
+        ),
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     t.save(str(path))
     return t
@@ -220,11 +272,56 @@ def bpe(kind, path, alphabet=True):
 
 # Combining marks of Unicode 3.2 alone: several newer ones in a row are put in order by Python's tables and not yet by
 # the older ones of tokenizers.
-LETTERS = [c for c in map(chr, range(0x20, 0x20000)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")
-           and (not unicodedata.combining(c) or unicodedata.ucd_3_2_0.combining(c))]
-WORDS = ("the", "The", " it's", "don't", " WE'LL", "12345", " 2024", "3.14", "\n\n", "  \n", "\t", "    ", "\r\n", "é", "e\u0301",
-         "Å", "A\u030a", "ﬁ", "한국", "한", "日本語", "العربية", "हिन्दी", "ไทย", "👍🏽", "👨‍👩‍👧", "½", "Ⅳ", "\u00a0", "\u3000", "\u2028",
-         "\x00", "\x7f", "####", "?\n\n", "!!", "ſ", "'ſ", "K", "def f(x):\n    return", "<|im_end", "١٢٣")
+LETTERS = [
+    c
+    for c in map(chr, range(0x20, 0x20000))
+    if unicodedata.category(c) not in ("Cn", "Cs", "Co")
+    and (not unicodedata.combining(c) or unicodedata.ucd_3_2_0.combining(c))
+]
+WORDS = (
+    "the",
+    "The",
+    " it's",
+    "don't",
+    " WE'LL",
+    "12345",
+    " 2024",
+    "3.14",
+    "\n\n",
+    "  \n",
+    "\t",
+    "    ",
+    "\r\n",
+    "é",
+    "e\u0301",
+    "Å",
+    "A\u030a",
+    "ﬁ",
+    "한국",
+    "한",
+    "日本語",
+    "العربية",
+    "हिन्दी",
+    "ไทย",
+    "👍🏽",
+    "👨‍👩‍👧",
+    "½",
+    "Ⅳ",
+    "\u00a0",
+    "\u3000",
+    "\u2028",
+    "\x00",
+    "\x7f",
+    "####",
+    "?\n\n",
+    "!!",
+    "ſ",
+    "'ſ",
+    "K",
+    "def f(x):\n    return",
+    "<|im_end",
+    "١٢٣",
+)
 
 
 def strings(n, seed):
@@ -235,8 +332,17 @@ def strings(n, seed):
         parts = []
         for _ in range(rng.randint(0, 12)):
             start = rng.randrange(len(LETTERS))
-            parts.append(rng.choice([rng.choice(WORDS), " ", rng.choice(LETTERS), chr(rng.randint(0x20, 0x7E)),
-                                     "".join(rng.choices(LETTERS[start:start + 40], k=rng.randint(1, 5)))]))
+            parts.append(
+                rng.choice(
+                    [
+                        rng.choice(WORDS),
+                        " ",
+                        rng.choice(LETTERS),
+                        chr(rng.randint(0x20, 0x7E)),
+                        "".join(rng.choices(LETTERS[start : start + 40], k=rng.randint(1, 5))),
+                    ]
+                )
+            )
         made.append("".join(parts))
     return made
 
@@ -304,15 +410,20 @@ def changed(path, change):
 
 
 REFUSED_TOKENIZERS = {
-    "Unigram": lambda t: t["model"].update(type="Unigram"), "byte_fallback": lambda t: t["model"].update(byte_fallback=True),
+    "Unigram": lambda t: t["model"].update(type="Unigram"),
+    "byte_fallback": lambda t: t["model"].update(byte_fallback=True),
     "end_of_word_suffix": lambda t: t["model"].update(end_of_word_suffix="</w>"),
     "NFKC": lambda t: t.update(normalizer={"type": "NFKC"}),
-    "'NFC', 'Lowercase'": lambda t: t.update(normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}),
-    "Metaspace": lambda t: t.update(pre_tokenizer={"type": "Metaspace"}), "None": lambda t: t.update(pre_tokenizer=None),
+    "'NFC', 'Lowercase'": lambda t: t.update(
+        normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
+    ),
+    "Metaspace": lambda t: t.update(pre_tokenizer={"type": "Metaspace"}),
+    "None": lambda t: t.update(pre_tokenizer=None),
     "ByteLevel with": lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
     "Split . ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
     "order of the token ids": lambda t: t["model"]["merges"].reverse(),
-    "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000)}
+    "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000),
+}
 
 
 @pytest.mark.parametrize("name", REFUSED_TOKENIZERS)
@@ -327,13 +438,18 @@ def test_a_tokenizer_that_tiktoken_would_read_differently_is_refused(tmp_path, n
 def test_merges_as_text_and_as_pairs_are_one(tmp_path):
     bpe("qwen", tmp_path / "tokenizer.json")
     first = pretrained.load_tokenizer(tmp_path)
-    changed(tmp_path / "tokenizer.json", lambda t: t["model"].update(merges=[
-        " ".join(m) if isinstance(m, list) else m.split(" ") for m in t["model"]["merges"]]))
+    changed(
+        tmp_path / "tokenizer.json",
+        lambda t: t["model"].update(
+            merges=[" ".join(m) if isinstance(m, list) else m.split(" ") for m in t["model"]["merges"]]
+        ),
+    )
     second = pretrained.load_tokenizer(tmp_path)
     assert first.bytes_of == second.bytes_of
 
 
 # ---- chat formats ----------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture
 def restore_format():
@@ -342,8 +458,12 @@ def restore_format():
 
 
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
-CHATS = {"qwen": CHATML, "smollm2": CHATML, "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}"
-         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"}
+CHATS = {
+    "qwen": CHATML,
+    "smollm2": CHATML,
+    "llama3": "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}"
+    "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+}
 
 
 @pytest.mark.parametrize("kind", CHATS)
@@ -374,10 +494,13 @@ def test_the_thought_ends_where_the_marker_begins_in_bytes(tmp_path, restore_for
     pieces = [tasks.decode([t]) for t in tokens]
     first = next(i for i in range(len(pieces)) if "#" in pieces[i])
     mask = tasks.thought_mask(torch.tensor([tokens, tokens[:1] * len(tokens)]))
-    assert mask.tolist() == [[i < first for i in range(len(tokens))], [True] * len(tokens)] and 0 < first < len(tokens) - 1
+    assert (
+        mask.tolist() == [[i < first for i in range(len(tokens))], [True] * len(tokens)] and 0 < first < len(tokens) - 1
+    )
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -390,9 +513,31 @@ def folder(tmp_path_factory):
 def options(tmp_path, folder, name, *more):
     rules = tmp_path / "rules.py"
     rules.write_text("def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n")
-    return ["--init", str(folder), "--out", str(tmp_path / name), "--verifier", f"{rules}:check", "--max_seq_len", "400",
-            "--max_new_tokens", "40", "--prompts_per_step", "2", "--group_size", "4", "--eval_problems", "4",
-            "--eval_every", "1", "--save_every", "1", "--lr", "0.001", *more]
+    return [
+        "--init",
+        str(folder),
+        "--out",
+        str(tmp_path / name),
+        "--verifier",
+        f"{rules}:check",
+        "--max_seq_len",
+        "400",
+        "--max_new_tokens",
+        "40",
+        "--prompts_per_step",
+        "2",
+        "--group_size",
+        "4",
+        "--eval_problems",
+        "4",
+        "--eval_every",
+        "1",
+        "--save_every",
+        "1",
+        "--lr",
+        "0.001",
+        *more,
+    ]
 
 
 def rows(path):
@@ -400,7 +545,9 @@ def rows(path):
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s", "peak GiB")} for row in lines]
 
 
-def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(tmp_path, folder, restore_format, capsys):
+def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(
+    tmp_path, folder, restore_format, capsys
+):
     assert train.main(options(tmp_path, folder, "whole", "--steps", "2")) == 0
     assert "peak_GiB=" in capsys.readouterr().out
     assert train.main(options(tmp_path, folder, "parts", "--steps", "1")) == 0
@@ -453,8 +600,12 @@ def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, rest
 
 def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeypatch):
     stops = []
-    monkeypatch.setattr(train, "sample", lambda *a, draw=train.sample, **options: stops.append(options["stop_token"]) or
-                        draw(*a, **options))
+    for room in (train, evaluation):
+        monkeypatch.setattr(
+            room,
+            "sample",
+            lambda *a, draw=room.sample, **options: stops.append(options["stop_token"]) or draw(*a, **options),
+        )
     assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
     assert len(stops) >= 4 and set(stops) == {pretrained.load_tokenizer(folder).encode_single_token("<|im_end|>")}
 
@@ -491,9 +642,11 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
 
 # ---- examples --------------------------------------------------------------------------------------------------------
 
+
 def test_rows_that_gguf_permutes_return_to_their_place(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
     from smollm2 import unpermuted
+
     rows = torch.arange(3 * 8 * 5).view(24, 5).numpy()
     permuted = rows.reshape(3, 2, 4, 5).swapaxes(1, 2).reshape(24, 5)  # as llama.cpp's convert_hf_to_gguf.py does
     assert (unpermuted(permuted, 3) == rows).all() and not (permuted == rows).all()
@@ -503,6 +656,7 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     gguf = pytest.importorskip("gguf")
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
     import smollm2
+
     theirs = published(tmp_path / "a", "llama tied", shape={"vocab_size": 950, "num_key_value_heads": 2})
     made = bpe("smollm2", tmp_path / "a/tokenizer.json")
     tokens = [token for token, _ in sorted(made.get_vocab().items(), key=lambda item: item[1])]
@@ -511,7 +665,12 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2), writer.add_context_length(128), writer.add_embedding_length(48)
-    writer.add_feed_forward_length(80), writer.add_head_count(4), writer.add_head_count_kv(2), writer.add_vocab_size(950)
+    (
+        writer.add_feed_forward_length(80),
+        writer.add_head_count(4),
+        writer.add_head_count_kv(2),
+        writer.add_vocab_size(950),
+    )
     writer.add_rope_dimension_count(12), writer.add_rope_freq_base(10000.0), writer.add_layer_norm_rms_eps(1e-6)
     writer.add_token_list(tokens), writer.add_token_types([3 if t[0] in "<[" and len(t) > 3 else 1 for t in tokens])
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])

@@ -13,17 +13,49 @@ import ranks
 import tasks
 
 ROOT = Path(__file__).resolve().parent.parent
-TINY = ["--hidden_size", "32", "--num_layers", "1", "--warm_steps", "3", "--warm_batch", "4", "--steps", "3",
-        "--prompts_per_step", "4", "--group_size", "4", "--max_new_tokens", "48", "--eval_every", "2",
-        "--eval_problems", "5", "--save_every", "2"]
+TINY = [
+    "--hidden_size",
+    "32",
+    "--num_layers",
+    "1",
+    "--warm_steps",
+    "3",
+    "--warm_batch",
+    "4",
+    "--steps",
+    "3",
+    "--prompts_per_step",
+    "4",
+    "--group_size",
+    "4",
+    "--max_new_tokens",
+    "48",
+    "--eval_every",
+    "2",
+    "--eval_problems",
+    "5",
+    "--save_every",
+    "2",
+]
 RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion)) % 3 == 0)\n"
 
 
 def run(folder, name, processes, *options):
     (folder / "rules.py").write_text(RULE)
     launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [sys.executable, *launcher, str(ROOT / "train.py"), *TINY, "--verifier", f"{folder}/rules.py:check",
-               "--warm_dir", str(folder / "warm"), "--out", str(folder / name), *options]
+    command = [
+        sys.executable,
+        *launcher,
+        str(ROOT / "train.py"),
+        *TINY,
+        "--verifier",
+        f"{folder}/rules.py:check",
+        "--warm_dir",
+        str(folder / "warm"),
+        "--out",
+        str(folder / name),
+        *options,
+    ]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
@@ -48,7 +80,9 @@ def test_two_processes_make_the_run_of_one(tmp_path, options):
 
 
 def test_a_verifier_that_fails_in_one_process_ends_all(tmp_path):
-    rule = RULE.replace("return", "import os\n    if os.environ.get('RANK') == '1': raise KeyError('no such rule')\n    return")
+    rule = RULE.replace(
+        "return", "import os\n    if os.environ.get('RANK') == '1': raise KeyError('no such rule')\n    return"
+    )
     (tmp_path / "bad.py").write_text(rule)
     done = run(tmp_path, "x", 2, "--verifier", f"{tmp_path}/bad.py:check")
     assert done.returncode != 0

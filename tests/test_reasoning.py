@@ -13,19 +13,30 @@ import pytest
 
 pytest.importorskip("reasoning_gym")
 
+from reasoning_gym.factory import DATASETS
+
 import reasoning
 import tasks
 import train
 import verifiers
 import worker
-from reasoning_gym.dataset import ProceduralDataset
-from reasoning_gym.factory import DATASETS
 
 SIMPLE = "reasoning_gym:chain_sum,max_terms=2,max_digits=2"
 REFUSED = {"polynomial_multiplication", "simple_integration", "intermediate_integration"}
-EVALUATING = REFUSED | {"countdown", "puzzle24", "string_insertion", "spiral_matrix", "binary_matrix", "n_queens",
-                        "number_sorting"}
-EVALUATING_THEIR_OWN = {"basic_arithmetic", "bitwise_arithmetic", "codeio"}  # text of the package's making, never an answer
+EVALUATING = REFUSED | {
+    "countdown",
+    "puzzle24",
+    "string_insertion",
+    "spiral_matrix",
+    "binary_matrix",
+    "n_queens",
+    "number_sorting",
+}
+EVALUATING_THEIR_OWN = {
+    "basic_arithmetic",
+    "bitwise_arithmetic",
+    "codeio",
+}  # text of the package's making, never an answer
 
 
 def draw(task, n, seed=0, held_out=5):
@@ -37,6 +48,7 @@ def reward(problem, completion, task):
 
 
 # ---- no scorer evaluates model text ----------------------------------------------------------------------------------
+
 
 def calls(source):
     """Names of all functions and methods that a piece of code calls."""
@@ -75,7 +87,11 @@ def test_the_refusal_looks_at_the_scorer_and_not_at_a_list():
 def test_hostile_answers_are_not_run(name, tmp_path):
     task = f"reasoning_gym:{name}"
     problem = draw(task, 1, held_out=1)[0]
-    for text in (f"open('{tmp_path}/there', 'w')", f"[open('{tmp_path}/there', 'w')]", f"__import__('os').mkdir('{tmp_path}/d')"):
+    for text in (
+        f"open('{tmp_path}/there', 'w')",
+        f"[open('{tmp_path}/there', 'w')]",
+        f"__import__('os').mkdir('{tmp_path}/d')",
+    ):
         assert reward(problem, text, task) == 0.0
     assert not list(tmp_path.iterdir())
 
@@ -89,9 +105,25 @@ def test_an_answer_that_would_take_for_ever_is_worth_nothing(monkeypatch):
 
 # ---- judgements ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", ["chain_sum", "countdown", "puzzle24", "binary_matrix", "spiral_matrix", "n_queens",
-                                  "string_insertion", "game_of_life_halting", "gsm_symbolic", "word_ladder", "gcd",
-                                  "family_relationships", "prime_factorization"])
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chain_sum",
+        "countdown",
+        "puzzle24",
+        "binary_matrix",
+        "spiral_matrix",
+        "n_queens",
+        "string_insertion",
+        "game_of_life_halting",
+        "gsm_symbolic",
+        "word_ladder",
+        "gcd",
+        "family_relationships",
+        "prime_factorization",
+    ],
+)
 def test_references_earn_the_reward_and_other_answers_do_not(name):
     task = f"reasoning_gym:{name}"
     for problem in draw(task, 3, held_out=2):
@@ -108,7 +140,7 @@ def test_part_marks_are_no_marks():
     dataset = worker.make_dataset("prime_factorization")
     assert 0 < dataset.score_answer(str(n), dataset[problem.answer.index]) < 1
     assert reward(problem, str(n), task) == 0.0
-    with pytest.raises(Exception):  # a scorer that raises: worth nothing either
+    with pytest.raises(ValueError):  # a scorer that raises: worth nothing either
         dataset.score_answer("x", dataset[problem.answer.index])
     assert reward(problem, "x", task) == 0.0
 
@@ -146,6 +178,7 @@ def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatc
 
 # ---- problems --------------------------------------------------------------------------------------------------------
 
+
 def test_worked_solutions_come_along_without_their_marker():
     problems = draw("reasoning_gym:gsm_symbolic", 20)
     assert all(p.solution and "####" not in p.solution and p.solution.strip() == p.solution for p in problems)
@@ -179,7 +212,8 @@ def test_of_few_questions_a_tenth_is_held_out():
     assert 5 <= len(source.held_out) <= 20
     with pytest.raises(ValueError, match="too few different questions"):
         reasoning.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 1).draw(
-            type("Stuck", (random.Random,), {"randrange": lambda self, n: source.held_out[0].answer.index})(0), 5)
+            type("Stuck", (random.Random,), {"randrange": lambda self, n: source.held_out[0].answer.index})(0), 5
+        )
 
 
 @pytest.mark.parametrize("name", ["isomorphic_strings", "ransom_note", "list_functions", "chain_sum"])
@@ -209,8 +243,30 @@ def test_a_problem_that_cannot_be_made_in_time_is_named(monkeypatch):
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
 
-TINY = ["--hidden_size", "32", "--num_layers", "1", "--warm_steps", "2", "--warm_batch", "4", "--steps", "2", "--eval_every", "1",
-        "--prompts_per_step", "2", "--group_size", "2", "--max_new_tokens", "12", "--eval_problems", "3", "--save_every", "1"]
+TINY = [
+    "--hidden_size",
+    "32",
+    "--num_layers",
+    "1",
+    "--warm_steps",
+    "2",
+    "--warm_batch",
+    "4",
+    "--steps",
+    "2",
+    "--eval_every",
+    "1",
+    "--prompts_per_step",
+    "2",
+    "--group_size",
+    "2",
+    "--max_new_tokens",
+    "12",
+    "--eval_problems",
+    "3",
+    "--save_every",
+    "1",
+]
 
 
 def test_a_run_and_its_resumption(tmp_path):
@@ -218,32 +274,47 @@ def test_a_run_and_its_resumption(tmp_path):
     assert train.main([*more, "--out", str(tmp_path / "whole")]) == 0
     assert train.main([*more, "--out", str(tmp_path / "parts"), "--steps", "1"]) == 0
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "2"]) == 0
-    rows = [[{k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens/s")}
-             for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()] for name in ("whole", "parts")]
+    rows = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens/s")}
+            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
     assert rows[0] == rows[1] and len(rows[0]) == 3
 
 
 def test_another_version_of_the_package_is_another_run(tmp_path, monkeypatch, capsys):
-    assert train.main([*TINY, "--task", SIMPLE, "--steps", "1", "--warm_steps", "0", "--out", str(tmp_path / "run")]) == 0
+    assert (
+        train.main([*TINY, "--task", SIMPLE, "--steps", "1", "--warm_steps", "0", "--out", str(tmp_path / "run")]) == 0
+    )
     monkeypatch.setattr(reasoning, "package_version", lambda task: "0.0.0")
     assert train.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 2
     assert "start a new run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("args, words", [
-    (["--task", "reasoning_gym:chain_sums"], "has no task 'chain_sums'; it has chain_sum"),
-    (["--task", "reasoning_gym:"], "has no task ''"),
-    (["--task", "reasoning_gym:polynomial_multiplication"], "refused: its scorer evaluates model text (parse_expr)"),
-    (["--task", "reasoning_gym:gcd,max_numbers"], "has no setting 'max_numbers'; it has min_numbers"),
-    (["--task", "reasoning_gym:gcd,depth=2"], "has no setting 'depth=2'"), (["--task", "reasoning_gym:gcd,seed=2"], "no setting 'seed=2'"),
-    (["--task", "reasoning_gym:gcd,max_numbers=many"], "cannot be made"), (["--task", "reasoning_gym:composite"], "cannot be made"),
-    (["--task", "reasoning_gym:rush_hour"], "no reference answer"),
-    (["--task", "reasoning_gym:gcd", "--chain", "3"], "--chain"),
-    (["--task", "reasoning_gym:spell_backward", "--max_new_tokens", "4"], "raise it"),
-    (["--task", "reasoning_gym:arc_1d"], "--max_seq_len 256; raise it"),
-    (["--task", "reasoning_gym:gcd", "--privileged", "solution"], "has no solution to show"),
-    (["--task", "nonsense"], "is none of addition, countdown, nor like reasoning_gym:NAME"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["--task", "reasoning_gym:chain_sums"], "has no task 'chain_sums'; it has chain_sum"),
+        (["--task", "reasoning_gym:"], "has no task ''"),
+        (
+            ["--task", "reasoning_gym:polynomial_multiplication"],
+            "refused: its scorer evaluates model text (parse_expr)",
+        ),
+        (["--task", "reasoning_gym:gcd,max_numbers"], "has no setting 'max_numbers'; it has min_numbers"),
+        (["--task", "reasoning_gym:gcd,depth=2"], "has no setting 'depth=2'"),
+        (["--task", "reasoning_gym:gcd,seed=2"], "no setting 'seed=2'"),
+        (["--task", "reasoning_gym:gcd,max_numbers=many"], "cannot be made"),
+        (["--task", "reasoning_gym:composite"], "cannot be made"),
+        (["--task", "reasoning_gym:rush_hour"], "no reference answer"),
+        (["--task", "reasoning_gym:gcd", "--chain", "3"], "--chain"),
+        (["--task", "reasoning_gym:spell_backward", "--max_new_tokens", "4"], "raise it"),
+        (["--task", "reasoning_gym:arc_1d"], "--max_seq_len 256; raise it"),
+        (["--task", "reasoning_gym:gcd", "--privileged", "solution"], "has no solution to show"),
+        (["--task", "nonsense"], "is none of addition, countdown, nor like reasoning_gym:NAME"),
+    ],
+)
 def test_errors_are_one_line(args, words, tmp_path, capsys):
     assert train.main([*args, "--eval_problems", "2", "--out", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
@@ -259,6 +330,8 @@ def test_its_verifier_judges_its_own_problems_alone(tmp_path, capsys):
 
 
 def test_neither_package_is_imported_in_the_run_itself():
-    code = ("import sys, reasoning, train, worker; source = reasoning.source('reasoning_gym:gcd', 2); "
-            "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)")
+    code = (
+        "import sys, reasoning, train, worker; source = reasoning.source('reasoning_gym:gcd', 2); "
+        "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent).returncode == 0

@@ -35,19 +35,28 @@ class Batch:
     def loss(self, rows=slice(None), **options):
         """(loss, gradient of the logps, metrics), over some of the rows if asked."""
         logps = self.logps[rows].clone().requires_grad_()
-        loss, metrics = rlsd_loss(logps, self.old_logps[rows], self.teacher_logps[rows], self.advantages[rows],
-                                  self.mask[rows], **options)
+        loss, metrics = rlsd_loss(
+            logps, self.old_logps[rows], self.teacher_logps[rows], self.advantages[rows], self.mask[rows], **options
+        )
         loss.backward()
         return loss.detach(), logps.grad, metrics
 
 
-batches = st.builds(Batch, st.integers(0, 2**32), st.integers(1, 4), st.integers(1, 6), st.integers(1, 7),
-                    st.sampled_from([0.0, 0.05, 1.0, 30.0]), st.booleans())
+batches = st.builds(
+    Batch,
+    st.integers(0, 2**32),
+    st.integers(1, 4),
+    st.integers(1, 6),
+    st.integers(1, 7),
+    st.sampled_from([0.0, 0.05, 1.0, 30.0]),
+    st.booleans(),
+)
 lams = st.floats(0, 1)
 narrow = st.floats(0, 0.99)
 
 
 # ---- the authors' code -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
 def test_equals_the_authors_code(case):
@@ -61,7 +70,9 @@ def test_equals_the_authors_code(case):
     assert torch.allclose(spread, double(case["token_advantages"]), rtol=0, atol=1e-6)
     assert not spread.requires_grad
 
-    loss, metrics = rlsd_loss(logps, double(case["old_logps"]), double(case["teacher_logps"]), recorded, mask, **options)
+    loss, metrics = rlsd_loss(
+        logps, double(case["old_logps"]), double(case["teacher_logps"]), recorded, mask, **options
+    )
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], abs=1e-6)
     assert torch.allclose(logps.grad, double(case["grad"]), rtol=0, atol=1e-6)
@@ -70,6 +81,7 @@ def test_equals_the_authors_code(case):
 
 
 # ---- the formulas, written out once more -----------------------------------------------------------------------------
+
 
 def slow_loss(b, lam, eps_w, clip_low, clip_high):
     total, count = 0.0, 0
@@ -128,7 +140,10 @@ def test_groups_are_neighbours_of_equal_number():
 
 
 def test_token_advantages_by_hand():
-    teacher, student = double([[0.5, 0.1, 0.25], [0.2, 0.6, 0.2]]).log(), double([[0.25, 0.5, 0.25], [0.4, 0.5, 0.3]]).log()
+    teacher, student = (
+        double([[0.5, 0.1, 0.25], [0.2, 0.6, 0.2]]).log(),
+        double([[0.25, 0.5, 0.25], [0.4, 0.5, 0.3]]).log(),
+    )
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     # A = 2: w = 2, 0.2, 1 -> clip 1.2, 0.8, 1 -> half of it 1.1, 0.9, 1
     # A = -1: w = inverse ratio = 2, 5/6 -> clip 1.2, 5/6 -> 1.1, 11/12
@@ -171,6 +186,7 @@ def test_global_token_mean_by_hand():
 
 
 # ---- properties ------------------------------------------------------------------------------------------------------
+
 
 @given(batches, lams, narrow)
 def test_the_verifier_alone_decides_the_direction(b, lam, eps_w):
@@ -251,8 +267,13 @@ def test_micro_batches_add_up_to_the_whole(b, lam, data):
     assert torch.allclose(torch.cat([p[1] for p in parts]), whole[1], atol=1e-15)
 
 
-@given(batches, lams, st.floats(0, 20), st.sampled_from([1e6, -1e6, 90.0, -90.0, 750.0, -750.0]),
-       st.sampled_from([torch.float32, torch.float64]))
+@given(
+    batches,
+    lams,
+    st.floats(0, 20),
+    st.sampled_from([1e6, -1e6, 90.0, -90.0, 750.0, -750.0]),
+    st.sampled_from([torch.float32, torch.float64]),
+)
 def test_huge_gaps_stay_finite_and_meet_the_exact_bounds(b, lam, eps_w, gap, dtype):
     b.logps, b.old_logps, b.advantages = b.logps.to(dtype), b.old_logps.to(dtype), b.advantages.to(dtype)
     b.teacher_logps = b.logps + gap
@@ -314,6 +335,7 @@ def test_integer_and_bool_rewards():
 
 # ---- lambda ----------------------------------------------------------------------------------------------------------
 
+
 def test_lambda_schedule_by_hand():
     assert [lambda_at(s, 0.5, 0, 50) for s in (1, 25, 49, 50, 51, 10_000)] == pytest.approx([0.49, 0.25, 0.01, 0, 0, 0])
     assert [lambda_at(s, 0.5) for s in (1, 10_000)] == [0.5, 0.5]
@@ -328,31 +350,41 @@ def test_lambda_stays_between_zero_and_its_peak(step, lam, warmup, decay):
 
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
+
 def arguments(**changes):
-    args = {"logps": torch.zeros(4, 3), "old_logps": torch.zeros(4, 3), "teacher_logps": torch.zeros(4, 3),
-            "advantages": torch.zeros(4), "mask": torch.ones(4, 3), **changes}
+    args = {
+        "logps": torch.zeros(4, 3),
+        "old_logps": torch.zeros(4, 3),
+        "teacher_logps": torch.zeros(4, 3),
+        "advantages": torch.zeros(4),
+        "mask": torch.ones(4, 3),
+        **changes,
+    }
     return [args.pop(k) for k in ("logps", "old_logps", "teacher_logps", "advantages", "mask")], args
 
 
 BAD_TOKENS = torch.tensor([[0, math.nan, 0], [0, 0, math.inf], [0, 0, 0], [0, 0, 0]])
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"logps": BAD_TOKENS}, ["logps", "2 of 12"]),
-    ({"old_logps": BAD_TOKENS}, ["old_logps", "2 of 12"]),
-    ({"teacher_logps": BAD_TOKENS}, ["teacher_logps", "2 of 12"]),
-    ({"advantages": torch.tensor([0, math.nan, 0, 0])}, ["advantages", "1 of 4"]),
-    ({"teacher_logps": torch.zeros(4, 2)}, ["teacher_logps", "(4, 2)", "(4, 3)"]),
-    ({"logps": torch.zeros(3, 3)}, ["logps", "(3, 3)"]),
-    ({"old_logps": torch.zeros(4, 1)}, ["old_logps", "(4, 1)"]),
-    ({"advantages": torch.zeros(4, 3)}, ["advantages", "(4, 3)"]),
-    ({"mask": torch.ones(4)}, ["mask"]),
-    ({"teacher_logps": None}, ["teacher_logps", "lam"]),
-    ({"eps_w": -0.1}, ["eps_w", "-0.1"]),
-    ({"eps_w": math.nan}, ["eps_w"]),
-    ({"lam": 1.1}, ["lam", "1.1"]),
-    ({"lam": -0.1}, ["lam", "-0.1"]),
-])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"logps": BAD_TOKENS}, ["logps", "2 of 12"]),
+        ({"old_logps": BAD_TOKENS}, ["old_logps", "2 of 12"]),
+        ({"teacher_logps": BAD_TOKENS}, ["teacher_logps", "2 of 12"]),
+        ({"advantages": torch.tensor([0, math.nan, 0, 0])}, ["advantages", "1 of 4"]),
+        ({"teacher_logps": torch.zeros(4, 2)}, ["teacher_logps", "(4, 2)", "(4, 3)"]),
+        ({"logps": torch.zeros(3, 3)}, ["logps", "(3, 3)"]),
+        ({"old_logps": torch.zeros(4, 1)}, ["old_logps", "(4, 1)"]),
+        ({"advantages": torch.zeros(4, 3)}, ["advantages", "(4, 3)"]),
+        ({"mask": torch.ones(4)}, ["mask"]),
+        ({"teacher_logps": None}, ["teacher_logps", "lam"]),
+        ({"eps_w": -0.1}, ["eps_w", "-0.1"]),
+        ({"eps_w": math.nan}, ["eps_w"]),
+        ({"lam": 1.1}, ["lam", "1.1"]),
+        ({"lam": -0.1}, ["lam", "-0.1"]),
+    ],
+)
 def test_wrong_arguments_are_named(changes, words):
     args, options = arguments(**changes)
     with pytest.raises(ValueError) as error:
@@ -361,7 +393,9 @@ def test_wrong_arguments_are_named(changes, words):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("rewards, group_size", [([1.0, 0.0, 1.0], 2), ([[1.0, 0.0]], 2), ([1.0], 0), ([1.0, math.nan], 2)])
+@pytest.mark.parametrize(
+    "rewards, group_size", [([1.0, 0.0, 1.0], 2), ([[1.0, 0.0]], 2), ([1.0], 0), ([1.0, math.nan], 2)]
+)
 def test_wrong_rewards_are_named(rewards, group_size):
     with pytest.raises(ValueError, match="rewards"):
         group_advantages(torch.tensor(rewards), group_size)

@@ -14,9 +14,31 @@ import train
 
 
 def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **extra):
-    curve = [{"step": 5 * i, "pass@1": v, "leakage": 0.0, "reward": v, "entropy": 1 - v, "lambda": 0.1, "clipped_low": 0.01,
-              "clipped_high": 0.03, "seconds": 1.0, **extra} for i, v in enumerate(values)]
-    return {"name": "", "options": "--eval_problems 400 --lr 1", "task": task, "method": method, "seed": seed, "samples": samples, "lr": lr, "curve": curve}
+    curve = [
+        {
+            "step": 5 * i,
+            "pass@1": v,
+            "leakage": 0.0,
+            "reward": v,
+            "entropy": 1 - v,
+            "lambda": 0.1,
+            "clipped_low": 0.01,
+            "clipped_high": 0.03,
+            "seconds": 1.0,
+            **extra,
+        }
+        for i, v in enumerate(values)
+    ]
+    return {
+        "name": "",
+        "options": "--eval_problems 400 --lr 1",
+        "task": task,
+        "method": method,
+        "seed": seed,
+        "samples": samples,
+        "lr": lr,
+        "curve": curve,
+    }
 
 
 def test_figures_of_a_run_by_hand():
@@ -25,7 +47,9 @@ def test_figures_of_a_run_by_hand():
     assert report.updates_to(r, 0.4) == 5 and report.updates_to(r, 0.6) == 7.5 and report.updates_to(r, 0.1) == 1
     assert np.isnan(report.updates_to(r, 0.95))  # never is not late
     assert report.entropy_while_learning(r) == pytest.approx(0.15)
-    assert report.clip_share(r, of_all=False) == pytest.approx(0.04) and report.clip_share(r, of_all=True) == pytest.approx(0.03)
+    assert report.clip_share(r, of_all=False) == pytest.approx(0.04) and report.clip_share(
+        r, of_all=True
+    ) == pytest.approx(0.03)
     r["curve"][0] |= {"lambda": 0.0, "clipped_low": 9.0}
     r["curve"][1] |= {"no_spread": 1.0, "clipped_low": 9.0}
     assert report.clip_share(r, of_all=False) == pytest.approx(0.04)  # without evidence there is nothing to clip
@@ -42,9 +66,17 @@ def test_intervals():
     assert report.mean([]).n == report.ratio([], []).n == 0
 
 
-@pytest.mark.parametrize("low, high, n, expected", [
-    (0.01, 0.1, 5, "holds"), (-0.1, -0.01, 5, "does not hold"), (-0.01, 0.015, 5, "does not hold"), (-0.1, 0.1, 5, "undecided"),
-    (0.01, 0.1, 4, "undecided"), (-0.1, -0.01, 4, "undecided")])
+@pytest.mark.parametrize(
+    "low, high, n, expected",
+    [
+        (0.01, 0.1, 5, "holds"),
+        (-0.1, -0.01, 5, "does not hold"),
+        (-0.01, 0.015, 5, "does not hold"),
+        (-0.1, 0.1, 5, "undecided"),
+        (0.01, 0.1, 4, "undecided"),
+        (-0.1, -0.01, 4, "undecided"),
+    ],
+)
 def test_verdicts(low, high, n, expected):
     assert report.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
 
@@ -55,7 +87,9 @@ def test_pairs_and_speed_take_the_same_seeds():
     rlsd = {s: [0.1 * s, 0.9 - 0.1 * s, 1.0, 1.0, 1.0] for s in (2, 1, 7)}
     study = report.Study([run(v, s) for s, v in grpo.items()] + [run(v, s, "rlsd") for s, v in rlsd.items()])
     mine, theirs = study.pairs(report.area, "addition", "rlsd", "grpo")
-    assert mine == pytest.approx([np.mean(rlsd[s]) for s in (1, 2)]) and theirs == pytest.approx([np.mean(grpo[s]) for s in (1, 2)])
+    assert mine == pytest.approx([np.mean(rlsd[s]) for s in (1, 2)]) and theirs == pytest.approx(
+        [np.mean(grpo[s]) for s in (1, 2)]
+    )
     figure, never, target = study.speed("addition", "rlsd")
     assert target == pytest.approx(0.1 + 0.9 * 0.9) and never == 0 and figure.n == 2
     to = lambda v: report.updates_to(run(v), target)
@@ -92,7 +126,13 @@ def test_report_of_a_clear_case(tmp_path):
     runs += [run([0.2, 0.7, 0.9, 0.9 + shift(s)], s, "rlsd", no_spread=0.0) for s in range(6)]
     runs += [run([0.2, 0.8, 0.5, 0.5 + shift(s)], s, "opsd", no_spread=0.0, leakage=0.4) for s in range(6)]
     text = report.write(runs, tmp_path).read_text()
-    for claim in ("RLSD ends above GRPO (addition)", "OPSD rises first", "OPSD leaks", "RLSD does not leak", "One extra forward"):
+    for claim in (
+        "RLSD ends above GRPO (addition)",
+        "OPSD rises first",
+        "OPSD leaks",
+        "RLSD does not leak",
+        "One extra forward",
+    ):
         assert rows_of(text, claim)[0].endswith("| holds |"), rows_of(text, claim)
 
 
@@ -150,6 +190,7 @@ def test_rows_of_an_older_study_are_left_out():
 
 # ---- probe -----------------------------------------------------------------------------------------------------------
 
+
 def test_cosines_by_hand():
     vectors = [torch.tensor(v) for v in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0])]
     table = probe.cosines([{"GRPO": v, "twice": 2 * v} for v in vectors])
@@ -189,10 +230,24 @@ def test_deciding_tokens():
 
 
 def test_gradients_of_the_probe_are_those_of_the_training_step():
-    config = train.parse_config(["--hidden_size", "32", "--num_layers", "1", "--prompts_per_step", "4", "--group_size", "4",
-                                 "--max_grad_norm", "1e9"])
+    config = train.parse_config(
+        [
+            "--hidden_size",
+            "32",
+            "--num_layers",
+            "1",
+            "--prompts_per_step",
+            "4",
+            "--group_size",
+            "4",
+            "--max_grad_norm",
+            "1e9",
+        ]
+    )
     state = train.State(config)
-    batch = train.rollout(state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
+    batch = train.rollout(
+        state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
+    )
     found = probe.gradients(state.model, batch, config)
     for name, lam in (("GRPO", 0.0), ("RLSD, eps_w 0.2, lambda 0.5 (paper)", 0.5)):
         fresh = train.State(config)

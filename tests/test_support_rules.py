@@ -26,16 +26,26 @@ def generator():
 def test_the_committed_tickets_are_those_that_the_command_makes(tmp_path):
     subprocess.run([sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "t.jsonl")], check=True)
     assert (tmp_path / "t.jsonl").read_bytes() == (FOLDER / "tickets.jsonl").read_bytes()
-    subprocess.run([sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "u.jsonl"), "--seed", "1"], check=True)
+    subprocess.run(
+        [sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "u.jsonl"), "--seed", "1"], check=True
+    )
     assert (tmp_path / "u.jsonl").read_bytes() != (FOLDER / "tickets.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("goods, price, days, state, rule, decision", [
-    ("gift card", 20, 3, "sealed", "R1", "refuse"), ("gift card", 20, 3, "broken", "R1", "refuse"),
-    ("lamp", 20, 3, "broken", "R2", "replace"), ("lamp", 20, 365, "broken", "R2", "replace"), ("lamp", 20, 366, "broken", "R5", "refuse"),
-    ("lamp", 20, 30, "sealed", "R3", "refund 20"), ("lamp", 20, 31, "sealed", "R5", "refuse"),
-    ("lamp", 20, 30, "opened", "R4", "voucher 20"), ("lamp", 20, 31, "opened", "R5", "refuse"),
-])
+@pytest.mark.parametrize(
+    "goods, price, days, state, rule, decision",
+    [
+        ("gift card", 20, 3, "sealed", "R1", "refuse"),
+        ("gift card", 20, 3, "broken", "R1", "refuse"),
+        ("lamp", 20, 3, "broken", "R2", "replace"),
+        ("lamp", 20, 365, "broken", "R2", "replace"),
+        ("lamp", 20, 366, "broken", "R5", "refuse"),
+        ("lamp", 20, 30, "sealed", "R3", "refund 20"),
+        ("lamp", 20, 31, "sealed", "R5", "refuse"),
+        ("lamp", 20, 30, "opened", "R4", "voucher 20"),
+        ("lamp", 20, 31, "opened", "R5", "refuse"),
+    ],
+)
 def test_policy_by_hand(goods, price, days, state, rule, decision):
     assert generator().decide(goods, price, days, state) == (rule, decision)
 
@@ -51,12 +61,28 @@ def test_every_rule_occurs_and_every_ticket_names_its_rule():
         assert check(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
 
 
-@pytest.mark.parametrize("completion, reward", [
-    ("#### R3 refund 40", 1), ("sealed, 12 days\n#### r3 Refund 40 EUR.\n", 1), ("#### R3 refund 40.", 1),
-    ("#### R3 refund 41", 0), ("#### R4 refund 40", 0), ("#### R3 voucher 40", 0), ("#### refund 40", 0), ("R3 refund 40", 0),
-    ("#### R3 refund 40 #### R3 refund 40", 0), ("#### R3 refund 40 or R5 refuse", 0), ("#### R3 refund 4０", 0),
-    ("#### R3 refund 040", 0), ("#### R3 refund -40", 0), ("#### R3 refund", 0), ("####", 0), ("", 0), ("#### " + "9" * 100_000, 0),
-])
+@pytest.mark.parametrize(
+    "completion, reward",
+    [
+        ("#### R3 refund 40", 1),
+        ("sealed, 12 days\n#### r3 Refund 40 EUR.\n", 1),
+        ("#### R3 refund 40.", 1),
+        ("#### R3 refund 41", 0),
+        ("#### R4 refund 40", 0),
+        ("#### R3 voucher 40", 0),
+        ("#### refund 40", 0),
+        ("R3 refund 40", 0),
+        ("#### R3 refund 40 #### R3 refund 40", 0),
+        ("#### R3 refund 40 or R5 refuse", 0),
+        ("#### R3 refund 4０", 0),
+        ("#### R3 refund 040", 0),
+        ("#### R3 refund -40", 0),
+        ("#### R3 refund", 0),
+        ("####", 0),
+        ("", 0),
+        ("#### " + "9" * 100_000, 0),
+    ],
+)
 def test_verifier_by_hand(completion, reward):
     result = verifiers.load(VERIFIER)(completion, "R3 refund 40")
     assert type(result) is float and result == reward
@@ -79,11 +105,16 @@ def test_the_command_of_its_readme_trains(tmp_path, monkeypatch):
 
 
 def test_figures_are_those_of_the_committed_runs():
-    table = [line.split("|")[2:-1] for line in (FOLDER / "README.md").read_text().splitlines()
-             if line.startswith(("| RLSD |", "| `--method grpo` |"))]
+    table = [
+        line.split("|")[2:-1]
+        for line in (FOLDER / "README.md").read_text().splitlines()
+        if line.startswith(("| RLSD |", "| `--method grpo` |"))
+    ]
     assert len(table) == 2
     for method, cells in zip(("rlsd", "grpo"), table):
         for seed in range(3):
             path = FOLDER.parent.parent / "results" / "support_rules" / f"{method}-{seed}.jsonl"
             rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
-            assert [cell.split(",")[seed].strip() for cell in cells] == [f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)]
+            assert [cell.split(",")[seed].strip() for cell in cells] == [
+                f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)
+            ]

@@ -18,6 +18,7 @@ problems = st.builds(Problem, texts.filter(bool), texts.filter(bool), st.none() 
 
 # ---- tokenizer and views ---------------------------------------------------------------------------------------------
 
+
 @given(texts)
 def test_text_survives_the_tokenizer(text):
     tokens = tasks.encode(text)
@@ -66,6 +67,7 @@ def test_the_views_differ_in_the_privileged_text_alone(problem, text):
 
 
 # ---- built-in problems -----------------------------------------------------------------------------------------------
+
 
 @pytest.mark.parametrize("task", tasks.GENERATORS)
 @given(seed=st.integers(0, 2**32))
@@ -124,6 +126,7 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
     assert len(held_out) == 300
     assert held_out == {p.question for p in tasks.generated(task, 300).held_out}  # the same for every run
     assert not held_out & {p.question for p in first.draw(random.Random(2), 5000)}
+
     def ordered(question):
         return tuple(sorted(re.findall(r"\d+", question)))
 
@@ -136,6 +139,7 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
 
 
 # ---- the user's own problems -----------------------------------------------------------------------------------------
+
 
 def write(tmp_path, *rows):
     path = tmp_path / "my.jsonl"
@@ -160,15 +164,28 @@ def test_a_sound_file(tmp_path):
     assert len(source.draw(random.Random(0), 100)) == 100  # more than there are: with repeats
 
 
-@pytest.mark.parametrize("line, words", [
-    (b"{", "not JSON"), (b"[1]", "object"), (b"7", "object"), ({"question": "q"}, "no key 'answer'"), ({"answer": "a"}, "no key 'question'"),
-    ({"question": "q", "answer": 3}, "'answer' must be a string, not int"), ({"question": "", "answer": "a"}, "'question' is empty"),
-    ({"question": "q", "answer": " "}, "'answer' is empty"), ({"question": None, "answer": "a"}, "'question' is empty"),
-    ({"question": "q", "answer": "a", "solution": []}, "'solution' must be a string"), (row(0), "line 1"),
-    ({"question": " q0\t", "answer": "a"}, "line 1"), (row(2, solution=" "), "'solution' is empty"),
-    (row(2, solution="so\n#### a2"), "'solution' contains ####"), ({"question": "q", "answer": "#### 3"}, "'answer' contains ####"),
-    (b'{"question": "\xff"}', "not UTF-8"), (b"[" * 100_000, "not JSON"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        (b"{", "not JSON"),
+        (b"[1]", "object"),
+        (b"7", "object"),
+        ({"question": "q"}, "no key 'answer'"),
+        ({"answer": "a"}, "no key 'question'"),
+        ({"question": "q", "answer": 3}, "'answer' must be a string, not int"),
+        ({"question": "", "answer": "a"}, "'question' is empty"),
+        ({"question": "q", "answer": " "}, "'answer' is empty"),
+        ({"question": None, "answer": "a"}, "'question' is empty"),
+        ({"question": "q", "answer": "a", "solution": []}, "'solution' must be a string"),
+        (row(0), "line 1"),
+        ({"question": " q0\t", "answer": "a"}, "line 1"),
+        (row(2, solution=" "), "'solution' is empty"),
+        (row(2, solution="so\n#### a2"), "'solution' contains ####"),
+        ({"question": "q", "answer": "#### 3"}, "'answer' contains ####"),
+        (b'{"question": "\xff"}', "not UTF-8"),
+        (b"[" * 100_000, "not JSON"),
+    ],
+)
 def test_a_bad_line_is_named(tmp_path, line, words):
     path = write(tmp_path, row(0), row(1), b"", line)
     with pytest.raises(DataError) as error:

@@ -1,4 +1,4 @@
-"""What the paper proves, checked on random finite distributions: a reference r, answers y of T tokens over V symbols."""
+"""What the paper proves, on random finite distributions: a reference r, answers y of T tokens over V symbols."""
 
 import itertools
 import math
@@ -13,7 +13,8 @@ from rlsd import evidence_weights
 V, T, R = 3, 3, 4
 ANSWERS = list(itertools.product(range(V), repeat=T))
 joints = st.integers(0, 2**32).map(
-    lambda seed: np.random.default_rng(seed).dirichlet(np.full(R * V**T, 0.5)).reshape(R, *[V] * T))  # P(r, y)
+    lambda seed: np.random.default_rng(seed).dirichlet(np.full(R * V**T, 0.5)).reshape(R, *[V] * T)
+)  # P(r, y)
 
 
 def prefix(joint, y, t):
@@ -34,7 +35,9 @@ def test_evidence_ratios_telescope(joint, r, y, sign):
     one_step = [prefix(joint, y, t + 1) for t in range(-1, T)]
     for t in range(T):
         before, after = one_step[t], one_step[t + 1]
-        assert math.isclose(delta[0, t].exp().item(), (after[r] / after.sum()) / (before[r] / before.sum()), rel_tol=1e-9)
+        assert math.isclose(
+            delta[0, t].exp().item(), (after[r] / after.sum()) / (before[r] / before.sum()), rel_tol=1e-9
+        )
 
 
 def kl(p, q):
@@ -85,5 +88,7 @@ def test_the_example_of_the_derivation():
     loss = lambda student: np.mean([kl(q, student) for q in teacher])
     assert abs(loss(best) - 0.368) < 5e-4
     assert abs(loss(leaked) - loss(best) - 0.511) < 5e-4
-    weight = evidence_weights(torch.ones(1), torch.tensor([[0.9]]).log(), torch.tensor([[0.5]]).log(), torch.ones(1, 1))[0]
+    weight = evidence_weights(
+        torch.ones(1), torch.tensor([[0.9]]).log(), torch.tensor([[0.5]]).log(), torch.ones(1, 1)
+    )[0]
     assert math.isclose(weight.item(), 1.8, rel_tol=1e-6) and math.isclose(0.5 * weight.item(), 0.9, rel_tol=1e-6)

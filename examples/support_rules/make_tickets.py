@@ -1,6 +1,6 @@
 """Write tickets.jsonl: support tickets, the decision that the shop's policy asks for, and the rule it follows from.
 
-    python examples/support_rules/make_tickets.py          # 600 tickets, the same ones every time
+python examples/support_rules/make_tickets.py          # 600 tickets, the same ones every time
 """
 
 import argparse
@@ -8,15 +8,19 @@ import json
 import random
 from pathlib import Path
 
-POLICY = {"R1": "R1: gift cards are final, refuse",
-          "R2": "R2: broken within 365 days, replace",
-          "R3": "R3: sealed and within 30 days, refund the price",
-          "R4": "R4: opened and within 30 days, voucher of the price",
-          "R5": "R5: no other rule applies, refuse"}
+POLICY = {
+    "R1": "R1: gift cards are final, refuse",
+    "R2": "R2: broken within 365 days, replace",
+    "R3": "R3: sealed and within 30 days, refund the price",
+    "R4": "R4: opened and within 30 days, voucher of the price",
+    "R5": "R5: no other rule applies, refuse",
+}
 GOODS = ("kettle", "lamp", "radio", "jacket", "toaster", "chair", "gift card")
-STATES = {"broken": ("it broke", "it stopped working", "it is dead"),
-          "sealed": ("it is still sealed", "I never opened it", "the box is closed"),
-          "opened": ("I used it once", "I opened the box", "I tried it on")}
+STATES = {
+    "broken": ("it broke", "it stopped working", "it is dead"),
+    "sealed": ("it is still sealed", "I never opened it", "the box is closed"),
+    "opened": ("I used it once", "I opened the box", "I tried it on"),
+}
 
 
 def decide(goods: str, price: int, days: int, state: str) -> tuple[str, str]:

@@ -1,0 +1,180 @@
+"""Options of train.py: one dataclass, read from the command line or from a run's config.json, checked before use."""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import reasoning
+from methods import METHODS
+from run_files import UserError
+
+
+def option(default, help, choices=None, low=None, high=None):
+    """A field of Config that is also a command-line option; low <= value <= high is checked."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
+
+
+# What suits a model that already speaks: no warm start, small steps, room for words.
+INIT = {"warm_steps": 0, "lr": 1e-6, "max_new_tokens": 256, "max_seq_len": 1024}
+
+
+@dataclass
+class Config:
+    method: str = option("rlsd", "how samples become an update (methods.py)", METHODS)
+    task: str = option("addition", "built-in problems: addition, countdown; or reasoning_gym:NAME, of that package")
+    chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
+    filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
+    data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
+    verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
+    privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
+    privileged_key: str = option("", "show the teacher the text under this key of --data instead")
+    out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
+    resume: bool = option(False, "go on with the run in --out from its last checkpoint")
+    seed: int = option(0, "seed of weights, problems and sampling", low=0, high=2**63 - 1)
+    warm_seed: int = option(-1, "seed of the weights and the warm start; -1: as --seed", low=-1, high=2**63 - 1)
+    device: str = option("cpu", "where to run", ("cpu", "cuda"))
+    bf16: bool = option(False, "bfloat16 autocast (cuda only)")
+
+    init: str = option(
+        "",
+        "folder of a published Llama or Qwen3 model to start from; unless given, "
+        + ", ".join(f"--{name} is then {value}" for name, value in INIT.items()),
+    )
+    dtype: str = option(
+        "float32",
+        "type of the weights with --init; bfloat16: half the memory, small steps by chance",
+        ("float32", "bfloat16"),
+    )
+    gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
+    hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
+    num_layers: int = option(2, "layers of the model", low=1)
+    max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1)
+
+    warm_steps: int = option(700, "supervised steps before RL, in both views", low=0)
+    warm_batch: int = option(128, "sequences a supervised step", low=1)
+    warm_lr: float = option(6e-3, "peak learning rate of the warm start", low=1e-9, high=1.0)
+    warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
+    warm_slip: float = option(0.8, "probability of a slip in the student's worked examples", low=0.0, high=1.0)
+    warm_teacher_slip: float = option(
+        0.5, "the same in the teacher's, whose reference is where the slips lead", low=0.0, high=1.0
+    )
+    warm_cite: float = option(0.0, "share of the teacher's examples that cite the reference first", low=0.0, high=1.0)
+    warm_solutions: float = option(
+        -1.0, "share of the teacher's examples shown a solution; -1: as --privileged says", low=-1.0, high=1.0
+    )
+    warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
+
+    steps: int = option(200, "updates", low=1)
+    prompts_per_step: int = option(16, "questions an update", low=1)
+    group_size: int = option(16, "samples a question", low=2)
+    max_new_tokens: int = option(64, "longest completion, in tokens", low=1)
+    temperature: float = option(1.0, "of sampling and of every log-probability", low=1e-3, high=100.0)
+    lr: float = option(2e-4, "learning rate of Adam", low=1e-9, high=1.0)
+    max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
+    micro_batch: int = option(0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0)
+
+    rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
+    rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
+    rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0)
+    rlsd_lambda_decay_steps: int = option(50, "updates over which lambda then falls to 0; 0 keeps it", low=0)
+    rlsd_teacher_sync_interval: int = option(10, "updates between copies of the policy to the teacher; 0: never", low=0)
+    rlsd_negative_only: bool = option(False, "evidence for samples with A < 0 alone")
+    rlsd_thought_only: bool = option(False, "evidence before the answer marker alone")
+    evidence: str = option("plain", "reading of the evidence", ("plain", "contrastive", "agreement"))
+    opsd_beta: float = option(0.5, "opsd, sdpo: 0 forward KL, 1 reverse KL, between: JSD", low=0.0, high=1.0)
+    opsd_weight: float = option(1.0, "grpo+opsd: weight of the opsd loss", low=0.0, high=1e9)
+    sdpo_ema: float = option(0.05, "sdpo: share of the policy in the teacher's moving average", low=0.0, high=1.0)
+    opd_teacher: str = option("", "opd: folder of the run whose best.pt is the teacher")
+
+    eval_every: int = option(10, "updates between evaluations on held-out problems", low=1)
+    eval_problems: int = option(500, "held-out problems", low=1)
+    save_every: int = option(50, "updates between checkpoints", low=1)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        raise UserError(f"{message} (python train.py --help lists the options)")
+
+
+def parse_config(argv: list[str]) -> Config:
+    parser = Parser(
+        "train.py",
+        description=__doc__,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for f in dataclasses.fields(Config):
+        how = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
+        parser.add_argument(f"--{f.name}", help=f"{f.metadata['help']} (default: {f.default!r})", **how)
+    given = vars(parser.parse_args(argv))
+    config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
+    if config.method != "rlsd" and any(name.startswith("rlsd_") or name == "evidence" for name in given):
+        raise UserError(f"--method {config.method} has no use for --rlsd_ options and --evidence; --method rlsd has")
+    if (config.method == "opd") != bool(config.opd_teacher):
+        raise UserError("--method opd and --opd_teacher RUN go together")
+    if config.data and "task" in given:
+        raise UserError("--data and --task are two sources of problems: give one")
+    if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
+        raise UserError("--chain and --filler are for addition and countdown; --task reasoning_gym:NAME,setting=value")
+    if config.privileged_key and (not config.data or "privileged" in given):
+        raise UserError("--privileged_key names a key of --data, in place of --privileged")
+    if config.init and {"hidden_size", "num_layers"} & given.keys():
+        raise UserError("--init brings a size of its own: leave --hidden_size and --num_layers out")
+    if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
+        raise UserError(
+            "--dtype bfloat16 needs --init, and neither a warm start nor --method sdpo: both lose small steps"
+        )
+    if config.bf16 and config.device != "cuda":
+        raise UserError("--bf16 needs --device cuda")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: torch finds no CUDA device here; leave it out to run on the CPU")
+    check_ranges(config)
+    return config
+
+
+def check_ranges(config: Config) -> None:
+    for f in dataclasses.fields(config):
+        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+        if low is not None and not low <= value <= (math.inf if high is None else high):
+            allowed = f"at least {low}" if high is None else f"{low} to {high}"
+            raise UserError(f"--{f.name} {value}: {allowed} is needed")
+    if config.hidden_size % 32:
+        raise UserError(f"--hidden_size {config.hidden_size}: a multiple of 32 is needed (heads of 16, in pairs)")
+
+
+def resumed(given: dict) -> Config:
+    """The config of the run in --out; of the options given again only --steps may differ."""
+    path = Path(given.get("out", "")) / "config.json"
+    if "out" not in given or not path.is_file() or not (path.parent / "last.pt").is_file():
+        raise UserError("--resume needs --out with the folder of a run that has config.json and last.pt")
+    try:
+        saved = json.loads(path.read_text())
+        fingerprint = saved.pop("fingerprint")
+        config = Config(**{**saved, **given})
+        check_ranges(config)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is no configuration of this program: {error}") from error
+    for name, value in given.items():
+        if name not in ("out", "resume", "steps") and saved[name] != value:
+            raise UserError(f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only --steps may change")
+    if fingerprint != fingerprint_of(config):
+        raise UserError(
+            f"--data, --init or the file of --verifier has changed since {path} was written: start a new run"
+        )
+    return config
+
+
+def fingerprint_of(config: Config) -> str:
+    """Hash of the user's own files that a run depends on."""
+    names = [config.data, config.verifier.rpartition(":")[0]]
+    names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
+    parts = [Path(name).read_bytes() for name in names if Path(name).is_file()]
+    parts.append(reasoning.package_version(config.task).encode())
+    return hashlib.sha256(b"\0".join(filter(None, parts))).hexdigest()[:16]

@@ -1,0 +1,78 @@
+"""How good the policy is on held-out problems, in either view, and where its credit falls."""
+
+from statistics import fmean as mean
+
+import torch
+
+import tasks
+from config import Config
+from judge import verify
+from methods import Rollout, autocast, evidence, score, teacher_view
+from model import Samples, Transformer, sample
+from rlsd import token_advantages
+from verifiers import Verifier
+
+
+def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
+    """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
+    with autocast(config):
+        return sample(
+            model,
+            prompts,
+            group_size=1,
+            max_new_tokens=config.max_new_tokens,
+            temperature=temperature,
+            stop_token=tasks.FORMAT.end,
+            generator=torch.Generator().manual_seed(0),
+        )
+
+
+def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
+    """Held-out pass@1 in the student's view, at temperature 1 and greedy.
+
+    leakage: share of the completions at temperature 1 that cite a reference they were never shown.
+    """
+    prompts = [tasks.student_prompt(p) for p in source.held_out]
+    samples = held_out_samples(model, prompts, config, 1.0)
+    cited = [tasks.CITATION in tasks.decode(c) for c in samples.completions()]
+    greedy = held_out_samples(model, prompts, config, 0.0)
+    return {
+        "pass@1": mean(verify(verifier, samples, source.held_out)),
+        "greedy": mean(verify(verifier, greedy, source.held_out)),
+        "leakage": mean(cited),
+    }
+
+
+def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
+    """Held-out pass@1 at temperature 1 of the same model when it is shown the reference."""
+    samples = held_out_samples(model, [teacher_view(p, config) for p in source.held_out], config, 1.0)
+    return {"teacher pass@1": mean(verify(verifier, samples, source.held_out))}
+
+
+def credited_samples(
+    model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float
+) -> list[dict]:
+    """One right and one wrong sample of the first group with spread, with the credit of each token."""
+    spread = batch.advantages.nonzero().squeeze(1)
+    if len(spread) == 0:
+        return []
+    first = spread[0] // config.group_size * config.group_size
+    rewards = batch.rewards[first : first + config.group_size]
+    pair = batch.rows(first + torch.stack([rewards.argmax(), rewards.argmin()]))
+    with torch.no_grad():
+        logps = score(model, pair, config, tasks.student_prompt)
+        teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
+        credit = token_advantages(
+            pair.advantages, teacher_logps, logps, pair.samples.mask, lam, config.rlsd_reweight_clip_range
+        )
+    rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
+    return [
+        {
+            "question": problem.question,
+            "completion": tasks.decode(tokens),
+            "reward": reward,
+            "tokens": [tasks.FORMAT.tokenizer.decode([t]) for t in tokens],
+            "credit": [round(c, 4) for c in values[: len(tokens)]],
+        }
+        for problem, tokens, reward, values in rows
+    ]

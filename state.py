@@ -1,0 +1,126 @@
+"""What a training run changes and a checkpoint holds: policy, teacher, optimizer; and how they are built."""
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+
+import torch
+
+import pretrained
+import tasks
+from config import Config
+from model import ModelConfig, Transformer
+from rounded_adam import RoundedAdam
+from run_files import UserError, save
+
+
+def warm_seed(config: Config) -> int:
+    return config.seed if config.warm_seed < 0 else config.warm_seed
+
+
+def build_model(config: Config) -> Transformer:
+    if config.init:
+        return published_model(config)
+    torch.manual_seed(warm_seed(config))
+    heads = config.hidden_size // 16
+    return Transformer(
+        ModelConfig(
+            vocab_size=tasks.TOKENIZER.n_vocab,
+            hidden_size=config.hidden_size,
+            intermediate_size=3 * config.hidden_size,
+            num_layers=config.num_layers,
+            num_heads=heads,
+            num_kv_heads=heads // 2,
+            head_dim=16,
+            max_seq_len=config.max_seq_len,
+        )
+    ).to(config.device)
+
+
+def published_model(config: Config) -> Transformer:
+    model = pretrained.load(config.init, getattr(torch, config.dtype))
+    if tasks.FORMAT.tokenizer.n_vocab > model.config.vocab_size:
+        raise UserError(
+            f"--init {config.init}: the tokenizer has {tasks.FORMAT.tokenizer.n_vocab} tokens, the model "
+            f"{model.config.vocab_size}"
+        )
+    if config.max_seq_len > model.config.max_seq_len:
+        raise UserError(f"--max_seq_len {config.max_seq_len}: the model of --init ends at {model.config.max_seq_len}")
+    return model.to(config.device)
+
+
+def external_teacher(config: Config) -> Transformer:
+    """The best policy of another run of this program, of its own size: OPD's teacher."""
+    folder = Path(config.opd_teacher)
+    try:
+        saved = json.loads((folder / "config.json").read_text())
+        size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
+        size["init"] = saved.get("init", "")
+        teacher = build_model(dataclasses.replace(config, **size))
+        teacher.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
+    except Exception as error:  # missing, torn or foreign files: torch raises many kinds
+        raise UserError(f"--opd_teacher {folder}: no run with config.json and best.pt: {error}") from error
+    return teacher
+
+
+class State:
+    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out pass@1.
+
+    Problems and noise of a step follow from (seed, step), so no generator has to be kept.
+    """
+
+    def __init__(self, config: Config):
+        self.model = build_model(config)
+        self.model.gradient_checkpointing = config.gradient_checkpointing
+        self.teacher = (
+            external_teacher(config)
+            if config.method == "opd"
+            else (copy.deepcopy(self.model) if config.method != "grpo" else None)
+        )
+        adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
+        self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        self.step, self.best = 0, -1.0
+
+    def sync_teacher(self, share: float = 1.0) -> None:
+        """Move the teacher's weights towards the policy's; share 1 copies them."""
+        with torch.no_grad():
+            for mine, policys in zip(self.teacher.parameters(), self.model.parameters()):
+                mine.lerp_(policys, share)
+
+    def teach(self, config: Config) -> None:
+        """What the update of `self.step` does to the teacher, after it: sync (rlsd), moving average (sdpo), nothing."""
+        interval = config.rlsd_teacher_sync_interval
+        if config.method == "rlsd" and interval and self.step % interval == 0:
+            self.sync_teacher()
+        if config.method == "sdpo":
+            self.sync_teacher(config.sdpo_ema)
+
+    def keep_if_best(self, row: dict, out: Path) -> None:
+        """best.pt: the weights of the highest held-out pass@1 so far, those before the first update included."""
+        if row.get("pass@1", -1.0) > self.best:
+            self.best = row["pass@1"]
+            save(self.model.state_dict(), out / "best.pt")
+
+    def save(self, path: Path) -> None:
+        save(
+            {
+                "step": self.step,
+                "best": self.best,
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "teacher": self.teacher.state_dict() if self.teacher is not None else None,
+            },
+            path,
+        )
+
+    def load(self, path: Path, config: Config) -> None:
+        try:
+            state = torch.load(path, map_location=config.device, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.teacher is not None:
+                self.teacher.load_state_dict(state["teacher"])
+            self.step, self.best = state["step"], state["best"]
+        except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
+            raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
