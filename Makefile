@@ -22,6 +22,18 @@ $(VENV)/.test: $(VENV)/.train requirements-test.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
+# the whole suite with every extra installed: nothing is skipped for want of a package but verl's tests
+test-all: $(VENV)/.all
+	$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(VENV)/.all
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+$(VENV)/.all: $(VENV)/.test requirements-all.txt requirements-bench.txt requirements-pretrained.txt requirements-tasks.txt examples/smollm2/requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-all.txt
+	@touch $@
+
 # verl has an environment of its own: it holds back other packages, and needs Python 3.10 to 3.12
 test-verl: $(VERL_VENV)/.test
 	$(VERL_VENV)/bin/python -m pytest -q tests/test_verl.py $(ARGS)
@@ -35,4 +47,4 @@ $(VERL_VENV)/.test: requirements-verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-verl clean
+.PHONY: train test test-all test-verl lint clean

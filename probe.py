@@ -24,8 +24,9 @@ from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import Interrupt, UserError
+from run_files import Interrupt, UserError, replace
 from state import build_model
+from verifiers import Verifier
 from warm_start import warm_start
 
 WEIGHTINGS = {  # lambda, eps_w of rlsd_loss
@@ -154,36 +155,27 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
         epilog="every other option is one of train.py",
     )
     parser.add_argument("--batches", type=int, default=60, help="batches of samples (default: 60)")
-    parser.add_argument("--name", default="", help="keep the figures in results/probe/NAME.json")
+    parser.add_argument("--keep", default="", help="file for the figures (JSON)")
     parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")
     own, rest = parser.parse_known_args(argv)
-    own.rest = rest
     return own, parse_config(rest)
 
 
-def policy_of(own: argparse.Namespace, config: Config, source: tasks.Source) -> Transformer:
+def policy_of(folder: str, config: Config, source: tasks.Source) -> Transformer:
     model = build_model(config)
-    if not own.policy:
+    if not folder:
         warm_start(model, source, config, Interrupt())
         return model
-    path = Path(own.policy) / "last.pt"
     try:
-        model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True)["model"])
+        state = torch.load(Path(folder) / "last.pt", map_location=config.device, weights_only=True)
+        model.load_state_dict(state["model"])
     except Exception as error:  # missing, torn or of another shape: torch raises many kinds
-        raise UserError(f"--policy {own.policy}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
+        raise UserError(f"--policy {folder}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
     return model
 
 
-def main(argv: list[str]) -> int:
-    try:
-        own, config = parse(argv)
-        source, verifier = train.load_source(config)
-        model = policy_of(own, config, source)
-    except UserError as error:
-        print(f"probe.py: {error}", file=sys.stderr)
-        return 2
-    batches, name, rest = own.batches, own.name, own.rest + (["--policy", own.policy] if own.policy else [])
-    scores = {**evaluate(model, source, verifier, config), **evaluate_teacher(model, source, verifier, config)}
+def measure(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config, batches: int) -> dict:
+    """Held-out scores, cosines and Adam's gains a batch of each weighting, shares of the evidence by kind of token."""
     per_batch, shares = [], []
     for step in range(1, batches + 1):
         batch = train.rollout(model, source, verifier, config, step)
@@ -191,41 +183,44 @@ def main(argv: list[str]) -> int:
             per_batch.append(gradients(model, batch, config))
             if config.task == "addition" and config.filler == 0:
                 shares += evidence_shares(model, batch, config)
-    table, adam = cosines(per_batch), adam_gains(per_batch)
-    print(
-        f"pass@1 {scores['pass@1']:.3f}, teacher {scores['teacher pass@1']:.3f}; {len(per_batch)} batches of "
-        f"{config.prompts_per_step * config.group_size} samples"
-    )
-    print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]   ... by Adam's step")
-    for label, values in table.items():
-        worth = [samples_worth(v[label], v["GRPO"]) for v in (table, adam)]
-        print(f"{label:58} {np.mean(values):7.3f}   " + "   ".join(f"{w:.2f} [{a:.2f}, {b:.2f}]" for w, a, b in worth))
     summary = {}
-    for right in (True, False) if shares else ():
-        rows = [row for row in shares if row["right"] == right]
-        summary["right" if right else "wrong"] = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]} | {
-            "samples": len(rows)
-        }
-        print(
-            "right samples:" if right else "wrong samples:",
-            ", ".join(f"{k} {v:.3f}" for k, v in summary["right" if right else "wrong"].items() if k != "right"),
-        )
-    if name:
-        path = Path("results/probe") / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps(
-                {
-                    "options": rest,
-                    **scores,
-                    "samples": config.prompts_per_step * config.group_size,
-                    "shares": summary,
-                    "cosines": table,
-                    "adam": adam,
-                }
-            )
-            + "\n"
-        )
+    for name in ("right", "wrong"):
+        rows = [row for row in shares if row["right"] == (name == "right")]
+        kinds = [kind for kind in rows[0] if kind != "right"] if rows else []
+        summary[name] = {kind: float(np.mean([row[kind] for row in rows])) for kind in kinds} | {"samples": len(rows)}
+    return {
+        **evaluate(model, source, verifier, config),
+        **evaluate_teacher(model, source, verifier, config),
+        "samples": config.prompts_per_step * config.group_size,
+        "shares": summary,
+        "cosines": cosines(per_batch),
+        "adam": adam_gains(per_batch),
+    }
+
+
+def show(found: dict) -> None:
+    count = len(found["cosines"]["GRPO"])
+    print(f"pass@1 {found['pass@1']:.3f}, teacher {found['teacher pass@1']:.3f}; {count} x {found['samples']} samples")
+    print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]   ... by Adam's step")
+    for label, values in found["cosines"].items():
+        worth = [samples_worth(found[kind][label], found[kind]["GRPO"]) for kind in ("cosines", "adam")]
+        print(f"{label:58} {np.mean(values):7.3f}   " + "   ".join(f"{w:.2f} [{a:.2f}, {b:.2f}]" for w, a, b in worth))
+    for name, share in found["shares"].items():
+        print(f"{name} samples:", ", ".join(f"{k} {v:.3f}" for k, v in share.items()))
+
+
+def main(argv: list[str]) -> int:
+    try:
+        own, config = parse(argv)
+        source, verifier = train.load_source(config)
+        model = policy_of(own.policy, config, source)
+    except UserError as error:
+        print(f"probe.py: {error}", file=sys.stderr)
+        return 2
+    found = measure(model, source, verifier, config, own.batches)
+    show(found)
+    if own.keep:
+        replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
     return 0
 
 

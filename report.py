@@ -188,47 +188,43 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]) + "\n"
 
 
+CELLS = "task, method, samples an update, seed range, seeds, start, final pass@1, leakage at the end".split(", ")
+CELLS += ["final minus GRPO", "mean over the run minus GRPO", "GRPO's updates / its own"]
+
+
 def cell_table(study: Study) -> str:
-    """Every cell: accuracy, gain over GRPO, speed against GRPO, seconds an update."""
+    """Every cell: accuracy, leakage, gain over GRPO, speed against GRPO."""
     rows = []
-    for (task, method, samples, fresh), runs in sorted(study.cells.items()):
-        cell, runs = (task, method, samples, fresh), list(runs.values())
+    for (task, method, samples, fresh), cell in sorted(study.cells.items()):
         against = (task, method, "grpo", samples, fresh)
-        speed = study.speed(*cell) if method != "grpo" else None
-        cost = ratio(*study.pairs(seconds, *against))
+        is_grpo, runs = method.startswith("grpo") and method != "grpo+opsd", list(cell.values())
+        speed = None if is_grpo else study.speed(task, method, samples, fresh)
+        gains = ["", ""] if is_grpo else [study.gain(figure, *against).text() for figure in (final, area)]
+        figures = [f"{np.mean([start(r) for r in runs]):.3f}", mean(map(final, runs)).text()]
+        figures += [mean(map(leakage, runs)).text(4), *gains, f"{speed[0].text(2)}, {speed[1]} never" if speed else ""]
+        rows.append([task, method, str(samples), "10-19" if fresh else "0-9", str(len(runs)), *figures])
+    return table(CELLS, rows)
+
+
+def cost_table(costs: dict) -> str:
+    """What an update costs beside GRPO's, on the same samples (cost.py)."""
+    if not costs:
+        return "Not measured.\n"
+    grpo = costs["methods"]["grpo"]
+    header = [
+        "method",
+        "forward passes over the samples",
+        "processor seconds / GRPO's",
+        "peak memory above GRPO's, MiB",
+    ]
+    rows = []
+    for method, of in costs["methods"].items():
+        spread = [one / two for one, two in zip(of["seconds"], grpo["seconds"])]
+        times = f"{np.median(spread):.2f} [{min(spread):.2f}, {max(spread):.2f}]"
         rows.append(
-            [
-                task,
-                method,
-                str(samples),
-                "10-19" if fresh else "0-9",
-                str(len(runs)),
-                f"{np.mean([start(r) for r in runs]):.3f}",
-                mean(map(final, runs)).text(),
-                mean(map(leakage, runs)).text(4),
-                study.gain(final, *against).text() if method != "grpo" else "",
-                study.gain(area, *against).text() if method != "grpo" else "",
-                f"{speed[0].text(2)}, {speed[1]} never" if speed else "",
-                cost.text(2) if method != "grpo" else "",
-            ]
+            [method, str(of["scorings"]), times, f"{np.median(of['peak MiB']) - np.median(grpo['peak MiB']):.0f}"]
         )
-    return table(
-        [
-            "task",
-            "method",
-            "samples an update",
-            "seed range",
-            "seeds",
-            "start",
-            "final pass@1",
-            "leakage at the end",
-            "final minus GRPO",
-            "mean over the run minus GRPO",
-            "GRPO's updates / its own",
-            "seconds an update / GRPO's",
-        ],
-        rows,
-    )
+    return table(header, rows)
 
 
 def by_warm_start(study: Study) -> str:
@@ -244,111 +240,100 @@ def tuning_table(study: Study) -> str:
     cells = defaultdict(list)
     for run in study.tuning:
         cells[run["task"], run["samples"], run["method"], float(run["lr"])].append(run)
-    return table(
-        ["task", "samples an update", "method", "learning rate", "final pass@1", "mean over the run", "seeds"],
-        [
-            [
-                task,
-                str(n),
-                m,
-                f"{lr:g}",
-                f"{np.mean([final(r) for r in runs]):.3f}",
-                f"{np.mean([area(r) for r in runs]):.3f}",
-                str(len(runs)),
-            ]
-            for (task, n, m, lr), runs in sorted(cells.items())
-        ],
-    )
+    rows = []
+    for (task, n, m, lr), runs in sorted(cells.items()):
+        figures = [f"{np.mean([figure(r) for r in runs]):.3f}" for figure in (final, area)]
+        rows.append([task, str(n), m, f"{lr:g}", *figures, str(len(runs))])
+    header = ["task", "samples an update", "method", "learning rate", "final pass@1", "mean over the run", "seeds"]
+    return table(header, rows)
 
 
-def probes(folder: Path) -> dict[str, dict]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+def families(probes: list[dict]) -> dict[str, list[dict]]:
+    """Probes of the same kind, of one policy each: their names differ in the last number."""
+    found = defaultdict(list)
+    for probe in probes:
+        found[probe["name"].rpartition("-")[0]].append(probe)
+    return found
 
 
-def worth(probe: dict, name: str, kind: str = "cosines") -> Estimate:
-    """How many times GRPO's samples a weighting's gradient is worth, over the probe's batches."""
-    if kind not in probe:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    values, grpo = (probe[kind][weighting] for weighting in (name, "GRPO"))
-    return Estimate(*samples_worth(values, grpo), len(values))
+def worth(family: list[dict], weighting: str, kind: str) -> Estimate:
+    """How many times GRPO's samples a weighting's gradient is worth: over policies, or over the batches of one."""
+    each = [samples_worth(probe[kind][weighting], probe[kind]["GRPO"]) for probe in family]
+    return mean(value for value, _, _ in each) if len(each) > 1 else Estimate(*each[0], 1)
 
 
-def probe_tables(folder: Path) -> str:
+def probe_tables(probes: list[dict]) -> str:
     parts = []
-    for name, probe in probes(folder).items():
-        count, options = len(probe["cosines"]["GRPO"]), " ".join(probe["options"])
+    for name, family in families(probes).items():
+        batches = sum(len(probe["cosines"]["GRPO"]) for probe in family)
+        scores = [np.mean([probe[key] for probe in family]) for key in ("pass@1", "teacher pass@1")]
         parts.append(
-            f"**{name}**: pass@1 {probe['pass@1']:.3f}, teacher {probe['teacher pass@1']:.3f}, {count} batches of "
-            f"{probe['samples']} samples; `python probe.py {options} --batches {count} --name {name}`\n"
+            f"**{name}**: {len(family)} {'policies' if len(family) > 1 else 'policy'}, {batches} batches of "
+            f"{family[0]['samples']} samples in all; pass@1 {scores[0]:.3f}, teacher {scores[1]:.3f}\n"
         )
         header = ["weighting of the same samples", "cosine", "samples worth, gradient", "samples worth, Adam's step"]
         rows = []
-        for label, values in probe["cosines"].items():
-            figures = [worth(probe, label, kind).text(2) for kind in ("cosines", "adam")]
-            rows.append([label, f"{np.mean(values):.3f}", *figures])
+        for label in family[0]["cosines"]:
+            cosine = np.mean([np.mean(probe["cosines"][label]) for probe in family])
+            figures = [worth(family, label, kind).text(2) for kind in ("cosines", "adam")]
+            rows.append([label, f"{cosine:.3f}", *figures])
         parts.append(table(header, rows))
     return "\n".join(parts) or "Not run.\n"
 
 
-# ---- claims: claim, what was measured, figure, seeds, verdict --------------------------------------------------------
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+def row(claim: str, measured: str, figure: Estimate, verdict: str, digits: int = 3, unit: str = "") -> list[str]:
+    return [claim, measured, figure.text(digits), f"{figure.n}{unit}", verdict]
 
 
 def outcome_claims(study: Study) -> list[list[str]]:
     rows = []
     for task in ("addition-3", "addition", "addition-6", "countdown"):
         rows += pays(study, f"({task})", task, "rlsd")
+    rows += pays(study, "(countdown, 32 samples)", "countdown", "rlsd", 32)[:1]
+    rows += pays(study, "(addition-filler, 32 samples)", "addition-filler", "rlsd", 32)[:1]
     gain = study.gain(final, "addition", "rlsd", "opd")
     cost = ratio(*study.pairs(seconds, "addition", "opd", "rlsd"))
-    rows.append(
-        [
-            "No larger teacher needed",
-            f"RLSD's final pass@1 minus OPD's; OPD takes {cost.text(2)} of RLSD's seconds",
-            gain.text(),
-            str(gain.n),
-            gain.verdict(-MARGIN),
-        ]
-    )
+    measured = f"RLSD's final pass@1 minus OPD's; OPD takes {cost.text(2)} of RLSD's seconds"
+    rows.append(row("No larger teacher needed", measured, gain, gain.verdict(-MARGIN)))
     best = best_cell(study)
     if best:
         task, method, samples = best
         figure, never, target = study.speed(task, method, samples, fresh=True)
-        rows.append(
-            [
-                "RLSD pays somewhere: 1.5 times fewer updates",
-                f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): GRPO's updates "
-                f"/ its own, to pass@1 {target:.2f}; {never} never",
-                figure.text(2),
-                str(figure.n),
-                clear(figure.verdict(1.5), never),
-            ]
+        measured = (
+            f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): GRPO's updates / its "
+            f"own, to pass@1 {target:.2f}; {never} never"
         )
+        claim = "RLSD pays somewhere: 1.5 times fewer updates"
+        rows.append(row(claim, measured, figure, clear(figure.verdict(1.5), never), 2))
         rows += pays(study, f"({method}, {task}, {samples} samples, fresh seeds)", task, method, samples, True)[:1]
+    return rows + swapped_claims(study)
+
+
+def swapped_claims(study: Study) -> list[list[str]]:
+    """The lead on fresh seeds of countdown was at another learning rate than GRPO's: both at either rate."""
+    rows = []
+    for claim, method, other in (
+        ("RLSD leads at GRPO's learning rate (countdown, fresh seeds)", "rlsd-swapped", "grpo"),
+        ("RLSD leads at its own learning rate (countdown, fresh seeds)", "rlsd", "grpo-swapped"),
+    ):
+        lead, end = (study.gain(f, "countdown", method, other, 256, True) for f in (area, final))
+        measured = f"paired difference of pass@1 over the whole run, both at the same rate (final: {end.text()})"
+        rows.append(row(claim, measured, lead, lead.verdict(0.0, MARGIN)))
     return rows
 
 
 def pays(study: Study, where: str, task: str, method: str, *cell) -> list[list[str]]:
     """Two claims of a cell: it ends above GRPO, in half the updates."""
     gain, speed = study.gain(final, task, method, "grpo", *cell), study.speed(task, method, *cell)
-    rows = [
-        [
-            f"RLSD ends above GRPO {where}",
-            "paired difference of final pass@1",
-            gain.text(),
-            str(gain.n),
-            gain.verdict(0.0, MARGIN),
-        ]
-    ]
+    claim, measured = f"RLSD ends above GRPO {where}", "paired difference of final pass@1"
+    rows = [row(claim, measured, gain, gain.verdict(0.0, MARGIN))]
     if speed:
         figure, never, target = speed
-        rows.append(
-            [
-                f"... in half the updates {where}",
-                f"GRPO's updates / RLSD's, to pass@1 {target:.2f}; {never} never",
-                figure.text(2),
-                str(figure.n),
-                clear(figure.verdict(2.0), never),
-            ]
-        )
+        measured = f"GRPO's updates / RLSD's, to pass@1 {target:.2f}; {never} never"
+        rows.append(row(f"... in half the updates {where}", measured, figure, clear(figure.verdict(2.0), never), 2))
     return rows
 
 
@@ -387,49 +372,31 @@ def leakage_claims(study: Study) -> list[list[str]]:
             both = {rise.verdict(MARGIN), fall.verdict(MARGIN)}
             holds = "holds" if both == {"holds"} else "does not hold" if "does not hold" in both else "undecided"
             measured = f"fall from its peak (rise to it: {rise.text()})"
-            rows.append([f"OPSD rises first, then falls ({task})", measured, fall.text(), str(fall.n), holds])
-    opsd, rlsd = study.runs("addition", "opsd"), study.runs("addition", "rlsd")
-    if len(opsd) > 1:
-        leak = mean(map(leakage, opsd))
-        rows.append(
-            [
-                "OPSD leaks",
-                "completions that cite a reference never shown, at the end",
-                leak.text(),
-                str(leak.n),
-                leak.verdict(LEAKS),
-            ]
-        )
-        gap = study.gain(final, "addition", "opd", "opsd")
-        rows.append(
-            [
-                "OPSD stays behind OPD",
-                "OPD's final pass@1 minus OPSD's",
-                gap.text(),
-                str(gap.n),
-                gap.verdict(0.0, MARGIN),
-            ]
-        )
-    if rlsd:
-        leak = mean(map(leakage, rlsd))
+            rows.append(row(f"OPSD rises first, then falls ({task})", measured, fall, holds))
+    shown = "completions that cite a reference never shown, at the end"
+    for task, method in (("addition", "opsd"), ("countdown", "opsd"), ("addition", "sdpo")):
+        leak = mean(map(leakage, study.runs(task, method)))
+        if leak.n:
+            rows.append(row(f"{method.upper()} leaks ({task})", shown, leak, leak.verdict(LEAKS, 0.0)))
+    gap = study.gain(final, "addition", "opd", "opsd")
+    if gap.n:
+        measured = "OPD's final pass@1 minus OPSD's"
+        rows.append(row("OPSD stays behind OPD", measured, gap, gap.verdict(0.0, MARGIN)))
+    for task in ("addition", "countdown"):
+        runs = study.runs(task, "rlsd")
+        leak = mean(map(leakage, runs))
         if leak.high == 0:  # none among the held-out problems, which all seeds share: the 95 % bound is 3 / problems
-            leak.high = 3 / held_out(rlsd[0])
+            leak.high = 3 / held_out(runs[0])
         no = "holds" if leak.n >= FEWEST and leak.high < LEAKS else "does not hold" if leak.low > LEAKS else "undecided"
-        rows.append(["RLSD does not leak", "the same share", leak.text(4), str(leak.n), no])
+        if leak.n:
+            rows.append(row(f"RLSD does not leak ({task})", "the same share", leak, no, 4))
     return rows
 
 
 def dynamics_claims(study: Study) -> list[list[str]]:
     entropy = study.gain(entropy_while_learning, "addition", "rlsd", "grpo")
-    rows = [
-        [
-            "Higher entropy than GRPO",
-            "paired difference at rewards 0.5 to 0.9, nats a token",
-            entropy.text(4),
-            str(entropy.n),
-            entropy.verdict(0.0),
-        ]
-    ]
+    measured = "paired difference at rewards 0.5 to 0.9, nats a token"
+    rows = [row("Higher entropy than GRPO", measured, entropy, entropy.verdict(0.0), 4)]
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
         share, carrying = (mean(clip_share(run, of_all) for run in runs) for of_all in (True, False))
@@ -438,62 +405,52 @@ def dynamics_claims(study: Study) -> list[list[str]]:
             verdict = "does not hold"
         elif share.n >= FEWEST and share.low >= 0.03 and share.high <= 0.06:
             verdict = "holds"
-        rows.append(
-            [
-                f"3 to 6 % of tokens are clipped ({task})",
-                f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})",
-                share.text(),
-                str(share.n),
-                verdict,
-            ]
-        )
-    cost = ratio(*study.pairs(seconds, "addition", "rlsd", "grpo"))
-    cheap = "holds" if cost.n >= FEWEST and cost.high < 1.5 else "does not hold" if cost.low > 1.5 else "undecided"
-    rows.append(
-        [
-            "One extra forward pass",
-            "seconds of an update, RLSD / GRPO (two processes side by side)",
-            cost.text(2),
-            str(cost.n),
-            cheap,
-        ]
-    )
+        measured = f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})"
+        rows.append(row(f"3 to 6 % of tokens are clipped ({task})", measured, share, verdict))
     return rows
+
+
+def cost_claims(study: Study, costs: dict) -> list[list[str]]:
+    """The paper's one extra forward pass: counted, and what it takes."""
+    figure = ratio(*study.pairs(seconds, "addition", "rlsd", "grpo"))
+    cheap = (
+        "holds" if figure.n >= FEWEST and figure.high < 1.5 else "does not hold" if figure.low > 1.5 else "undecided"
+    )
+    counted = ""
+    if costs:
+        passes = {m: costs["methods"][m]["scorings"] for m in ("grpo", "rlsd")}
+        counted = f"; forward passes over the samples: {passes['rlsd']}, GRPO {passes['grpo']}"
+    measured = f"seconds of an update, RLSD / GRPO (two processes side by side){counted}"
+    return [row("One extra forward pass", measured, figure, cheap, 2)]
 
 
 WIDE = "RLSD, eps_w 4, lambda 1"
 
 
-def credit_claims(folder: Path) -> list[list[str]]:
+def credit_claims(probes: list[dict]) -> list[list[str]]:
     """What the probes say: where the weight falls, and what it is worth early and late in training."""
-    found, rows = probes(folder), []
+    found, rows = families(probes), []
     kinds = {"right": "results that a carry enters", "wrong": "the first wrong token"}
     for kind, words in kinds.items() if "addition" in found else ():
-        s = found["addition"]["shares"][kind]
-        rows.append(
-            [
-                f"Credit sits on the deciding tokens ({kind} samples)",
-                f"share of the weight moved on {words}, {s['uniform']:.3f} of the tokens; of |Delta|: "
-                f"{s['|Delta| deciding']:.3f}; on the first token, where the teacher would cite: "
-                f"{s['moved first']:.3f} and {s['|Delta| first']:.3f}",
-                f"{s['moved deciding']:.3f}",
-                f"1 policy, {s['samples']} samples",
-                "one policy",
-            ]
+        shares = [probe["shares"][kind] for probe in found["addition"]]
+        share = {name: mean(s[name] for s in shares) for name in shares[0]}
+        more = mean(s["moved deciding"] - s["uniform"] for s in shares)
+        measured = (
+            f"share of the weight moved on {words}, {share['uniform'].value:.3f} of the tokens (of |Delta|: "
+            f"{share['|Delta| deciding'].text()}); on the first token, where the teacher would cite: "
+            f"{share['moved first'].text()} (of |Delta|: {share['|Delta| first'].text()})"
         )
+        claim = f"Credit sits on the deciding tokens ({kind} samples)"
+        rows.append(row(claim, measured, share["moved deciding"], more.verdict(0.0), unit=" policies"))
+    measured = (
+        "samples that GRPO needs for the same first-order gain of Adam's step, over those of RLSD at eps_w 4, lambda 1 "
+        "(probe)"
+    )
     for name, when in (("countdown", "before RL"), ("countdown-after-grpo", "after 60 updates of GRPO")):
         if name in found:
             figure = worth(found[name], WIDE, "adam")
-            rows.append(
-                [
-                    f"Wide weights are worth more samples (countdown, {when})",
-                    "samples that GRPO needs for the same first-order gain of Adam's step, over those of RLSD at "
-                    "eps_w 4, lambda 1 (probe)",
-                    figure.text(2),
-                    f"1 policy, {figure.n} batches",
-                    "one policy",
-                ]
-            )
+            claim = f"Wide weights are worth more samples (countdown, {when})"
+            rows.append(row(claim, measured, figure, figure.verdict(1.0), 2, " policies"))
     return rows
 
 
@@ -570,45 +527,49 @@ def credit_figure(samples: Path, out: Path) -> None:
     plt.close(figure)
 
 
-COMMITTED = Path(__file__).parent / "results"
+def write(runs: list[dict], probes: list[dict], costs: dict, samples: Path, out: Path) -> Path:
+    """report.md and its figures from the runs and probes that are there; what was not run is said, not guessed.
 
-
-def claims_of(study: Study) -> list[list[str]]:
-    """Claim, what was measured, figure, seeds, verdict."""
-    return outcome_claims(study) + leakage_claims(study) + dynamics_claims(study) + credit_claims(COMMITTED / "probe")
-
-
-def write(runs: list[dict], out: Path) -> Path:
-    """report.md and its figures from the runs that are there; what was not run is said, not guessed."""
+    costs: of cost.py, or empty. samples: a run's samples.jsonl, whose first pair the figure of token credit shows.
+    """
     study = Study(runs)
+    claims = outcome_claims(study) + leakage_claims(study) + dynamics_claims(study)
+    claims += cost_claims(study, costs) + credit_claims(probes)
     out.mkdir(parents=True, exist_ok=True)
     curves_figure(study, out / "study.png", "addition")
     curves_figure(study, out / "countdown.png", "countdown")
-    credit_figure(COMMITTED / "make_train" / "rlsd_samples.jsonl", out / "credit.png")
+    credit_figure(samples, out / "credit.png")
     parts = [
         "# The paper's claims, measured at this scale",
         f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them.{RULES}",
-        table(["claim", "measured", "figure [95 % interval]", "seeds", "verdict"], claims_of(study)),
+        table(["claim", "measured", "figure [95 % interval]", "seeds", "verdict"], claims),
         "![curves of the main comparison](study.png)",
-        "![curves on countdown](countdown.png)",
-        "Credit of a right and a wrong sample (of `results/make_train`, lambda 0.4):",
+        "![curves on countdown](countdown.png)" if study.runs("countdown", "grpo") else "",
+        "Credit of a right and a wrong sample, at the first evaluation of a run of RLSD:",
         "![credit](credit.png)",
         "## Every cell",
         cell_table(study),
         "Final pass@1 on addition by warm start, of which even and odd seeds have one each:",
         by_warm_start(study),
-        "## Probe: one policy, many batches (of `results/probe`)",
+        "## What an update costs",
+        COSTS,
+        cost_table(costs),
+        "## Probe: few policies, many batches (of `results/probe`)",
         PROBED,
-        probe_tables(COMMITTED / "probe"),
+        probe_tables(probes),
         "## Learning rates",
         TUNING,
         tuning_table(study),
         LIMITS,
     ]
-    (out / "report.md").write_text("\n\n".join(part.strip("\n") for part in parts) + "\n")
+    (out / "report.md").write_text("\n\n".join(part.strip("\n") for part in parts if part) + "\n")
     return out / "report.md"
 
 
+COSTS = """
+Updates on one batch of 256 samples, sampling aside, `python cost.py`: processor seconds in one thread beside
+GRPO's in the same round (median and range of five), and peak memory of the process. OPD needs a teacher of its
+own and is not listed."""
 PROBED = """
 Cosine of one batch's gradient with the mean GRPO gradient of the other batches; squared and over GRPO's it is a
 ratio of samples, where noise rules (small cosines) and the expected direction is GRPO's. The last column takes

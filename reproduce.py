@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from run_files import append
+
 ROOT = Path(__file__).parent
 SHARED = "--warm_cite 0.5 --warm_solutions 0.3 --steps 60 --eval_every 5 --eval_problems 400 --save_every 60"
 TASKS = {
@@ -113,6 +115,10 @@ class Run:
             ]
         )
 
+    def out(self, folder: Path) -> Path:
+        """Where the run is made: other options, another run."""
+        return folder / self.name / hashlib.sha256(self.options.encode()).hexdigest()[:8]
+
     def arguments(self, folder: Path) -> list[str]:
         teacher = ["--opd_teacher", str(folder / "teacher")] if self.method == "opd" else []
         return [*self.options.split(), "--warm_dir", str(folder / "warm_start"), *teacher]
@@ -149,6 +155,37 @@ def quick() -> list[Run]:
     return cell("addition", 256, (*PLAIN, "opsd"), range(2))
 
 
+def quick_probes() -> dict[str, tuple[str, Run | None]]:
+    return {"addition-0": (f"{PROBED} {TASKS['addition']} --batches 5 --seed 0 --warm_seed 0", None)}
+
+
+PROBED = "--warm_cite 0.5 --warm_solutions 0.3 --eval_problems 400"
+ONE_POLICY = {  # 32 samples a batch
+    "filler-32": TASKS["addition-filler"],
+    "chain-6-32": TASKS["addition-6"],
+    "chain-6-filler-32": "--task addition --chain 6 --filler 3 --max_new_tokens 120",
+    "countdown-32": TASKS["countdown"],
+}
+
+
+def probes() -> dict[str, tuple[str, Run | None]]:
+    """Options of probe.py, and the run whose last policy is probed, by name.
+
+    Five policies before RL on both tasks, five after 60 updates of GRPO on countdown, and cells of one policy each.
+    """
+    found: dict[str, tuple[str, Run | None]] = {}
+    for seed in range(5):
+        for task in ("addition", "countdown"):
+            found[f"{task}-{seed}"] = f"{PROBED} {TASKS[task]} --batches 10 --seed {seed} --warm_seed {seed}", None
+        run = Run("countdown", 256, "grpo", seed)
+        options = f"{PROBED} {TASKS['countdown']} --batches 10 --seed {seed} --warm_seed {run.warm_seed}"
+        found[f"countdown-after-grpo-{seed}"] = options, run
+    for family, options in ONE_POLICY.items():
+        few = "--prompts_per_step 4 --group_size 8 --batches 60"
+        found[f"{family}-0"] = f"{PROBED} {options} {few} --seed 0 --warm_seed 0", None
+    return found
+
+
 # ---- running ---------------------------------------------------------------------------------------------------------
 
 KEPT = "step reward length entropy no_spread lambda clipped_low clipped_high grad_norm seconds".split()
@@ -157,6 +194,7 @@ KEPT += ["pass@1", "greedy", "leakage", "teacher pass@1"]
 
 def execute(runs: list[Run], folder: Path, results: Path) -> None:
     """Train what is not in `results` yet, two at a time, task by task: first its warm starts, each once."""
+    results.mkdir(parents=True, exist_ok=True)
     finished = {(row["name"], row["options"]) for row in read(results)}
     todo = [run for run in runs if (run.name, run.options) not in finished]
     print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before", flush=True)
@@ -176,41 +214,57 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
 
 
 def curve_of(run: Run, folder: Path) -> list[dict]:
-    out = folder / run.name / hashlib.sha256(run.options.encode()).hexdigest()[:8]  # other options, another run
-    train(run.arguments(folder), out)
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    train(run.arguments(folder), run.out(folder))
+    rows = [json.loads(line) for line in (run.out(folder) / "metrics.jsonl").read_text().splitlines()]
     return [{k: round(row[k], 5) for k in KEPT if k in row} for row in rows]
 
 
 def record(run: Run, curve: list[dict], results: Path) -> None:
-    path = results / f"{run.task}.jsonl"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(
-            json.dumps(
-                {
-                    "name": run.name,
-                    "options": run.options,
-                    "task": run.task,
-                    "method": run.method,
-                    "seed": run.seed,
-                    "samples": run.samples,
-                    "lr": run.lr,
-                    "curve": curve,
-                }
-            )
-            + "\n"
-        )
+    row = {"name": run.name, "options": run.options, "task": run.task, "method": run.method, "seed": run.seed}
+    append(results / f"{run.task}.jsonl", {**row, "samples": run.samples, "lr": run.lr, "curve": curve})
     print(f"{run.name}: pass@1 {curve[0]['pass@1']:.3f} -> {curve[-1]['pass@1']:.3f}", flush=True)
 
 
+def execute_probes(names: dict[str, tuple[str, Run | None]], folder: Path, results: Path) -> None:
+    """Measure what is not in `results` yet, two at a time; a policy whose run is not at hand is trained again."""
+    results.mkdir(parents=True, exist_ok=True)
+    finished = {(row["name"], row["options"]) for row in read(results)}
+    todo = {name: probe for name, probe in names.items() if (name, probe[0]) not in finished}
+    print(f"{len(names)} probes, {len(names) - len(todo)} finished before", flush=True)
+
+    def measure(name: str) -> dict:
+        options, run = todo[name]
+        keep = folder / "probes" / f"{name}.json"
+        keep.parent.mkdir(parents=True, exist_ok=True)
+        policy = []
+        if run is not None:
+            train(run.arguments(folder), run.out(folder))
+            policy = ["--policy", str(run.out(folder))]
+        program("probe.py", [*options.split(), "--warm_dir", str(folder / "warm_start"), *policy, "--keep", str(keep)])
+        return {"name": name, "options": options, **json.loads(keep.read_text())}
+
+    with ThreadPoolExecutor(2) as pool:
+        for row in pool.map(measure, todo):
+            append(results / "probes.jsonl", row)
+            print(f"probe {row['name']}: pass@1 {row['pass@1']:.3f}", flush=True)
+
+
 def train(options: list[str], out: Path) -> None:
-    """One run of train.py with one thread; a finished one is left, a killed one goes on."""
-    args = ["--resume", "--out", str(out)] if (out / "last.pt").exists() else [*options, "--out", str(out)]
+    """One run of train.py; a finished one is left, a killed one goes on."""
+    resumed = (out / "last.pt").exists()
+    if resumed:
+        steps = json.loads((out / "config.json").read_text())["steps"]
+        if json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == steps:
+            return
+    program("train.py", ["--resume", "--out", str(out)] if resumed else [*options, "--out", str(out)])
+
+
+def program(name: str, options: list[str]) -> None:
+    """A program of this repository, in one thread of its own."""
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *args], env=env, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(ROOT / name), *options], env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"reproduce.py: {' '.join(args)}: {done.stderr.strip()}")
+        raise SystemExit(f"reproduce.py: {name} {' '.join(options)}: {done.stderr.strip()}")
 
 
 def read(results: Path) -> list[dict]:
@@ -231,19 +285,32 @@ def current(rows: list[dict], runs: list[Run]) -> list[dict]:
     return [row for row in rows if (row["name"], row["options"]) in wanted]
 
 
+def write_report(
+    runs: list[Run], names: dict[str, tuple[str, Run | None]], folder: Path, results: Path, out: Path
+) -> Path:
+    """report.md and its figures in `out`, from what `results` holds of these runs and probes, and what it costs."""
+    import report
+
+    probed = [row for row in read(results / "probe") if names.get(row["name"], ("",))[0] == row["options"]]
+    costs = json.loads((results / "cost.json").read_text()) if (results / "cost.json").exists() else {}
+    samples = [run.out(folder) / "samples.jsonl" for run in runs if run.method == "rlsd"]
+    committed = ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
+    pair = next((path for path in samples if path.exists() and results != ROOT / "results"), committed)
+    return report.write(current(read(results / "study"), runs), probed, costs, pair, out)
+
+
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
     parser.add_argument("--report", action="store_true", help="tables and figures from the finished runs alone")
     args = parser.parse_args(argv)
     folder = ROOT / "runs" / ("quick" if args.quick else "study")
-    results = folder / "results" if args.quick else ROOT / "results" / "study"
-    runs = quick() if args.quick else study()
+    results = folder / "results" if args.quick else ROOT / "results"
+    runs, probed = (quick(), quick_probes()) if args.quick else (study(), probes())
     if not args.report:
-        execute(runs, folder, results)
-    import report
-
-    print(report.write(current(read(results), runs), folder if args.quick else ROOT / "results"))
+        execute(runs, folder, results / "study")
+        execute_probes(probed, folder, results / "probe")
+    print(write_report(runs, probed, folder, results, results))
     return 0
 
 

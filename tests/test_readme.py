@@ -48,11 +48,9 @@ def test_the_verdicts_are_those_of_the_report():
 
 
 def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
-    import report
     import reproduce
 
-    runs = reproduce.current(reproduce.read(ROOT / "results" / "study"), reproduce.study())
-    made = report.write(runs, tmp_path)
+    made = reproduce.write_report(reproduce.study(), reproduce.probes(), tmp_path, ROOT / "results", tmp_path)
     assert made.read_text() == (ROOT / "results" / "report.md").read_text()
 
 

@@ -1,6 +1,7 @@
 """The study's arithmetic, on curves made by hand; the report from committed runs is made in full."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ import report
 import reproduce
 import tasks
 import train
+
+SAMPLES = reproduce.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
 
 
 def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **extra):
@@ -113,7 +116,7 @@ def rows_of(text, claim):
 
 def test_report_of_few_runs_gives_no_verdicts(tmp_path):
     runs = [run([0.2, 0.9, 0.95], s, m, no_spread=0.0) for s in (0, 1) for m in ("grpo", "rlsd", "opsd")]
-    text = report.write([*runs, run([0.2, 0.8], 100, lr="1e-4")], tmp_path).read_text()
+    text = report.write([*runs, run([0.2, 0.8], 100, lr="1e-4")], [], {}, SAMPLES, tmp_path).read_text()
     assert "undecided |" in rows_of(text, "RLSD ends above GRPO (addition)")[0]
     assert rows_of(text, "RLSD ends above GRPO (countdown)")[0].split("|")[3:5] == [" - ", " 0 "]
     assert (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "credit.png").stat().st_size > 10_000
@@ -125,12 +128,12 @@ def test_report_of_a_clear_case(tmp_path):
     runs = [run([0.2, 0.5, 0.8 + shift(s), 0.8], s, no_spread=0.0) for s in range(6)]
     runs += [run([0.2, 0.7, 0.9, 0.9 + shift(s)], s, "rlsd", no_spread=0.0) for s in range(6)]
     runs += [run([0.2, 0.8, 0.5, 0.5 + shift(s)], s, "opsd", no_spread=0.0, leakage=0.4) for s in range(6)]
-    text = report.write(runs, tmp_path).read_text()
+    text = report.write(runs, [], {}, SAMPLES, tmp_path).read_text()
     for claim in (
         "RLSD ends above GRPO (addition)",
         "OPSD rises first",
-        "OPSD leaks",
-        "RLSD does not leak",
+        "OPSD leaks (addition)",
+        "RLSD does not leak (addition)",
         "One extra forward",
     ):
         assert rows_of(text, claim)[0].endswith("| holds |"), rows_of(text, claim)
@@ -153,7 +156,7 @@ def test_learning_rates_are_the_best_of_the_committed_tuning():
     for (task, samples), rates in reproduce.RATES.items():
         for method, rate in rates.items():
             scores = {}
-            for lr in reproduce.TUNED[task, samples]:
+            for lr in reproduce.TUNED[task, samples] + reproduce.LATER.get((task, samples, method), ()):
                 name = f"{task}/{method}-{samples}-lr{lr}/"
                 runs = [r for r in tuning if r["name"].startswith(name)]
                 scores[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (report.final, report.area)]
@@ -256,3 +259,43 @@ def test_gradients_of_the_probe_are_those_of_the_training_step():
         assert torch.allclose(found[name], expected, atol=1e-5)
     shares = probe.evidence_shares(state.model, batch, config)
     assert all(0 <= row[k] <= 1 + 1e-6 for row in shares for k in row if k != "right")
+
+
+def test_probes_of_the_study_are_sound(tmp_path):
+    for name, (options, run) in {**reproduce.probes(), **reproduce.quick_probes()}.items():
+        own, config = probe.parse([*options.split(), "--warm_dir", str(tmp_path)])
+        assert own.batches >= 5 and config.seed == int(name.rpartition("-")[2])
+        assert run is None or (run.warm_seed, run.task, run.seed) == (config.warm_seed, config.task, config.seed)
+
+
+def test_a_probe_is_measured_once_and_its_policy_trained_first(tmp_path, monkeypatch):
+    calls = []
+
+    def fake(name, options):
+        calls.append(name)
+        if name == "probe.py":
+            Path(options[options.index("--keep") + 1]).write_text('{"pass@1": 0.5}')
+
+    monkeypatch.setattr(reproduce, "program", fake)
+    names = {name: found for name, found in reproduce.probes().items() if name.endswith("-0")}
+    for _ in range(2):
+        reproduce.execute_probes(names, tmp_path / "runs", tmp_path / "results")
+    assert calls.count("probe.py") == len(names) and calls.count("train.py") == 1
+    assert {row["name"] for row in reproduce.read(tmp_path / "results")} == set(names)
+
+
+def test_what_a_probe_of_five_policies_says():
+    probes = [
+        {"name": f"countdown-{k}", "cosines": {"GRPO": [0.2, 0.2], "RLSD, eps_w 4, lambda 1": [0.2 + 0.02 * k] * 2}}
+        for k in range(5)
+    ]
+    for one in probes:
+        one |= {"adam": one["cosines"], "pass@1": 0.1, "teacher pass@1": 0.9, "samples": 32}
+    found = report.worth(probes, report.WIDE, "adam")
+    assert found.n == 5 and found.value == pytest.approx(np.mean([(1 + 0.1 * k) ** 2 for k in range(5)]))
+    assert found.low < found.value < found.high
+    (row,) = report.credit_claims(probes)
+    assert row[0] == "Wide weights are worth more samples (countdown, before RL)" and row[-1] == "holds"
+    assert "5 policies, 10 batches of 32 samples" in report.probe_tables(probes)
+    (row,) = report.credit_claims(probes[:1])  # one policy gives no verdict
+    assert row[-1] == "undecided"

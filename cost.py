@@ -1,0 +1,89 @@
+"""What an update of each method costs beside GRPO's, on the same samples: forward passes, processor seconds, memory.
+
+    python cost.py                 every method in a process of its own, turn by turn -> results/cost.json
+
+One thread, and processor seconds instead of the clock, so that other jobs on the machine matter less.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+METHODS = {
+    "grpo": "--method grpo",
+    "rlsd": "--rlsd_lambda_decay_steps 0",
+    "rlsd-contrastive": "--rlsd_lambda_decay_steps 0 --evidence contrastive",
+    "opsd": "--method opsd",
+    "sdpo": "--method sdpo",
+    "grpo+opsd": "--method grpo+opsd",
+}
+ROUNDS, UPDATES = 5, 4
+
+
+def measure(options: list[str]) -> dict:
+    """Updates on one batch, sampled by the untrained model and given rewards by lot; the first is not timed."""
+    import torch
+
+    import methods
+    import model
+    import tasks
+    import train
+    from config import parse_config
+    from state import State
+
+    torch.set_num_threads(1)
+    config = parse_config(["--warm_steps", "0", *options])
+    state = State(config)
+    lots = torch.Generator().manual_seed(0)
+    verifier = lambda completion, answer: float(torch.rand(1, generator=lots) < 0.5)
+    batch = train.rollout(state.model, tasks.generated("addition", 1), verifier, config, 1)
+    if config.method == "sdpo" or config.evidence == "contrastive":
+        batch.hints = [problem.answer for problem in batch.problems]
+    scorings = []
+    for room in (methods, model):  # every forward pass over the samples, of student and teacher, goes through here
+        original = room.completion_states
+        room.completion_states = lambda *a, run=original: scorings.append(1) or run(*a)
+    for update in range(UPDATES + 1):
+        if update == 1:
+            began, counted = time.process_time(), len(scorings)
+        train.update(
+            state.model, state.teacher, state.optimizer, batch, config, 0.5 if config.method == "rlsd" else 0.0
+        )
+    return {
+        "seconds": round((time.process_time() - began) / UPDATES, 4),
+        "scorings": (len(scorings) - counted) // UPDATES,
+        "peak MiB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+    }
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default="", help="measure one method here and print its figures")
+    args = parser.parse_args(argv)
+    if args.only:
+        print(json.dumps(measure(METHODS[args.only].split())))
+        return 0
+    found: dict[str, dict] = {name: {"seconds": [], "peak MiB": []} for name in METHODS}
+    for _ in range(ROUNDS):
+        for name in METHODS:
+            command = [sys.executable, str(ROOT / "cost.py"), "--only", name]
+            env = {**os.environ, "OMP_NUM_THREADS": "1"}
+            figures = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
+            found[name]["scorings"] = figures["scorings"]
+            for figure in ("seconds", "peak MiB"):
+                found[name][figure].append(figures[figure])
+            print(name, figures, flush=True)
+    (ROOT / "results" / "cost.json").write_text(
+        json.dumps({"command": "python cost.py", "methods": found}, indent=1) + "\n"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,74 @@
+"""The README's exercises, measured: each one-line change is made in a copy of the repository, and the copy trained.
+
+python docs/exercises.py        three seeds each, two at a time, one thread each -> results/exercises.json
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+SEEDS = (0, 1, 2)
+EXERCISES = {  # name: file, the line as it is, the line as it is tried
+    "nothing": ("rlsd.py", "", ""),
+    "sign": ("rlsd.py", "log_weights = advantages.detach().sign()[:, None] * delta", "log_weights = delta"),
+    "clip": ("rlsd.py", "clipped = weights.clamp(1 - eps_w, 1 + eps_w)", "clipped = weights"),
+    "std": ("rlsd.py", "torch.where(no_spread, 0.0, centred / (std + eps))", "torch.where(no_spread, 0.0, centred)"),
+    "teacher": (
+        "methods.py",
+        "return tasks.teacher_prompt(problem, config.privileged)",
+        "return tasks.student_prompt(problem)",
+    ),
+    "direction": ("rlsd.py", "loss = -surrogate.sum()", "loss = surrogate.sum()"),
+}
+
+
+def changed_copy(name: str, folder: Path) -> Path:
+    """The programs of this repository in `folder`, with the line of the exercise changed."""
+    file, old, new = EXERCISES[name]
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    if old:
+        text = (folder / file).read_text()
+        assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
+        (folder / file).write_text(text.replace(old, new))
+    return folder
+
+
+def curve(name: str, seed: int, warm: Path) -> dict[str, list[float]]:
+    """pass@1, reward, entropy and mean weight at some updates of a default run with this change."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = changed_copy(name, Path(temporary))
+        command = [sys.executable, "train.py", "--seed", str(seed), "--warm_dir", str(warm), "--out", "run"]
+        env = {**os.environ, "OMP_NUM_THREADS": "1"}
+        subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
+        rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
+    at = (20, 60, 200)
+    figures = {"pass@1": [rows[0]["pass@1"]] + [rows[step]["pass@1"] for step in at]}
+    for figure in ("entropy", "length", "weight", "grad_norm"):
+        figures[figure] = [round(rows[step].get(figure, 0.0), 5) for step in (1, *at)]
+    return figures
+
+
+def main() -> None:
+    warm = ROOT / "runs" / "warm_start"
+    with ThreadPoolExecutor(2) as pool:
+        first = list(pool.map(lambda seed: curve("nothing", seed, warm), SEEDS))  # makes the warm starts
+        jobs = [(name, seed) for name in EXERCISES if name != "nothing" for seed in SEEDS]
+        rest = list(pool.map(lambda job: curve(*job, warm), jobs))
+    found = {"nothing": first}
+    for (name, _), figures in zip(jobs, rest):
+        found.setdefault(name, []).append(figures)
+    result = {"command": "python docs/exercises.py", "updates": [0, 20, 60, 200], "seeds": SEEDS, "runs": found}
+    (ROOT / "results" / "exercises.json").write_text(json.dumps(result, indent=1) + "\n")
+    for name, runs in found.items():
+        print(name, [run["pass@1"] for run in runs], "weight", [run["weight"] for run in runs])
+
+
+if __name__ == "__main__":
+    main()
