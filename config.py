@@ -80,6 +80,11 @@ class Config:
     lr: float = option(2e-4, "learning rate of Adam", low=1e-9, high=1.0)
     max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
     micro_batch: int = option(0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0)
+    micro_tokens: int = option(
+        0,
+        "tokens a forward and backward pass, prompts and padding included, 0 for all; evaluations go in parts too",
+        low=0,
+    )
 
     rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)

@@ -16,6 +16,7 @@ from verifiers import Verifier
 
 def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
+    rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // ranks.world())
     with ranks.whole(model), autocast(config):
         return sample(
             model,
@@ -25,6 +26,7 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
             temperature=temperature,
             stop_token=tasks.FORMAT.end,
             generator=torch.Generator().manual_seed(0),
+            at_once=rows_of_a_rollout if config.micro_tokens else 0,
         )
 
 

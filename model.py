@@ -100,6 +100,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=mask)
             return self.out(y.reshape(B, 1, H * D))
         causal = T == k.shape[2]  # no past: padding on the right is invisible to what precedes it
+        if mask is None and not causal:
+            raise ValueError(f"mask: {T} new tokens behind {k.shape[2] - T} need one, or each would see those after it")
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, attn_mask=None if causal else mask, is_causal=causal, enable_gqa=True
         )
@@ -235,11 +237,13 @@ def sample(
     temperature: float,
     stop_token: int,
     generator: torch.Generator | None = None,
+    at_once: int = 0,
 ) -> Samples:
     """Draw `group_size` completions of every prompt from the full softmax at `temperature` -> Samples, N = P * G rows.
 
     temperature 0 takes the most likely token (log-probability 0: the policy is certain). Each row draws from a noise
     stream of its own (`row_noise`): neighbours, batch order and batch size do not change a single token.
+    at_once bounds the rows decoded together, to a group at least; 0: all.
     Raises ValueError for an empty prompt, or one that leaves no room for `max_new_tokens` in the context.
     """
     device = model.embed.weight.device
@@ -249,8 +253,11 @@ def sample(
     tokens = torch.zeros(N, max_new_tokens, dtype=torch.long, device=device)
     logps = torch.zeros(N, max_new_tokens, device=device)
     lengths = torch.zeros(N, dtype=torch.long, device=device)
+    P = max(1, at_once // group_size) if at_once else len(prompts)
     with torch.inference_mode():  # a tenth faster than no_grad; what is returned was made outside and may meet autograd
-        _decode(model, prompts, group_size, temperature, stop_token, noise, tokens, logps, lengths)
+        for start in range(0, len(prompts), P):
+            part = [x[start * group_size : (start + P) * group_size] for x in (noise, tokens, logps, lengths)]
+            _decode(model, prompts[start : start + P], group_size, temperature, stop_token, *part)
     T = int(lengths.max())
     return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])
 

@@ -25,7 +25,7 @@ import verifiers
 from config import Config, fingerprint_of, parse_config
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from judge import verify
-from methods import Rollout, autocast, group_hints, loss_of, rows_of, teacher_view
+from methods import Rollout, autocast, group_hints, loss_of, micro_batches, rows_of, teacher_view
 from model import Samples, Transformer, sample
 from rlsd import group_advantages, lambda_at, rlsd_loss
 from run_files import (
@@ -236,7 +236,7 @@ def update(
         return metrics | {"loss": 0.0, "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    parts = [batch.rows(index) for index in rows.split(config.micro_batch or max(1, len(rows))) if len(index)]
+    parts = [batch.rows(index) for index in micro_batches(batch, rows, config)]
     for part in in_step(parts, batch) if config.fsdp else parts:
         loss, means = loss_of(model, teacher, part, config, lam, tokens)
         loss.backward()
