@@ -458,6 +458,7 @@ def bad_data(tmp_path, text):
     "args, words",
     [
         (lambda p: ["--stepz", "3"], "--stepz"),
+        (lambda p: ["--fsdp", "--warm_steps", "0"], "--fsdp needs torchrun"),
         (lambda p: ["--step", "3"], "--step"),
         (lambda p: ["--steps", "many"], "--steps"),
         (lambda p: ["--steps", "0"], "--steps 0"),
