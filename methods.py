@@ -132,8 +132,9 @@ def loss_of(
 
 
 @torch.no_grad()
-def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_logps: Tensor) -> Tensor:
+def evidence(teacher: Transformer | None, batch: Rollout, config: "Config", student_logps: Tensor) -> Tensor:
     """The one extra forward pass: the same completions after the prompt that shows the reference; then its readings."""
+    assert teacher is not None  # every method but grpo has one
     teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
     if config.evidence == "contrastive":
         prompts = [
@@ -154,8 +155,11 @@ def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_log
     return teacher_logps
 
 
-def distillation(model: Transformer, teacher: Transformer, batch: Rollout, config: "Config", tokens: Tensor) -> Tensor:
+def distillation(
+    model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", tokens: Tensor
+) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples."""
+    assert teacher is not None  # every method but grpo has one
     if config.method == "sdpo":
         prompts = [tasks.prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
     elif config.method == "opd":

@@ -43,13 +43,16 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+EMPTY = torch.empty(0)  # the keys and values of no token
+
+
 class KVCache:
     """Keys and values of one layer, (B, K, S, D): `length` slots are written, none beyond them is ever read.
 
     With room for them new tokens are written in place; without it they are joined on, which gradients flow through.
     """
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, length: int = 0):
+    def __init__(self, keys: Tensor = EMPTY, values: Tensor = EMPTY, length: int = 0):
         self.keys, self.values, self.length = keys, values, length
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +92,9 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
         qk, v = self.qkv(x).view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
-        if self.q_norm is not None:  # queries and keys are of one shape: normalised and rotated together
+        if (
+            self.q_norm is not None and self.k_norm is not None
+        ):  # queries and keys are of one shape: normalised and rotated together
             scale = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
             qk = F.rms_norm(qk, (D,), eps=self.q_norm.eps) * scale.to(qk.dtype)
         q, k = rotate(qk, rope).split([H, K], dim=2)
@@ -175,10 +180,10 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
-def run_again(block: Block, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
+def run_again(block: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
     """block(x, ...), of which the backward pass keeps the inputs; its second run must find the cache as it was."""
 
-    def run(x: Tensor, past: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    def run(x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         own = KVCache(*past, length)
         return block(x, rope, own, mask), own.keys, own.values
 

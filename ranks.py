@@ -112,11 +112,11 @@ def gather(rows: Tensor) -> Tensor:
 # ---- --fsdp: torch's own fully_shard, imported when it is asked for --------------------------------------------------
 
 
-def is_sharded(x: torch.nn.Module | Tensor | None) -> bool:
+def is_sharded(x: object) -> bool:
     return hasattr(x, "unshard") or hasattr(x, "full_tensor")
 
 
-def shard(model: torch.nn.Module, device: str) -> None:
+def shard(model: Any, device: str) -> None:
     """Keep this process's share of every weight, on the device; a block is whole while it runs, forward or backward."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -130,7 +130,7 @@ def shard(model: torch.nn.Module, device: str) -> None:
 
 
 @contextlib.contextmanager
-def whole(model: torch.nn.Module | None) -> Iterator[None]:
+def whole(model: Any) -> Iterator[None]:
     """Every process has all of the weights, so that each may run the model as often as it needs to."""
     if not is_sharded(model):
         yield
@@ -145,13 +145,13 @@ def whole(model: torch.nn.Module | None) -> Iterator[None]:
     apart_again(model)
 
 
-def apart_again(model: torch.nn.Module | None) -> None:
+def apart_again(model: Any) -> None:
     """Let go of what forward passes without a backward one leave whole."""
     if is_sharded(model):
         model.reset_iter_state()
 
 
-def total_norm(norm: Tensor) -> Tensor:
+def total_norm(norm: Any) -> Tensor:
     return norm.full_tensor() if is_sharded(norm) else norm
 
 
@@ -164,7 +164,7 @@ def full(state: Any) -> Any:
     """A state whose sharded tensors are whole, in the memory of process 0; the others get None in their places."""
     if isinstance(state, dict):
         return {name: full(value) for name, value in state.items()}
-    if isinstance(state, Tensor) and is_sharded(state):
+    if is_sharded(state):
         tensor = state.full_tensor()
         return tensor.detach().cpu() if rank() == 0 else None
     return state
@@ -178,7 +178,7 @@ def weights(model: torch.nn.Module) -> dict[str, Tensor]:
     return {name: once[p] for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def share_of(tensor: Tensor, like: Tensor | None) -> Tensor:
+def share_of(tensor: Tensor, like: Any) -> Tensor:
     """This process's share of a whole tensor, if `like` is such a share."""
     if not is_sharded(like) or tensor.shape != like.shape:
         return tensor

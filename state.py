@@ -89,6 +89,7 @@ class State:
 
     def sync_teacher(self, share: float = 1.0) -> None:
         """Move the teacher's weights towards the policy's; share 1 copies them."""
+        assert self.teacher is not None  # every method but grpo has one
         with torch.no_grad():
             for mine, policys in zip(self.teacher.parameters(), self.model.parameters()):
                 mine.lerp_(policys, share)

@@ -28,6 +28,7 @@ from judge import verify
 from methods import Rollout, autocast, group_hints, loss_of, micro_batches, rows_of, teacher_view
 from model import Samples, Transformer, sample
 from rlsd import group_advantages, lambda_at, rlsd_loss
+from rounded_adam import RoundedAdam
 from run_files import (
     Interrupt,
     Interrupted,
@@ -221,7 +222,7 @@ def rollout(
 def update(
     model: Transformer,
     teacher: Transformer | None,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | RoundedAdam,
     batch: Rollout,
     config: Config,
     lam: float,
