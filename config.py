@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import ranks
 import reasoning
 from methods import METHODS
 from run_files import UserError
@@ -51,6 +52,7 @@ class Config:
         "type of the weights with --init; bfloat16: half the memory, small steps by chance",
         ("float32", "bfloat16"),
     )
+    fsdp: bool = option(False, "under torchrun: each process holds a share of weights, gradients and optimizer state")
     gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
     num_layers: int = option(2, "layers of the model", low=1)
@@ -78,6 +80,11 @@ class Config:
     lr: float = option(2e-4, "learning rate of Adam", low=1e-9, high=1.0)
     max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
     micro_batch: int = option(0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0)
+    micro_tokens: int = option(
+        0,
+        "tokens a forward and backward pass, prompts and padding included, 0 for all; evaluations go in parts too",
+        low=0,
+    )
 
     rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
@@ -131,6 +138,8 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError(
             "--dtype bfloat16 needs --init, and neither a warm start nor --method sdpo: both lose small steps"
         )
+    if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
+        raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
     if config.bf16 and config.device != "cuda":
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -150,19 +159,20 @@ def check_ranges(config: Config) -> None:
 
 
 def resumed(given: dict) -> Config:
-    """The config of the run in --out; of the options given again only --steps may differ."""
+    """The config of the run in --out; of the options given again only --steps may differ, and --fsdp is given anew."""
     path = Path(given.get("out", "")) / "config.json"
     if "out" not in given or not path.is_file() or not (path.parent / "last.pt").is_file():
         raise UserError("--resume needs --out with the folder of a run that has config.json and last.pt")
     try:
         saved = json.loads(path.read_text())
         fingerprint = saved.pop("fingerprint")
-        config = Config(**{**saved, **given})
+        saved = dataclasses.asdict(Config(**saved))  # an older run's: options that came later have their defaults
+        config = Config(**{**saved, "fsdp": False, **given})
         check_ranges(config)
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no configuration of this program: {error}") from error
     for name, value in given.items():
-        if name not in ("out", "resume", "steps") and saved[name] != value:
+        if name not in ("out", "resume", "steps", "fsdp") and saved[name] != value:
             raise UserError(f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only --steps may change")
     if fingerprint != fingerprint_of(config):
         raise UserError(

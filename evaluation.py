@@ -4,6 +4,7 @@ from statistics import fmean as mean
 
 import torch
 
+import ranks
 import tasks
 from config import Config
 from judge import verify
@@ -15,7 +16,8 @@ from verifiers import Verifier
 
 def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
-    with autocast(config):
+    rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // ranks.world())
+    with ranks.whole(model), autocast(config):
         return sample(
             model,
             prompts,
@@ -24,6 +26,7 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
             temperature=temperature,
             stop_token=tasks.FORMAT.end,
             generator=torch.Generator().manual_seed(0),
+            at_once=rows_of_a_rollout if config.micro_tokens else 0,
         )
 
 
@@ -54,18 +57,21 @@ def credited_samples(
 ) -> list[dict]:
     """One right and one wrong sample of the first group with spread, with the credit of each token."""
     spread = batch.advantages.nonzero().squeeze(1)
-    if len(spread) == 0:
-        return []
-    first = spread[0] // config.group_size * config.group_size
+    first = int(spread[0]) // config.group_size * config.group_size if len(spread) else 0
     rewards = batch.rewards[first : first + config.group_size]
     pair = batch.rows(first + torch.stack([rewards.argmax(), rewards.argmin()]))
-    with torch.no_grad():
+    with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
         logps = score(model, pair, config, tasks.student_prompt)
+    with torch.no_grad(), ranks.whole(teacher):
         teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
         credit = token_advantages(
             pair.advantages, teacher_logps, logps, pair.samples.mask, lam, config.rlsd_reweight_clip_range
         )
-    rows = zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
+    rows = (
+        ()
+        if len(spread) == 0
+        else zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
+    )
     return [
         {
             "question": problem.question,

@@ -79,6 +79,35 @@ def rows_of(batch: Rollout, config: "Config") -> Tensor:
     return torch.arange(len(batch.problems), device=batch.rewards.device)
 
 
+def micro_batches(batch: Rollout, rows: Tensor, config: "Config") -> list[Tensor]:
+    """The rows, in order, in parts of at most micro_batch rows and micro_tokens tokens; a longer row is one by itself.
+
+    A part's tokens are rows x (longest prompt + longest completion), as padding makes them.
+    """
+    lengths = batch.samples.mask.sum(dim=1).tolist()
+    parts: list[list[int]] = []
+    longest = (0, 0)
+    for i in rows.tolist():
+        size = (longest_view(batch, i, config) if config.micro_tokens else 0, lengths[i])
+        joint = (max(longest[0], size[0]), max(longest[1], size[1]))
+        many = bool(parts) and len(parts[-1]) == config.micro_batch
+        if not parts or many or 0 < config.micro_tokens < (len(parts[-1]) + 1) * sum(joint):
+            parts.append([])
+            joint = size
+        parts[-1].append(i)
+        longest = joint
+    return [torch.tensor(part, device=rows.device) for part in parts]
+
+
+def longest_view(batch: Rollout, i: int, config: "Config") -> int:
+    """Tokens of the longest prompt that sample i is scored after, by the policy or by the teacher."""
+    problem, hint = batch.problems[i], batch.hints[i] if batch.hints else None
+    prompts = [tasks.student_prompt(problem)]
+    prompts += [teacher_view(problem, config)] if config.method in ("rlsd", "opsd", "grpo+opsd") else []
+    prompts += [tasks.prompt(problem, hint)] if hint else []
+    return max(map(len, prompts))
+
+
 def loss_of(
     model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", lam: float, tokens: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
@@ -103,8 +132,9 @@ def loss_of(
 
 
 @torch.no_grad()
-def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_logps: Tensor) -> Tensor:
+def evidence(teacher: Transformer | None, batch: Rollout, config: "Config", student_logps: Tensor) -> Tensor:
     """The one extra forward pass: the same completions after the prompt that shows the reference; then its readings."""
+    assert teacher is not None  # every method but grpo has one
     teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
     if config.evidence == "contrastive":
         prompts = [
@@ -125,8 +155,11 @@ def evidence(teacher: Transformer, batch: Rollout, config: "Config", student_log
     return teacher_logps
 
 
-def distillation(model: Transformer, teacher: Transformer, batch: Rollout, config: "Config", tokens: Tensor) -> Tensor:
+def distillation(
+    model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", tokens: Tensor
+) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples."""
+    assert teacher is not None  # every method but grpo has one
     if config.method == "sdpo":
         prompts = [tasks.prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
     elif config.method == "opd":

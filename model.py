@@ -43,13 +43,16 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
 
 
+EMPTY = torch.empty(0)  # the keys and values of no token
+
+
 class KVCache:
     """Keys and values of one layer, (B, K, S, D): `length` slots are written, none beyond them is ever read.
 
     With room for them new tokens are written in place; without it they are joined on, which gradients flow through.
     """
 
-    def __init__(self, keys: Tensor | None = None, values: Tensor | None = None, length: int = 0):
+    def __init__(self, keys: Tensor = EMPTY, values: Tensor = EMPTY, length: int = 0):
         self.keys, self.values, self.length = keys, values, length
 
     def append(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,7 +92,9 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
         qk, v = self.qkv(x).view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
-        if self.q_norm is not None:  # queries and keys are of one shape: normalised and rotated together
+        if (
+            self.q_norm is not None and self.k_norm is not None
+        ):  # queries and keys are of one shape: normalised and rotated together
             scale = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
             qk = F.rms_norm(qk, (D,), eps=self.q_norm.eps) * scale.to(qk.dtype)
         q, k = rotate(qk, rope).split([H, K], dim=2)
@@ -100,6 +105,8 @@ class Attention(nn.Module):
             y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=mask)
             return self.out(y.reshape(B, 1, H * D))
         causal = T == k.shape[2]  # no past: padding on the right is invisible to what precedes it
+        if mask is None and not causal:
+            raise ValueError(f"mask: {T} new tokens behind {k.shape[2] - T} need one, or each would see those after it")
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k, v, attn_mask=None if causal else mask, is_causal=causal, enable_gqa=True
         )
@@ -173,10 +180,10 @@ class Transformer(nn.Module):
         return self.norm(x)
 
 
-def run_again(block: Block, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
+def run_again(block: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
     """block(x, ...), of which the backward pass keeps the inputs; its second run must find the cache as it was."""
 
-    def run(x: Tensor, past: tuple[Tensor | None, Tensor | None]) -> tuple[Tensor, Tensor, Tensor]:
+    def run(x: Tensor, past: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         own = KVCache(*past, length)
         return block(x, rope, own, mask), own.keys, own.values
 
@@ -235,11 +242,13 @@ def sample(
     temperature: float,
     stop_token: int,
     generator: torch.Generator | None = None,
+    at_once: int = 0,
 ) -> Samples:
     """Draw `group_size` completions of every prompt from the full softmax at `temperature` -> Samples, N = P * G rows.
 
     temperature 0 takes the most likely token (log-probability 0: the policy is certain). Each row draws from a noise
     stream of its own (`row_noise`): neighbours, batch order and batch size do not change a single token.
+    at_once bounds the rows decoded together, to a group at least; 0: all.
     Raises ValueError for an empty prompt, or one that leaves no room for `max_new_tokens` in the context.
     """
     device = model.embed.weight.device
@@ -249,8 +258,11 @@ def sample(
     tokens = torch.zeros(N, max_new_tokens, dtype=torch.long, device=device)
     logps = torch.zeros(N, max_new_tokens, device=device)
     lengths = torch.zeros(N, dtype=torch.long, device=device)
+    P = max(1, at_once // group_size) if at_once else len(prompts)
     with torch.inference_mode():  # a tenth faster than no_grad; what is returned was made outside and may meet autograd
-        _decode(model, prompts, group_size, temperature, stop_token, noise, tokens, logps, lengths)
+        for start in range(0, len(prompts), P):
+            part = [x[start * group_size : (start + P) * group_size] for x in (noise, tokens, logps, lengths)]
+            _decode(model, prompts[start : start + P], group_size, temperature, stop_token, *part)
     T = int(lengths.max())
     return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])
 

@@ -165,7 +165,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     if not (folder / files[0]).is_file():
         raise UserError(f"{folder}: no {files[0]}; weights are read from *.safetensors alone")
-    read, weights = safetensors_torch().load_file, {}
+    read = safetensors_torch().load_file
+    weights: dict[str, Tensor] = {}
     for name in files:
         try:
             weights |= read(folder / name)
@@ -179,7 +180,8 @@ def save(model: Transformer, out: str | Path, source: str | Path | None = None) 
     c, out = model.config, Path(out)
     out.mkdir(parents=True, exist_ok=True)
     heads = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
-    weights, ours = {}, model.state_dict()
+    weights: dict[str, Tensor] = {}
+    ours = model.state_dict()
     for name, theirs in published_names(c).items():
         rows = heads if len(theirs) == 3 else [len(ours[name]) // len(theirs)] * len(theirs)
         weights |= zip(theirs, ours[name].cpu().split(rows))
@@ -190,9 +192,9 @@ def save(model: Transformer, out: str | Path, source: str | Path | None = None) 
     config.pop("torch_dtype", None)  # what older versions call it
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
     replace(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-    for name in TAKEN_OVER if source else ():
-        if (Path(source) / name).is_file():
-            shutil.copyfile(Path(source) / name, out / name)
+    for path in [Path(source) / name for name in TAKEN_OVER] if source else ():
+        if path.is_file():
+            shutil.copyfile(path, out / path.name)
 
 
 def describe(c: ModelConfig) -> dict:

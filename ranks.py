@@ -2,11 +2,14 @@
 
     torchrun --nproc_per_node=2 train.py ...      # the same samples and updates as one process, to rounding
 
-gloo on CPU, nccl on CUDA. Without torchrun every function here leaves what it is given as it is.
+gloo on CPU, nccl on CUDA. Without torchrun every function here leaves what it is given as it is. With --fsdp
+each process holds its share of every weight, gradient and moment, and borrows the rest for as long as it is used.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,11 +32,16 @@ def take_device(device: str) -> None:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
 
 
-def start(device: str, *models: torch.nn.Module | None) -> None:
-    """Join the group that torchrun has prepared, with the weights of process 0."""
+def join(device: str) -> None:
+    """Enter the group that torchrun has prepared; from here on the end of one process is the end of all."""
     if world() > 1:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        for p in (p for model in models if model is not None for p in model.parameters()):
+
+
+def same_weights(*models: torch.nn.Module | None) -> None:
+    """Take the weights of process 0; a sharded model has no two alike, and is left as it is."""
+    if world() > 1:
+        for p in (p for model in models if model is not None and not is_sharded(model) for p in model.parameters()):
             dist.broadcast(p.detach(), 0)
 
 
@@ -70,6 +78,14 @@ def summed(figures: dict[str, float]) -> dict[str, float]:
     return {name: sum(part.get(name, 0.0) for part in parts) for name in max(parts, key=len)}
 
 
+def agreed(figures: dict[str, float]) -> dict[str, float]:
+    """The figures of process 0, so that what follows from them is done by all processes or by none."""
+    box = [figures]
+    if world() > 1:
+        dist.broadcast_object_list(box, 0)
+    return box[0]
+
+
 def latest_signal(number: int) -> int:
     """The signal that any process has got, so that all of them end after the same step."""
     return max(int(n) for n in gather(torch.tensor([number])))
@@ -77,7 +93,7 @@ def latest_signal(number: int) -> int:
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Each loss is already a part of one global token mean: its gradients are summed, not averaged."""
-    if world() > 1:
+    if world() > 1 and not is_sharded(parameters[0]):  # of a sharded model they are, in the backward pass
         flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
         dist.all_reduce(flat)
         for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
@@ -91,3 +107,87 @@ def gather(rows: Tensor) -> Tensor:
     parts: list = [None] * world()
     dist.all_gather_object(parts, rows.cpu())
     return torch.cat(parts).to(rows.device)
+
+
+# ---- --fsdp: torch's own fully_shard, imported when it is asked for --------------------------------------------------
+
+
+def is_sharded(x: object) -> bool:
+    return hasattr(x, "unshard") or hasattr(x, "full_tensor")
+
+
+def shard(model: Any, device: str) -> None:
+    """Keep this process's share of every weight, on the device; a block is whole while it runs, forward or backward."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    mesh = init_device_mesh(device, (world(),))
+    for module in (*model.blocks, model):  # the rest, tied embeddings among it, goes with the model itself
+        fully_shard(module, mesh=mesh)
+        module.set_gradient_divide_factor(1.0)  # a sum, as in sum_gradients
+        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+    register_fsdp_forward_method(model, "hidden")  # after which the head stays whole for those who call it
+
+
+@contextlib.contextmanager
+def whole(model: Any) -> Iterator[None]:
+    """Every process has all of the weights, so that each may run the model as often as it needs to."""
+    if not is_sharded(model):
+        yield
+        return
+    for module in (model, *model.blocks):
+        module.unshard()
+    for block in model.blocks:
+        block.set_reshard_after_forward(False)
+    yield
+    for block in model.blocks:
+        block.set_reshard_after_forward(True)
+    apart_again(model)
+
+
+def apart_again(model: Any) -> None:
+    """Let go of what forward passes without a backward one leave whole."""
+    if is_sharded(model):
+        model.reset_iter_state()
+
+
+def total_norm(norm: Any) -> Tensor:
+    return norm.full_tensor() if is_sharded(norm) else norm
+
+
+def most(n: int) -> int:
+    """The largest of the processes' numbers."""
+    return int(gather(torch.tensor([n])).max())
+
+
+def full(state: Any) -> Any:
+    """A state whose sharded tensors are whole, in the memory of process 0; the others get None in their places."""
+    if isinstance(state, dict):
+        return {name: full(value) for name, value in state.items()}
+    if is_sharded(state):
+        tensor = state.full_tensor()
+        return tensor.detach().cpu() if rank() == 0 else None
+    return state
+
+
+def weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """The model's state dict, whole on process 0."""
+    if not is_sharded(model):
+        return model.state_dict()
+    once = {p: full(p) for p in model.parameters()}  # tied ones are written once, as in a plain state dict
+    return {name: once[p] for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def share_of(tensor: Tensor, like: Any) -> Tensor:
+    """This process's share of a whole tensor, if `like` is such a share."""
+    if not is_sharded(like) or tensor.shape != like.shape:
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def load(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
+    """Whole weights into a model, sharded or not."""
+    mine = model.state_dict()
+    model.load_state_dict({name: share_of(tensor, mine.get(name)) for name, tensor in saved.items()})

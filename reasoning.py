@@ -15,7 +15,7 @@ MAKING = 60.0  # seconds for one problem
 class Reference(str):
     """A reference answer that knows the problem it belongs to: the package's scorers judge by more than the text."""
 
-    index: int
+    row: int
 
 
 def source(task: str, held_out: int) -> Source:
@@ -59,7 +59,7 @@ def _problem(task: str, rng: random.Random) -> Problem:
             raise ValueError(f"{task}: problem {index} is not made within {MAKING:.0f} s")
         if item:
             answer = Reference(item["answer"])
-            answer.index = index
+            answer.row = index
             return Problem(item["question"], answer, item["solution"], origin=f"{task} {index}")
     raise ValueError(f"{task} gives no reference answer that its own scorer accepts")
 
@@ -85,9 +85,9 @@ def verifier(task: str) -> Verifier:
         text = final_answer(completion)
         if text is None or len(text) > MAX_TEXT:
             return 0.0
-        return float(worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.index, text) is True)
+        return float(worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
 
-    judge.reads_reference = True
+    vars(judge)["reads_reference"] = True
     return judge
 
 

@@ -83,7 +83,9 @@ def rlsd_loss(
     Raises ValueError for wrong shapes, lam outside [0, 1], eps_w < 0 or values on completion tokens that are not
     finite; what stands under mask 0 is never read. Paper, Algorithm 1 (Eq. 16 as printed lacks the policy ratio).
     """
-    if teacher_logps is None and lam == 0:
+    if teacher_logps is None:
+        if lam != 0:
+            raise ValueError("teacher_logps: None is allowed at lam = 0 only")
         teacher_logps = logps.detach()
     _check(mask, advantages, lam, eps_w, logps=logps, old_logps=old_logps, teacher_logps=teacher_logps)
     valid = mask.bool()
@@ -137,7 +139,7 @@ def _check(mask: Tensor, advantages: Tensor, lam: float, eps_w: float, **logps: 
         raise ValueError(f"advantages: {int((~torch.isfinite(advantages)).sum())} of {len(advantages)} are not finite")
     for name, value in logps.items():
         if value is None:
-            raise ValueError(f"{name}: None is allowed for teacher_logps at lam = 0 only")
+            raise ValueError(f"{name}: None is no tensor")
         if value.shape != mask.shape:
             raise ValueError(f"{name}: {tuple(value.shape)} is not the mask's {tuple(mask.shape)}")
         bad = int((mask.bool() & ~torch.isfinite(value)).sum())

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import pretrained
+import ranks
 import tasks
 from config import Config
 from model import ModelConfig, Transformer
@@ -71,19 +72,24 @@ class State:
     """
 
     def __init__(self, config: Config):
-        self.model = build_model(config)
+        home = dataclasses.replace(config, device="cpu") if config.fsdp else config  # of which each device gets a share
+        self.model = build_model(home)
         self.model.gradient_checkpointing = config.gradient_checkpointing
         self.teacher = (
-            external_teacher(config)
+            external_teacher(home)
             if config.method == "opd"
             else (copy.deepcopy(self.model) if config.method != "grpo" else None)
         )
+        for model in (self.model, self.teacher) if config.fsdp else ():
+            if model is not None:
+                ranks.shard(model, config.device)
         adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
         self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best = 0, -1.0
 
     def sync_teacher(self, share: float = 1.0) -> None:
         """Move the teacher's weights towards the policy's; share 1 copies them."""
+        assert self.teacher is not None  # every method but grpo has one
         with torch.no_grad():
             for mine, policys in zip(self.teacher.parameters(), self.model.parameters()):
                 mine.lerp_(policys, share)
@@ -100,27 +106,30 @@ class State:
         """best.pt: the weights of the highest held-out pass@1 so far, those before the first update included."""
         if row.get("pass@1", -1.0) > self.best:
             self.best = row["pass@1"]
-            save(self.model.state_dict(), out / "best.pt")
+            save(ranks.weights(self.model), out / "best.pt")
 
     def save(self, path: Path) -> None:
         save(
             {
                 "step": self.step,
                 "best": self.best,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "teacher": self.teacher.state_dict() if self.teacher is not None else None,
+                "model": ranks.weights(self.model),
+                "optimizer": ranks.full(self.optimizer.state_dict()),
+                "teacher": ranks.weights(self.teacher) if self.teacher is not None else None,
             },
             path,
         )
 
     def load(self, path: Path, config: Config) -> None:
         try:
-            state = torch.load(path, map_location=config.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
+            state = torch.load(path, map_location="cpu" if config.fsdp else config.device, weights_only=True)
+            ranks.load(self.model, state["model"])
+            if config.fsdp:
+                for p, moments in zip(self.model.parameters(), state["optimizer"]["state"].values()):
+                    moments.update({name: ranks.share_of(x, p) for name, x in moments.items()})
             self.optimizer.load_state_dict(state["optimizer"])
             if self.teacher is not None:
-                self.teacher.load_state_dict(state["teacher"])
+                ranks.load(self.teacher, state["teacher"])
             self.step, self.best = state["step"], state["best"]
         except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
             raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error

@@ -71,7 +71,7 @@ class Format:
         parts = re.split(f"({'|'.join(map(re.escape, special))})", template)
         return [self.tokenizer.encode_single_token(p) if p in special else p for p in parts if p]
 
-    def prompt(self, question: str, privileged: str) -> list[int]:
+    def prompt(self, question: str, privileged: str | None) -> list[int]:
         tokens = []
         for part in self.teacher if privileged else self.student:
             if isinstance(part, int):
@@ -143,8 +143,8 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
     return prompt(problem, privileged)
 
 
-def prompt(problem: Problem, privileged: str) -> list[int]:
-    """A prompt that shows the given text and nothing else, no reference at all where it is empty."""
+def prompt(problem: Problem, privileged: str | None) -> list[int]:
+    """A prompt that shows the given text and nothing else, no reference at all where it is empty or None."""
     return FORMAT.prompt(problem.question, privileged)
 
 
@@ -250,7 +250,7 @@ class Source:
     careless: Callable[[Problem, random.Random, float], Problem]
 
 
-GENERATORS = {
+GENERATORS: dict[str, tuple[Callable[..., Problem], Callable[..., Problem], str]] = {
     "addition": (addition, careless_addition, "number"),
     "countdown": (countdown, careless_countdown, "expression"),
 }
@@ -272,7 +272,7 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
         problems.setdefault(_numbers(problem), problem)
 
     def draw(rng: random.Random, n: int) -> list[Problem]:
-        drawn = []
+        drawn: list[Problem] = []
         while len(drawn) < n:
             problem = generate(rng)
             if _numbers(problem) not in problems:

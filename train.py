@@ -25,9 +25,10 @@ import verifiers
 from config import Config, fingerprint_of, parse_config
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from judge import verify
-from methods import Rollout, autocast, group_hints, loss_of, rows_of, teacher_view
-from model import Transformer, sample
+from methods import Rollout, autocast, group_hints, loss_of, micro_batches, rows_of, teacher_view
+from model import Samples, Transformer, sample
 from rlsd import group_advantages, lambda_at, rlsd_loss
+from rounded_adam import RoundedAdam
 from run_files import (
     Interrupt,
     Interrupted,
@@ -41,7 +42,7 @@ from run_files import (
     progress,
     truncate,
 )
-from state import State
+from state import State, build_model
 from warm_start import warm_start
 
 
@@ -50,6 +51,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     ranks.take_device(config.device)
     source, verifier = load_source(config)
     ranks.apart = True
+    ranks.join(config.device)
     interrupt, state = Interrupt(), State(config)
     out = begin(config, state, stack)
     if not config.resume:
@@ -58,20 +60,20 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
             state.sync_teacher()
         row = {
             "step": 0,
-            **evaluate(state.model, source, verifier, config),
+            **ranks.agreed(evaluate(state.model, source, verifier, config)),
             **evaluate_teacher(state.model, source, verifier, config),
         }
         log(out, row)
         state.keep_if_best(row, out)
         state.save(out / "last.pt")
-    ranks.start(config.device, state.model, state.teacher)
+    ranks.same_weights(state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
 
     for step in progress(range(state.step + 1, config.steps + 1)):
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
-            row |= evaluate(state.model, source, verifier, config)
+            row |= ranks.agreed(evaluate(state.model, source, verifier, config))
         log(out, row)
         state.keep_if_best(row, out)
         interrupt.signal = ranks.latest_signal(interrupt.signal)
@@ -79,13 +81,20 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
             state.save(out / "last.pt")
         if interrupt.signal:
             raise Interrupted(interrupt.signal, f"after step {step}; python train.py --resume --out {out} goes on")
-    finish(out)
-    if config.init:
-        state.model.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True))
-        pretrained.save(state.model, out / "model", config.init)
-        print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
+    if ranks.rank() == 0:
+        finish(out)
+        if config.init:
+            export(state, config, out)
     ranks.stop()
     return 0
+
+
+def export(state: State, config: Config, out: Path) -> None:
+    """best.pt as a folder that transformers and --init read."""
+    model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
+    model.load_state_dict(torch.load(out / "best.pt", map_location=model.embed.weight.device, weights_only=True))
+    pretrained.save(model, out / "model", config.init)
+    print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
 
 
 # ---- before the first step -------------------------------------------------------------------------------------------
@@ -195,7 +204,7 @@ def rollout(
             f"fewer different questions in a batch than the {ranks.world()} processes: raise "
             "--prompts_per_step, or start fewer of them"
         )
-    with autocast(config):
+    with ranks.whole(model), autocast(config):
         samples = sample(
             model,
             [tasks.student_prompt(p) for p in questions],
@@ -213,7 +222,7 @@ def rollout(
 def update(
     model: Transformer,
     teacher: Transformer | None,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | RoundedAdam,
     batch: Rollout,
     config: Config,
     lam: float,
@@ -228,19 +237,36 @@ def update(
         return metrics | {"loss": 0.0, "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    for index in rows.split(config.micro_batch or max(1, len(rows))) if len(rows) else ():
-        part = batch.rows(index)
+    parts = [batch.rows(index) for index in micro_batches(batch, rows, config)]
+    for part in in_step(parts, batch) if config.fsdp else parts:
         loss, means = loss_of(model, teacher, part, config, lam, tokens)
         loss.backward()
         metrics["loss"] += loss.item()
         share = float(part.samples.mask.sum() / scored)
         for name, value in means.items():
             metrics[name] = metrics.get(name, 0.0) + share * value
+    ranks.apart_again(teacher)
     ranks.sum_gradients(list(model.parameters()))
     metrics = ranks.summed(metrics)
-    metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm).item()
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
+    metrics["grad_norm"] = ranks.total_norm(norm).item()
     optimizer.step()
     return metrics
+
+
+def in_step(parts: list[Rollout], batch: Rollout) -> list[Rollout]:
+    """With --fsdp all processes run a block together, and as often: where there are fewer parts, on nothing.
+
+    Completions of one token would run the blocks once in place of twice (model.completion_states): they get a pad.
+    """
+    nothing = batch.rows(torch.zeros(1, dtype=torch.long))
+    nothing.samples.mask = torch.zeros_like(nothing.samples.mask)
+    parts = parts + [nothing] * (ranks.most(len(parts)) - len(parts))
+    for part in parts:
+        s = part.samples
+        if s.tokens.shape[1] == 1:
+            part.samples = Samples(*(torch.nn.functional.pad(x, (0, 1)) for x in (s.tokens, s.mask, s.logps)))
+    return parts
 
 
 def describe(batch: Rollout, config: Config) -> dict[str, float]:

@@ -110,6 +110,7 @@ def load(name_or_path: str) -> Verifier:
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
     spec = importlib.util.spec_from_file_location(f"_verifier_{Path(path).stem}", path)
+    assert spec is not None and spec.loader is not None  # the file's name ends in .py
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # a dataclass in the file looks its module up here
     try:

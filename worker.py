@@ -35,7 +35,8 @@ class Worker:
     """A process that answers requests, started at the first one, ended at exit."""
 
     def __init__(self, package: str, *arguments: str):
-        self.command, self.process = [package, *arguments], None
+        self.command = [package, *arguments]
+        self.process: subprocess.Popen[bytes] | None = None
         self.lock = threading.Lock()  # a trainer may score from several threads
         atexit.register(self.close)
         if find_spec(package) is None:
@@ -64,6 +65,7 @@ class Worker:
             return None
         if process.poll() is None:
             process.kill()
+        assert process.stdin is not None and process.stdout is not None  # pipes, as _start asks for
         process.stdout.close()
         with contextlib.suppress(OSError):  # a request that never got through
             process.stdin.close()
@@ -93,12 +95,14 @@ class Worker:
             raise ValueError(fault)
 
     def _exchange(self, request: list | None, seconds: float):
+        process = self.process
+        assert process is not None and process.stdin is not None and process.stdout is not None
         if request is not None:
-            self.process.stdin.write(json.dumps(request).encode() + b"\n")
-            self.process.stdin.flush()
-        if not select.select([self.process.stdout], [], [], seconds)[0]:
+            process.stdin.write(json.dumps(request).encode() + b"\n")
+            process.stdin.flush()
+        if not select.select([process.stdout], [], [], seconds)[0]:
             raise TimeoutError
-        line = self.process.stdout.readline()
+        line = process.stdout.readline()
         if not line.endswith(b"\n"):
             raise EOFError
         return json.loads(line)
@@ -113,7 +117,7 @@ def math_verify(completion: str, answer: str) -> float:
     return float(text is not None and len(text) <= MAX_LATEX and worker("math_verify").ask(text, answer) is True)
 
 
-math_verify.reads_reference = True  # can_be_earned asks it too
+vars(math_verify)["reads_reference"] = True  # can_be_earned asks it too
 
 
 # ---- the side that answers -------------------------------------------------------------------------------------------
@@ -195,7 +199,8 @@ def reasoning_gym_scorer(task: str) -> Callable:
         solution = (entry(index)["metadata"].get("answer_cot") or "").split(MARKER)[0].strip()
         return {"question": entry(index)["question"], "answer": answer.strip(), "solution": solution or None}
 
-    return lambda request, *arguments: {"item": item, "score": score}[request](*arguments)
+    answers: dict[str, Callable] = {"item": item, "score": score}
+    return lambda request, *arguments: answers[request](*arguments)
 
 
 def make_dataset(task: str):
@@ -254,7 +259,7 @@ OUR_JUDGES: dict[str, Callable[[str, dict], bool]] = {
 }
 
 
-SCORERS = {"math_verify": math_verify_scorer, "reasoning_gym": reasoning_gym_scorer}
+SCORERS: dict[str, Callable[..., Callable]] = {"math_verify": math_verify_scorer, "reasoning_gym": reasoning_gym_scorer}
 
 if __name__ == "__main__":
     import resource

@@ -9,10 +9,11 @@ update (10 as in the paper; 1 is the live policy, without a copy; 0 the policy a
 trained weights alone are kept: under LoRA, the adapter. TRL's checkpoints lack it: resuming copies the policy anew.
 
 What differs from train.py: TRL divides by std + 1e-4 (ours: 1e-6); lambda and log P_S are those of the first update
-after sampling, also for further updates on the same samples (num_iterations, steps_per_generation). Written against
-TRL 1.16, of which two private methods are called.
+after sampling, also for further updates on the same samples (num_iterations, steps_per_generation). Tested with TRL
+1.16.0, of which three private methods are used; where another version has them no more, the import says so.
 """
 
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -23,10 +24,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # rlsd.py, where i
 
 import torch  # noqa: E402
 from torch.func import functional_call  # noqa: E402
-from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl.trainer.utils import pad  # noqa: E402
+from torch.nn.utils.rnn import pad_sequence  # noqa: E402
 
 from rlsd import evidence_weights, lambda_at, token_advantages  # noqa: E402
+
+try:
+    from trl import GRPOConfig, GRPOTrainer
+
+    for method, arguments in {
+        "_generate_and_score_completions": "inputs",
+        "_tokenize_prompts": "prompts",
+        "_get_per_token_logps_and_entropies": "model input_ids attention_mask logits_to_keep batch_size",
+    }.items():
+        inspect.signature(getattr(GRPOTrainer, method)).bind(**dict.fromkeys(["self", *arguments.split()]))
+except (ImportError, AttributeError, TypeError) as error:
+    found = getattr(sys.modules.get("trl"), "__version__", "none")
+    raise ImportError(f"trl_rlsd.py was tested with trl 1.16.0 and does not fit yours ({found}): {error}") from error
 
 
 def show_reference(prompt, reference):
@@ -41,28 +54,15 @@ class RLSDTrainer(GRPOTrainer):
     """GRPOTrainer with RLSD's advantages; lambda 0 is GRPOTrainer, bit for bit. ValueError for what cannot work."""
 
     def __init__(
-        self,
-        *args,
-        reference="answer",
-        teacher_prompt=show_reference,
-        rlsd_lambda=0.5,
-        rlsd_reweight_clip_range=0.2,
-        rlsd_lambda_warmup_steps=0,
-        rlsd_lambda_decay_steps=50,
-        rlsd_teacher_sync_interval=10,
-        **kwargs,
-    ):
+        self, *args, reference="answer", teacher_prompt=show_reference, rlsd_lambda=0.5, rlsd_reweight_clip_range=0.2,
+        rlsd_lambda_warmup_steps=0, rlsd_lambda_decay_steps=50, rlsd_teacher_sync_interval=10, **kwargs,
+    ):  # fmt: skip
         super().__init__(*args, **kwargs)
         self.reference, self.teacher_prompt, self.eps_w = reference, teacher_prompt, rlsd_reweight_clip_range
         self.schedule = (rlsd_lambda, rlsd_lambda_warmup_steps, rlsd_lambda_decay_steps)
         self.sync_interval, self.snapshot, self.synced_at = rlsd_teacher_sync_interval, None, 0
-        for name, given in {
-            "tools": self.tools,
-            "environment_factory": self.environment_factories,
-            "rollout_func": self.rollout_func,
-        }.items():
-            if given:
-                raise ValueError(f"RLSDTrainer: {name} may change a prompt; the teacher's would not follow")
+        if self.tools or self.environment_factories or self.rollout_func:
+            raise ValueError("RLSDTrainer: no teacher's prompt follows what tools, environments or rollout_func make")
         if self.sync_interval != 1 and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
             raise ValueError("RLSDTrainer: sharded weights cannot be copied here; set rlsd_teacher_sync_interval=1")
 
@@ -75,8 +75,8 @@ class RLSDTrainer(GRPOTrainer):
             raise ValueError(f"RLSDTrainer: text prompts with a column '{self.reference}' are needed, and no images")
         views = [self.teacher_prompt(row["prompt"], row[self.reference]) for row in inputs]
         ids = [torch.tensor(row, device=self.accelerator.device) for row in self._tokenize_prompts(views)[0]]
-        teacher_ids = pad(ids, padding_value=self._tokenizer.pad_token_id, padding_side="left")  # (B, P')
-        teacher_mask = pad([torch.ones_like(row) for row in ids], padding_value=0, padding_side="left")
+        teacher_ids = pad_sequence(ids, batch_first=True, padding_side="left")  # (B, P')
+        teacher_mask = pad_sequence([torch.ones_like(row) for row in ids], batch_first=True, padding_side="left")
         training = self.model.training
         self.model.eval()  # dropout would tell teacher and student apart by chance
         student_logps = self._score(self.model, output["prompt_ids"], output["prompt_mask"], output)  # (B, T)
@@ -107,15 +107,15 @@ class RLSDTrainer(GRPOTrainer):
 
     def _log_evidence(self, lam, advantages, teacher_logps, student_logps, mask):
         """Means over the tokens of samples that carry an advantage, on all processes."""
-        weights, _ = evidence_weights(advantages, teacher_logps, student_logps, mask)
         low, high = 1 - self.eps_w, 1 + self.eps_w
-        tokens = weights[mask.bool() & (advantages != 0)[:, None]]
-        per_token = [torch.ones_like(tokens), tokens.clamp(low, high), (tokens < low).float(), (tokens > high).float()]
-        count, *sums = self.accelerator.reduce(torch.stack([x.sum() for x in per_token])).tolist()
+        weights, _ = evidence_weights(advantages, teacher_logps, student_logps, mask)
+        w = weights[mask.bool() & (advantages != 0)[:, None]]
+        sums = torch.stack([x.sum() for x in (torch.ones_like(w), w.clamp(low, high), w < low, w > high)])
+        count, *sums = self.accelerator.reduce(sums).tolist()
         metrics = self._metrics["train" if self.model.training else "eval"]
-        metrics["rlsd/lambda"].append(lam)
-        for name, value in zip(("weight", "clipped_low", "clipped_high"), sums):
-            metrics[f"rlsd/{name}"].append(value / max(count, 1))
+        means = [lam, *(value / max(count, 1) for value in sums)]
+        for name, value in zip(("lambda", "weight", "clipped_low", "clipped_high"), means):
+            metrics[f"rlsd/{name}"].append(value)
 
 
 def tiny_tokenizer():

@@ -199,6 +199,27 @@ def test_rows_of_a_cache_leave_in_blocks_and_change_nothing(monkeypatch):
     assert fast.completions() == slow_sample(MODEL, prompts, 5, group_size=8, max_new_tokens=20)
 
 
+@given(prompts_, st.integers(0, 99), st.integers(1, 20))
+def test_rows_decoded_together_may_be_bounded_and_change_nothing(prompts, seed, at_once):
+    """Also where equal prompts, told apart by how often they came, fall into different parts."""
+    rows = []
+    with pytest.MonkeyPatch.context() as patch:
+        original = model_module._decode
+        patch.setattr(model_module, "_decode", lambda *a: rows.append(len(a[5])) or original(*a))
+        parts = draw(prompts + prompts[:2], seed, at_once=at_once)
+    whole = draw(prompts + prompts[:2], seed)
+    assert max(rows) <= max(3, at_once) and sum(rows) == len(whole.tokens)
+    assert torch.equal(parts.tokens, whole.tokens) and torch.equal(parts.mask, whole.mask)
+    assert torch.allclose(parts.logps, whole.logps, atol=1e-6)
+
+
+def test_new_tokens_behind_a_past_need_a_mask():
+    caches = [model_module.KVCache() for _ in MODEL.blocks]
+    MODEL.hidden(torch.tensor([[1, 2, 3]]), caches=caches)
+    with pytest.raises(ValueError, match="mask: 2 new tokens behind 3"):
+        MODEL.hidden(torch.tensor([[4, 5]]), torch.tensor([[3, 4]]), caches)
+
+
 def test_prompts_that_do_not_fit_are_refused():
     for prompts, words in (([[]], "empty"), ([], "at least one"), ([[1] * 39], "max_seq_len 40")):
         with pytest.raises(ValueError, match=words):

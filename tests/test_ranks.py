@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import pretrained
 import ranks
 import tasks
+import train
+from model import Samples
+from rlsd import group_advantages
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -31,7 +35,7 @@ TINY = [
     "--max_new_tokens",
     "48",
     "--eval_every",
-    "2",
+    "3",
     "--eval_problems",
     "5",
     "--save_every",
@@ -40,23 +44,21 @@ TINY = [
 RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion)) % 3 == 0)\n"
 
 
-def run(folder, name, processes, *options):
+def run(folder, name, *options, processes=2, program=(ROOT / "train.py",)):
+    """train.py under torchrun, or in this process where one is enough."""
     (folder / "rules.py").write_text(RULE)
-    launcher = ["-m", "torch.distributed.run", f"--nproc_per_node={processes}"] if processes > 1 else []
-    command = [
-        sys.executable,
-        *launcher,
-        str(ROOT / "train.py"),
-        *TINY,
-        "--verifier",
-        f"{folder}/rules.py:check",
-        "--warm_dir",
-        str(folder / "warm"),
-        "--out",
-        str(folder / name),
-        *options,
-    ]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    options = [*map(str, options), "--out", str(folder / name)]
+    if processes == 1:
+        assert train.main(options) == 0
+        return None
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", *map(str, program)]
+    return subprocess.run(
+        [*command, *options], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def tiny(folder, *options):
+    return [*TINY, "--verifier", f"{folder}/rules.py:check", "--warm_dir", folder / "warm", *options]
 
 
 def curve(folder, name):
@@ -66,10 +68,10 @@ def curve(folder, name):
 
 @pytest.mark.parametrize("options", [["--rlsd_teacher_sync_interval", "2"], ["--method", "opsd", "--micro_batch", "3"]])
 def test_two_processes_make_the_run_of_one(tmp_path, options):
-    for more in ([], ["--resume", "--steps", "5"]):
-        for name, processes in (("one", 1), ("two", 2)):
-            done = run(tmp_path, name, processes, *options, *more)
-            assert done.returncode == 0, done.stderr
+    for more in (tiny(tmp_path, *options), ["--resume", "--steps", "5"]):  # to an end without an evaluation
+        run(tmp_path, "one", *more, processes=1)
+        done = run(tmp_path, "two", *more)
+        assert done.returncode == 0, done.stderr
     one, two = curve(tmp_path, "one"), curve(tmp_path, "two")
     assert [row["step"] for row in one] == [row["step"] for row in two] == [0, 1, 2, 3, 4, 5]
     assert any(row.get("grad_norm", 0) > 0 for row in one)
@@ -84,13 +86,13 @@ def test_a_verifier_that_fails_in_one_process_ends_all(tmp_path):
         "return", "import os\n    if os.environ.get('RANK') == '1': raise KeyError('no such rule')\n    return"
     )
     (tmp_path / "bad.py").write_text(rule)
-    done = run(tmp_path, "x", 2, "--verifier", f"{tmp_path}/bad.py:check")
+    done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"))
     assert done.returncode != 0
     assert sum(line.startswith("train.py: verifier, on") for line in done.stderr.splitlines()) == 1
 
 
 def test_a_users_mistake_is_told_once(tmp_path):
-    done = run(tmp_path, "x", 2, "--group_size", "1")
+    done = run(tmp_path, "x", *tiny(tmp_path, "--group_size", "1"))
     assert sum(line.startswith("train.py: --group_size 1") for line in done.stderr.splitlines()) == 1
 
 
@@ -102,3 +104,93 @@ def test_equal_questions_stay_in_one_process(monkeypatch):
         monkeypatch.setenv("RANK", str(rank))
         shares.append([p.question for p in ranks.share(questions)])
     assert shares == [["a", "a", "c", "a"], ["b", "b"]]
+
+
+# ---- --fsdp ----------------------------------------------------------------------------------------------------------
+
+SHARES = """
+import sys
+
+sys.path.insert(0, sys.argv.pop(1))
+import train
+
+update, sample = train.update, train.sample
+
+
+def checked(model, teacher, optimizer, *rest):
+    metrics = update(model, teacher, optimizer, *rest)
+    own = list(model.parameters())
+    for held in (own, list(teacher.parameters()), [p.grad for p in own], [optimizer.state[p]["exp_avg"] for p in own]):
+        share = sum(x.to_local().numel() for x in held) / sum(x.numel() for x in held)
+        assert 0.45 < share < 0.55, share
+    return metrics
+
+
+def unhindered(model, *rest, **options):
+    samples = sample(model, *rest, **options)
+    assert not any(hasattr(p, "full_tensor") for p in model.parameters())  # no process waited for another at a token
+    return samples
+
+
+train.update, train.sample = checked, unhindered
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
+    """From a published model to a folder of one; every process holds half, and either way goes on from either's files.
+
+    Two questions for one process and one for the other, in parts of some 300 tokens: passes differ in number.
+    """
+    from test_pretrained import bpe, published  # skips where a package of theirs is missing
+
+    published(tmp_path / "tiny", "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
+    bpe("qwen", tmp_path / "tiny/tokenizer.json")
+    (tmp_path / "shares.py").write_text(SHARES)
+    monkeypatch.setattr(tasks, "FORMAT", tasks.FORMAT)
+    new = f"--init {tmp_path}/tiny --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
+    new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"
+    new += " --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
+    for options, whole, shared in ((new, "one", "two"), ("--resume --steps 4", "two", "one")):
+        run(tmp_path, whole, *options.split(), processes=1)
+        done = run(tmp_path, shared, *options.split(), "--fsdp", program=(tmp_path / "shares.py", ROOT))
+        assert done.returncode == 0, done.stderr
+        one, two = curve(tmp_path, "one"), curve(tmp_path, "two")
+        assert [row["step"] for row in one] == [row["step"] for row in two] and one[-1]["grad_norm"] > 0
+        for a, b in zip(one, two):
+            assert {**b, "peak GiB": 0} == pytest.approx({**a, "peak GiB": 0}, rel=1e-4, abs=1e-6)
+        states = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("one", "two")]
+        a, b = (flat(state) for state in states)
+        assert list(a) == list(b) and len(a) > 50
+        assert all(type(x) is torch.Tensor and torch.allclose(x, b[k], atol=1e-5) for k, x in a.items())
+        exported = [pretrained.read_weights(tmp_path / name / "model") for name in ("one", "two")]
+        assert all(torch.allclose(x, exported[1][k], atol=1e-5) for k, x in exported[0].items())
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_processes_with_fewer_parts_keep_step_with_passes_on_nothing(monkeypatch, length):
+    """Every pass, whatever the completions' length, runs the blocks as often; those on nothing leave no gradient."""
+    config = train.parse_config([])
+    state = train.State(config)
+    rewards = torch.tensor([0.0, 1.0])
+    samples = Samples.of([[5] * length, [6] * length])
+    batch = train.Rollout([tasks.Problem("1+1", "2")] * 2, samples, rewards, group_advantages(rewards, 2))
+    monkeypatch.setattr(ranks, "most", lambda n: 3)
+    parts = train.in_step([batch.rows(torch.tensor([1]))], batch)
+    assert [int(part.samples.mask.sum()) for part in parts] == [length, 0, 0]
+    runs, hidden = [], state.model.hidden
+    monkeypatch.setattr(state.model, "hidden", lambda *a, **k: runs.append(1) or hidden(*a, **k))
+    for part in parts:
+        loss, metrics = train.loss_of(state.model, state.teacher, part, config, 0.5, torch.tensor(2.0 * length))
+        gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+        assert any((g != 0).any() for g in gradients) == bool(part.samples.mask.any())
+        assert all(torch.isfinite(g).all() for g in gradients)
+    assert len(runs) == 6
+
+
+def flat(state, path=""):
+    """Every tensor of a checkpoint by its path."""
+    if isinstance(state, torch.Tensor):
+        return {path: state}
+    children = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list) else ()
+    return {name: x for key, child in children for name, x in flat(child, f"{path}/{key}").items()}

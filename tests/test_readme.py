@@ -4,6 +4,10 @@ import json
 import re
 from pathlib import Path
 
+import torch
+
+from rlsd import group_advantages
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -34,6 +38,23 @@ def test_the_examples_of_the_readme_are_options_that_exist():
         args = command.split()
         known = {f.name for f in train.dataclasses.fields(train.Config)}
         assert {a[2:] for a in args if a.startswith("--")} <= known | {"help"}, command
+
+
+def test_the_comparison_with_ms_swift_is_that_of_the_recorded_cases():
+    """Its samples' advantages are (r - mean) / (std + 1e-4), the authors' and ours divide by std + 1e-6."""
+    largest = [0.0, 0.0, 0.0]
+    for case in json.loads((ROOT / "tests/data/oracle.json").read_text())["cases"]:
+        rewards, recorded = (torch.tensor(case[name], dtype=torch.float64) for name in ("rewards", "advantages"))
+        r = rewards.view(-1, case["group_size"])
+        swift = ((r - r.mean(1, keepdim=True)) / (r.std(1, keepdim=True) + 1e-4)).view(-1)
+        ours = group_advantages(rewards, case["group_size"])
+        pairs = (swift, recorded), (ours, recorded), (swift, ours)
+        largest = [max(so_far, float((a - b).abs().max())) for so_far, (a, b) in zip(largest, pairs)]
+    page = (ROOT / "docs/trainers.md").read_text()
+    assert (
+        f"| advantages of the samples, float64 | {' | '.join(f'{x:.1e}'.replace('e-0', 'e-') for x in largest)} |"
+        in page
+    )
 
 
 def cells(line):

@@ -138,10 +138,10 @@ def test_part_marks_are_no_marks():
     problem = draw(task, 1)[0]
     n = eval(problem.answer.replace("×", "*"))
     dataset = worker.make_dataset("prime_factorization")
-    assert 0 < dataset.score_answer(str(n), dataset[problem.answer.index]) < 1
+    assert 0 < dataset.score_answer(str(n), dataset[problem.answer.row]) < 1
     assert reward(problem, str(n), task) == 0.0
     with pytest.raises(ValueError):  # a scorer that raises: worth nothing either
-        dataset.score_answer("x", dataset[problem.answer.index])
+        dataset.score_answer("x", dataset[problem.answer.row])
     assert reward(problem, "x", task) == 0.0
 
 
@@ -163,7 +163,7 @@ def test_other_right_answers_are_right():
 
 
 def entry(name, problem):
-    return worker.make_dataset(name)[problem.answer.index]["metadata"]
+    return worker.make_dataset(name)[problem.answer.row]["metadata"]
 
 
 def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatch):
@@ -171,7 +171,7 @@ def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatc
     task = "reasoning_gym:n_queens"
     first, second = draw(task, 2)
     forged = reasoning.Reference(str(first.answer))
-    forged.index = second.answer.index
+    forged.row = second.answer.row
     judge = verifiers.load(task)
     assert judge(first.answer, first.answer) == 1.0 and judge(first.answer, forged) == 0.0
 
@@ -200,11 +200,11 @@ def test_training_and_held_out_problems_share_no_question():
         assert len(apart) == len(source.held_out) and source.held_out == reasoning.source(task, held_out).held_out
         drawn = source.draw(random.Random(1), 1000)
         assert not apart & {p.question for p in drawn}
-        indices = {p.answer.index for p in source.held_out}
+        indices = {p.answer.row for p in source.held_out}
         if "digits=1" in task:  # the very questions do come up again under other indices
             assert len({p.question for p in drawn}) < 200
             again = [reasoning._problem(task, random.Random(i)) for i in range(300)]
-            assert any(p.question in apart and p.answer.index not in indices for p in again)
+            assert any(p.question in apart and p.answer.row not in indices for p in again)
 
 
 def test_of_few_questions_a_tenth_is_held_out():
@@ -212,7 +212,7 @@ def test_of_few_questions_a_tenth_is_held_out():
     assert 5 <= len(source.held_out) <= 20
     with pytest.raises(ValueError, match="too few different questions"):
         reasoning.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 1).draw(
-            type("Stuck", (random.Random,), {"randrange": lambda self, n: source.held_out[0].answer.index})(0), 5
+            type("Stuck", (random.Random,), {"randrange": lambda self, n: source.held_out[0].answer.row})(0), 5
         )
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import evaluation
 import methods
@@ -264,10 +266,10 @@ def test_a_well_formatted_wrong_answer_earns_nothing():
     assert train.verify(verifier, samples, [problem, problem]) == [0.0, 1.0]
 
 
-@pytest.mark.parametrize("micro_batch", [0, 1, 3])
+@pytest.mark.parametrize("micro", ["", "--micro_batch 1", "--micro_batch 3", "--micro_tokens 180"])
 @pytest.mark.parametrize("lam", [0.0, 0.4])
-def test_update_takes_the_gradient_of_the_whole_batch(micro_batch, lam):
-    config, state, source = setup("--micro_batch", str(micro_batch), "--max_grad_norm", "1e9")
+def test_update_takes_the_gradient_of_the_whole_batch(micro, lam):
+    config, state, source = setup(*micro.split(), "--max_grad_norm", "1e9")
     with torch.no_grad():
         for p in state.teacher.parameters():  # a teacher that differs in more than its prompt
             p.mul_(1.1)
@@ -291,13 +293,51 @@ def test_update_takes_the_gradient_of_the_whole_batch(micro_batch, lam):
 
 def test_metrics_do_not_depend_on_micro_batches():
     results = []
-    for micro_batch in ("0", "3"):
-        config, state, source = setup("--micro_batch", micro_batch)
+    for more in ([], ["--micro_batch", "3"], ["--micro_tokens", "180"]):
+        config, state, source = setup(*more)
         results.append(
             train.update(state.model, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5)
         )
-    assert results[0].keys() == results[1].keys()
-    assert all(results[0][k] == pytest.approx(results[1][k], rel=1e-3, abs=1e-6) for k in results[0])
+    assert results[0].keys() == results[1].keys() == results[2].keys()
+    for other in results[1:]:
+        assert all(results[0][k] == pytest.approx(other[k], rel=1e-3, abs=1e-6) for k in results[0])
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 9), st.integers(1, 20)), min_size=1, max_size=20),
+    st.integers(0, 4),
+    st.integers(0, 120),
+    st.sampled_from(["rlsd", "grpo"]),
+)
+def test_parts_of_a_batch_stay_within_both_bounds_and_no_row_is_left_out(sizes, rows, tokens, method):
+    """Question, answer and completion of each row in tokens; every second row is picked."""
+    config = train.Config(method=method, micro_batch=rows, micro_tokens=tokens)
+    problems = [Problem("q" * q, "a" * a) for q, a, _ in sizes]
+    batch = train.Rollout(problems, Samples.of([[5] * n for *_, n in sizes]), torch.zeros(0), torch.zeros(0))
+    picked = torch.arange(0, len(sizes), 2)
+    parts = [part.tolist() for part in methods.micro_batches(batch, picked, config)]
+    assert [i for part in parts for i in part] == picked.tolist()
+
+    def too_much(part):
+        views = [student_prompt(problems[i]) for i in part]
+        views += [teacher_prompt(problems[i], "answer") for i in part] if method == "rlsd" else []
+        held = len(part) * (max(map(len, views)) + max(sizes[i][2] for i in part))
+        return 0 < rows < len(part) or 0 < tokens < held
+
+    assert all(len(part) == 1 or not too_much(part) for part in parts)
+    assert all(too_much(part + after[:1]) for part, after in zip(parts, parts[1:]))  # and no more parts than needed
+
+
+def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
+    config, state, source = setup("--micro_tokens", "100")
+    seen = []
+    original = evaluation.sample
+    monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seen.append(k["at_once"]) or original(*a, **k))
+    train.evaluate(state.model, source, train.verifiers.load("number"), config)
+    train.evaluate(
+        state.model, source, train.verifiers.load("number"), train.dataclasses.replace(config, micro_tokens=0)
+    )
+    assert seen == [8, 8, 0, 0]
 
 
 def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypatch):
@@ -418,6 +458,7 @@ def bad_data(tmp_path, text):
     "args, words",
     [
         (lambda p: ["--stepz", "3"], "--stepz"),
+        (lambda p: ["--fsdp", "--warm_steps", "0"], "--fsdp needs torchrun"),
         (lambda p: ["--step", "3"], "--step"),
         (lambda p: ["--steps", "many"], "--steps"),
         (lambda p: ["--steps", "0"], "--steps 0"),

@@ -1,6 +1,8 @@
 """examples/trl_rlsd.py beside TRL's own trainer, and beside log-probabilities taken one row at a time."""
 
+import ast
 import copy
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("trl", reason="trl is not installed: pip install trl")
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
+import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl_rlsd import RLSDTrainer, show_reference, tiny_model, tiny_tokenizer  # noqa: E402
@@ -280,6 +283,32 @@ def test_the_reference_stands_in_front():
     system, user = show_reference(chat, "4")
     assert system == chat[0] and user["role"] == "user" and user["content"] == show_reference("2+2?", "4")
     assert chat == before
+
+
+@pytest.mark.parametrize("name", ["_tokenize_prompts", "_get_per_token_logps_and_entropies"])
+def test_another_trl_is_told_from_the_one_it_was_tested_with(monkeypatch, name):
+    """A method that is gone, or that takes other arguments: one line with both versions, when it is imported."""
+    monkeypatch.delitem(sys.modules, "trl_rlsd")
+    monkeypatch.setattr(GRPOTrainer, name, lambda self, other: None)
+    with pytest.raises(ImportError, match=rf"tested with trl 1\.16\.0 .*\({trl.__version__}\)"):
+        importlib.import_module("trl_rlsd")
+
+
+def test_the_trainer_is_short_and_the_version_it_was_tested_with_is_the_one_asked_for():
+    source = (Path(__file__).parents[1] / "examples/trl_rlsd.py").read_text()
+    assert "tested with trl 1.16.0" in source
+    assert "trl==1.16.0\n" in (Path(__file__).parents[1] / "requirements-bench.txt").read_text()
+    body = ast.parse(source).body
+    trainer = next(node for node in body if getattr(node, "name", "") == "RLSDTrainer")
+    docstrings = {
+        line
+        for node in ast.walk(trainer)
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node)
+        for line in range(node.body[0].lineno, node.body[0].end_lineno + 1)
+    }
+    lines = enumerate(source.splitlines()[trainer.lineno - 1 : trainer.end_lineno], trainer.lineno)
+    code = [n for n, line in lines if line.strip() and not line.strip().startswith("#") and n not in docstrings]
+    assert len(code) < 60
 
 
 def test_what_cannot_work_is_named(tmp_path):
