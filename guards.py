@@ -95,6 +95,11 @@ class Watch:
                 f"(mean reward {row['reward']:.3g}); raise --group_size, or take "
                 f"{'harder' if row['reward'] > 0.5 else 'easier'} problems"
             )
+        if row.get("verifier errors") == self.config.prompts_per_step * self.config.group_size:
+            found["verifier errors"] = (
+                f"nothing is learned: for {PATIENCE} updates the verifier has failed on every sample; the "
+                f"first failure is in {self.config.out}/verifier_error.txt"
+            )
         if row["length"] >= 0.99 * limit:
             found["length"] = (
                 f"completions do not end: for {PATIENCE} updates they have run to --max_new_tokens {limit}; raise it, "

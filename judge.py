@@ -7,6 +7,7 @@ import sys
 import threading
 import traceback
 from pathlib import Path
+from statistics import fmean
 
 from torch import Tensor, zeros_like
 
@@ -73,15 +74,18 @@ def timed(verifier: Verifier, completion: str, answer: str, seconds: float):
 
 
 def report(error: BaseException, completion: str, problem: tasks.Problem, config: Config) -> None:
-    """Stop the run with one line, or name its first failure and go on; the traceback goes to the run's folder."""
+    """Stop the run with one line, or name its first failure and go on; with its traceback in verifier_error.txt."""
     text = str(error) if isinstance(error, NoReward | Overtime) else "".join(traceback.format_exception_only(error))
-    where = f"verifier, on {problem.origin} {problem.question[:60]!r} with the completion {completion[:60]!r}"
-    line = f"{where}: {' '.join(text.split())}"
+    trace = [] if isinstance(error, NoReward) else traceback.format_exception(error)
+    where = f"{problem.origin} {problem.question[:60]!r} with the completion {completion[:60]!r}".strip()
+    line = f"verifier, on {where}: {' '.join(text.split())}"
     stop, path, first = config.on_verifier_error == "stop", Path(config.out) / "verifier_error.txt", True
     try:
         with open(path, "w" if stop else "x") as file:
-            file.write(f"{line}\n\n{''.join(traceback.format_exception(error))}\nthe completion:\n{completion}\n")
-        line += f" (traceback: {path})"
+            file.write(
+                "\n".join([line, "", "".join(trace), "question:", problem.question, "completion:", completion, ""])
+            )
+        line += f" (more in {path})"
     except FileExistsError:
         first = False
     except OSError:  # no run, hence no folder; or a full disk: the line says enough
@@ -118,8 +122,8 @@ def advantages_of(rewards: Tensor, group_size: int) -> Tensor:
 
 
 def mean_reward(rewards: list[float], config: Config) -> float:
-    """Over held-out problems; a failed one counts 0 (zero) or not at all (drop)."""
+    """Over held-out problems; a failed one counts 0 (zero) or not at all (drop; nan if that leaves none)."""
     kept = [reward for reward in rewards if not math.isnan(reward)]
-    if not kept:
-        raise UserError(f"the verifier failed on each of {len(rewards)} held-out problems: there is nothing to learn")
-    return math.fsum(kept) / (len(rewards) if config.on_verifier_error == "zero" else len(kept))
+    if config.on_verifier_error == "zero":
+        kept += [0.0] * (len(rewards) - len(kept))
+    return fmean(kept) if kept else math.nan
