@@ -2,6 +2,7 @@
 
 import json
 import math
+import signal
 import sys
 import time
 
@@ -47,6 +48,13 @@ def swallows(completion, answer):
             pass
 
 
+def swallows_the_first_alarm(completion, answer):
+    try:
+        time.sleep(5)
+    except BaseException:
+        return hangs(completion, answer)
+
+
 def hangs(completion, answer):
     while True:
         pass
@@ -62,6 +70,7 @@ BAD = {
     "recurses": (recurses, "RecursionError"),
     "hangs": (hangs, "longer than --verifier_timeout 0.2 seconds"),
     "hangs and swallows": (swallows, "longer than --verifier_timeout 0.2 seconds"),
+    "hangs once more": (swallows_the_first_alarm, "longer than --verifier_timeout 0.2 seconds"),
     "nan": (lambda c, a: math.nan, "it returned nan"),
     "infinite": (lambda c, a: math.inf, "it returned inf"),
     "bool": (lambda c, a: True, "it returned True"),
@@ -114,8 +123,10 @@ def test_time_within_the_limit_is_given_to_every_call_anew(tmp_path):
         time.sleep(0.15)
         return 1.0
 
+    before = signal.getsignal(signal.SIGALRM)
     assert judged(slow, config_of(tmp_path, "--verifier_timeout", "0.4"), said=["a"] * 5) == [1.0] * 5
     time.sleep(0.5)  # no alarm is left to go off
+    assert signal.getsignal(signal.SIGALRM) is before
 
 
 def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capsys):
@@ -158,9 +169,10 @@ def setup(tmp_path, *more):
     return config, state, tasks.generated("addition", 3, 2)
 
 
-@pytest.mark.parametrize("method", ["rlsd", "opsd"])
-def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, method):
-    config, state, source = setup(tmp_path, "--on_verifier_error", "drop", "--group_size", "8", "--method", method)
+@pytest.mark.parametrize("method, micro_batch", [("rlsd", "0"), ("opsd", "1")])
+def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, method, micro_batch):
+    more = ["--group_size", "8", "--method", method, "--micro_batch", micro_batch]
+    config, state, source = setup(tmp_path, "--on_verifier_error", "drop", *more)
     batch = train.rollout(state.model, source, some_fail, config, 1)
     kept = (~batch.rewards.isnan()).nonzero().squeeze(1)
     assert 0 < len(kept) < 16 and batch.verifier_errors == 16 - len(kept) and (batch.advantages != 0).any()
