@@ -10,6 +10,10 @@ train: $(VENV)/.train
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q $(ARGS)
 
+# 200 kills at random moments, inside writes included: about 10 minutes, figures to results/faults.json
+faults: $(VENV)/.test
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/lives.py $(ARGS)
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
@@ -47,4 +51,4 @@ $(VERL_VENV)/.test: requirements-verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-all test-verl lint clean
+.PHONY: train test test-all test-verl faults lint clean

@@ -33,6 +33,19 @@ class Config:
     filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
     verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
+    verifier_timeout: float = option(
+        300.0,
+        "seconds a call of the verifier may take, 0: no limit; one long call into C code is not cut short, "
+        "and on Windows nothing is",
+        low=0.0,
+        high=86400.0,
+    )
+    on_verifier_error: str = option(
+        "stop",
+        "a verifier that raises, takes too long or returns anything but a float from 0 to 1: stop the run, take its "
+        "reward as zero, or drop the sample from its group; counted as 'verifier errors'",
+        ("stop", "zero", "drop"),
+    )
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
@@ -85,6 +98,7 @@ class Config:
         "tokens a forward and backward pass, prompts and padding included, 0 for all; evaluations go in parts too",
         low=0,
     )
+    halve_micro_batch: bool = option(False, "when the GPU's memory does not suffice, go on with half of --micro_batch")
 
     rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
@@ -102,6 +116,10 @@ class Config:
     eval_every: int = option(10, "updates between evaluations on held-out problems", low=1)
     eval_problems: int = option(500, "held-out problems", low=1)
     save_every: int = option(50, "updates between checkpoints", low=1)
+
+
+# What a run may be resumed with: what stopped it can be mended, what it learns from stays.
+CHANGEABLE = ("steps", "verifier_timeout", "on_verifier_error", "micro_batch", "halve_micro_batch", "fsdp")
 
 
 class Parser(argparse.ArgumentParser):
@@ -140,6 +158,8 @@ def parse_config(argv: list[str]) -> Config:
         )
     if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
         raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
+    if config.halve_micro_batch and ranks.world() > 1:
+        raise UserError("--halve_micro_batch is for one process: under torchrun set --micro_batch")
     if config.bf16 and config.device != "cuda":
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
@@ -159,10 +179,13 @@ def check_ranges(config: Config) -> None:
 
 
 def resumed(given: dict) -> Config:
-    """The config of the run in --out; of the options given again only --steps may differ, and --fsdp is given anew."""
+    """The config of the run in --out; of the options given again only CHANGEABLE ones may differ."""
     path = Path(given.get("out", "")) / "config.json"
     if "out" not in given or not path.is_file() or not (path.parent / "last.pt").is_file():
-        raise UserError("--resume needs --out with the folder of a run that has config.json and last.pt")
+        raise UserError(
+            "--resume needs --out with the folder of a run that has config.json and last.pt; a run that ended before "
+            "its first checkpoint is started again by the same command without --resume"
+        )
     try:
         saved = json.loads(path.read_text())
         fingerprint = saved.pop("fingerprint")
@@ -172,8 +195,11 @@ def resumed(given: dict) -> Config:
     except (ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{path} is no configuration of this program: {error}") from error
     for name, value in given.items():
-        if name not in ("out", "resume", "steps", "fsdp") and saved[name] != value:
-            raise UserError(f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only --steps may change")
+        if name not in ("out", "resume", *CHANGEABLE) and saved.get(name, value) != value:
+            raise UserError(
+                f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only "
+                f"{', '.join(f'--{name}' for name in CHANGEABLE)} may change"
+            )
     if fingerprint != fingerprint_of(config):
         raise UserError(
             f"--data, --init or the file of --verifier has changed since {path} was written: start a new run"

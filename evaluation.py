@@ -7,13 +7,15 @@ import torch
 import ranks
 import tasks
 from config import Config
-from judge import verify
+from guards import out_of_memory
+from judge import mean_reward, verify
 from methods import Rollout, autocast, evidence, score, teacher_view
 from model import Samples, Transformer, sample
 from rlsd import token_advantages
 from verifiers import Verifier
 
 
+@out_of_memory("the evaluation", "--eval_problems or --max_new_tokens")
 def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
     rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // ranks.world())
@@ -39,17 +41,24 @@ def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, confi
     samples = held_out_samples(model, prompts, config, 1.0)
     cited = [tasks.CITATION in tasks.decode(c) for c in samples.completions()]
     greedy = held_out_samples(model, prompts, config, 0.0)
-    return {
-        "pass@1": mean(verify(verifier, samples, source.held_out)),
-        "greedy": mean(verify(verifier, greedy, source.held_out)),
+    rewards = [verify(verifier, drawn, source.held_out, config) for drawn in (samples, greedy)]
+    scores = {
+        "pass@1": mean_reward(rewards[0], config),
+        "greedy": mean_reward(rewards[1], config),
         "leakage": mean(cited),
     }
+    return scores | error_count("held-out verifier errors", rewards[0] + rewards[1], config)
 
 
 def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
     """Held-out pass@1 at temperature 1 of the same model when it is shown the reference."""
     samples = held_out_samples(model, [teacher_view(p, config) for p in source.held_out], config, 1.0)
-    return {"teacher pass@1": mean(verify(verifier, samples, source.held_out))}
+    rewards = verify(verifier, samples, source.held_out, config)
+    return {"teacher pass@1": mean_reward(rewards, config)} | error_count("teacher verifier errors", rewards, config)
+
+
+def error_count(name: str, rewards: list[float], config: Config) -> dict[str, float]:
+    return {} if config.on_verifier_error == "stop" else {name: sum(reward != reward for reward in rewards)}
 
 
 def credited_samples(
@@ -59,7 +68,8 @@ def credited_samples(
     spread = batch.advantages.nonzero().squeeze(1)
     first = int(spread[0]) // config.group_size * config.group_size if len(spread) else 0
     rewards = batch.rewards[first : first + config.group_size]
-    pair = batch.rows(first + torch.stack([rewards.argmax(), rewards.argmin()]))
+    best, worst = rewards.nan_to_num(-1.0).argmax(), rewards.nan_to_num(2.0).argmin()  # nan: dropped
+    pair = batch.rows(first + torch.stack([best, worst]))
     with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
         logps = score(model, pair, config, tasks.student_prompt)
     with torch.no_grad(), ranks.whole(teacher):

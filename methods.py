@@ -9,6 +9,7 @@ grpo+opsd     x, r                         the initial ones                sum o
 opd           x                            another, larger model           full-vocabulary reverse KL
 """
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 class Rollout:
     """N samples, the group_size of one question next to each other; problems has one entry a sample.
 
+    A sample whose verifier failed may be dropped: its reward is nan, its advantage 0, its mask empty (judge.py).
     hints: privileged text that the group itself supplies, a sample's each; None where there is none.
     """
 
@@ -41,6 +43,7 @@ class Rollout:
     rewards: Tensor
     advantages: Tensor
     hints: list[str | None] = field(default_factory=list)
+    verifier_errors: int = 0
 
     def rows(self, index: Tensor) -> "Rollout":
         picked = index.tolist()
@@ -70,13 +73,13 @@ def score(model: Transformer, batch: Rollout, config: "Config", view: Callable[[
 
 
 def rows_of(batch: Rollout, config: "Config") -> Tensor:
-    """The samples that move the policy: with an advantage (rlsd, grpo), with another right sample (sdpo), or all."""
+    """The samples that move the policy: with an advantage (rlsd, grpo), another right sample (sdpo), or any reward."""
     if config.method in ("rlsd", "grpo"):
         return batch.advantages.nonzero().squeeze(1)
     if config.method == "sdpo":
         has_hint = [hint is not None for hint in batch.hints]
         return torch.tensor(has_hint, device=batch.rewards.device).nonzero().squeeze(1)
-    return torch.arange(len(batch.problems), device=batch.rewards.device)
+    return (~batch.rewards.isnan()).nonzero().squeeze(1)
 
 
 def micro_batches(batch: Rollout, rows: Tensor, config: "Config") -> list[Tensor]:
@@ -116,7 +119,7 @@ def loss_of(
         return distillation(model, teacher, batch, config, tokens), {}
     logps = score(model, batch, config, tasks.student_prompt)
     teacher_logps = evidence(teacher, batch, config, logps.detach()) if lam > 0 else None
-    loss, metrics = rlsd_loss(
+    loss, metrics = loss_or_nan(
         logps,
         batch.samples.logps,
         teacher_logps,
@@ -129,6 +132,18 @@ def loss_of(
     if config.method == "grpo+opsd":
         loss = loss + config.opsd_weight * distillation(model, teacher, batch, config, tokens)
     return loss, metrics
+
+
+def loss_or_nan(
+    logps: Tensor, old_logps: Tensor, teacher_logps: Tensor | None, advantages: Tensor, mask: Tensor, **how
+):
+    """`rlsd_loss`; nan, and so is its gradient, where it finds log-probabilities that are not finite."""
+    try:
+        return rlsd_loss(logps, old_logps, teacher_logps, advantages, mask, **how)
+    except ValueError:
+        if all(torch.isfinite(x[mask]).all() for x in (logps, old_logps, teacher_logps) if x is not None):
+            raise
+        return logps.sum() * math.nan, {}
 
 
 @torch.no_grad()

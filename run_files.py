@@ -1,10 +1,11 @@
 """What a run leaves on disk, and how it ends cleanly: folder, log lines, checkpoints, curves, Ctrl-C."""
 
+import contextlib
 import json
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -27,30 +28,81 @@ def new_folder(name: str) -> str:
     return folder
 
 
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Make the folder, and keep other runs out of it until this one ends, however it ends: the lock dies with it."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        import fcntl
+    except ImportError:  # Windows has no such lock
+        yield
+        return
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"--out {out}: another run is writing there; wait for its end, or choose another folder"
+            ) from None
+        except OSError as error:  # some network file systems
+            print(f"warning: {out} cannot be locked ({error.strerror}): start no second run in it", flush=True)
+        yield
+    finally:
+        os.close(folder)
+
+
 def open_folder(out: Path, config: dict, resume: bool) -> None:
-    """Make the run's folder; one that already holds a run is refused, unless it is to be resumed."""
+    """Clear the run's folder of what a killed run left; one that already holds a run is refused, or resumed."""
     if (out / "last.pt").exists() and not resume:
         raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        for name in ("metrics.jsonl", "samples.jsonl"):  # of a run that was stopped before its first checkpoint
-            (out / name).unlink(missing_ok=True)
+    left = ["*.[0-9]*.tmp"]  # half-written; the rest is of a run that was stopped before its first checkpoint
+    left += [] if resume else ["metrics.jsonl", "samples.jsonl", "best.pt", "verifier_error.txt", "skipped-*.pt"]
+    for path in [path for pattern in left for path in out.glob(pattern)]:
+        path.unlink()
     replace(out / "config.json", lambda path: path.write_text(json.dumps({**config, "resume": False}, indent=1) + "\n"))
 
 
 def save(state: dict, path: Path) -> None:
-    replace(path, lambda temporary: torch.save(state, temporary))
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # handed a name, torch would not say what went wrong
+            torch.save(state, file)
+
+    replace(path, write)
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    write(temporary)
-    os.replace(temporary, path)
+    with writing(path):
+        try:
+            write(temporary)
+            with open(temporary, "rb+") as file:  # on the disk before the name is: power may fail in between
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
 
 
-def truncate(path: Path, last_step: int) -> None:
-    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """A full disk and its like become one line that names the file."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__  # behind torch's complaint about it
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(
+            f"{path} cannot be written: {cause.strerror}; files written before are whole, "
+            "and --resume goes on from the last checkpoint, if there is one"
+        ) from error
+
+
+def lines_until(path: Path, last_step: int) -> list[str]:
+    """The lines of steps up to `last_step`; what a kill left of a line ends them."""
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -59,11 +111,17 @@ def truncate(path: Path, last_step: int) -> None:
         except ValueError:
             break
         kept.append(line + "\n")
+    return kept
+
+
+def truncate(path: Path, last_step: int) -> None:
+    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included."""
+    kept = lines_until(path, last_step)
     replace(path, lambda temporary: temporary.write_text("".join(kept)))
 
 
 def append(path: Path, row: dict) -> None:
-    with path.open("a") as file:
+    with writing(path), open(path, "a") as file:
         file.write(json.dumps(row) + "\n")
 
 
@@ -84,14 +142,17 @@ PRINTED = (
     "leakage",
     "teacher pass@1",
     "peak GiB",
+    "verifier errors",
 )
 
 
 def log(out: Path, row: dict) -> None:
-    """One line for people and grep, the whole row to metrics.jsonl."""
+    """One line for people and grep, another for each note, the whole row to metrics.jsonl."""
     append(out / "metrics.jsonl", row)
     shown = {name: row[name] for name in PRINTED if name in row}
     print(" ".join(f"{name.replace(' ', '_')}={value:.4g}" for name, value in shown.items()), flush=True)
+    for note in row.get("notes", ()):
+        print(f"note: {note}", flush=True)
 
 
 def peak_memory(device: str) -> float:
@@ -133,6 +194,11 @@ class Interrupt:
     def handle(self, number, frame):
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def end_after(self, step: int, out: Path) -> None:
+        """Where a checkpoint has just been written: end the run, if that was asked for."""
+        if self.signal:
+            raise Interrupted(self.signal, f"after step {step}; python train.py --resume --out {out} goes on")
 
 
 def progress(steps: range):

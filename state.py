@@ -66,7 +66,7 @@ def external_teacher(config: Config) -> Transformer:
 
 
 class State:
-    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out pass@1.
+    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best pass@1, micro-batch.
 
     Problems and noise of a step follow from (seed, step), so no generator has to be kept.
     """
@@ -85,7 +85,7 @@ class State:
                 ranks.shard(model, config.device)
         adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
         self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
-        self.step, self.best = 0, -1.0
+        self.step, self.best, self.micro_batch = 0, -1.0, config.micro_batch
 
     def sync_teacher(self, share: float = 1.0) -> None:
         """Move the teacher's weights towards the policy's; share 1 copies them."""
@@ -113,6 +113,7 @@ class State:
             {
                 "step": self.step,
                 "best": self.best,
+                "micro_batch": self.micro_batch,
                 "model": ranks.weights(self.model),
                 "optimizer": ranks.full(self.optimizer.state_dict()),
                 "teacher": ranks.weights(self.teacher) if self.teacher is not None else None,
@@ -131,5 +132,7 @@ class State:
             if self.teacher is not None:
                 ranks.load(self.teacher, state["teacher"])
             self.step, self.best = state["step"], state["best"]
+            sizes = [size for size in (self.micro_batch, state.get("micro_batch", 0)) if size]
+            self.micro_batch = min(sizes, default=0)  # halved before, or asked to be smaller now
         except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
             raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error

@@ -24,10 +24,11 @@ import tasks
 import verifiers
 from config import Config, fingerprint_of, parse_config
 from evaluation import credited_samples, evaluate, evaluate_teacher
-from judge import verify
-from methods import Rollout, autocast, group_hints, loss_of, micro_batches, rows_of, teacher_view
+from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
+from judge import advantages_of, settle, verify
+from methods import Rollout, autocast, group_hints, loss_of, loss_or_nan, micro_batches, rows_of, teacher_view
 from model import Samples, Transformer, sample
-from rlsd import group_advantages, lambda_at, rlsd_loss
+from rlsd import lambda_at
 from rounded_adam import RoundedAdam
 from run_files import (
     Interrupt,
@@ -35,6 +36,7 @@ from run_files import (
     UserError,
     append,
     finish,
+    locked,
     log,
     new_folder,
     open_folder,
@@ -56,6 +58,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     out = begin(config, state, stack)
     if not config.resume:
         warm_start(state.model, source, config, interrupt)
+        check_weights(state.model)
         if config.method not in ("grpo", "opd"):
             state.sync_teacher()
         row = {
@@ -69,18 +72,22 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     ranks.same_weights(state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
+    interrupt.signal = ranks.latest_signal(interrupt.signal)
+    interrupt.end_after(state.step, out)
 
+    watch = Watch(config, state.step)
     for step in progress(range(state.step + 1, config.steps + 1)):
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
             row |= ranks.agreed(evaluate(state.model, source, verifier, config))
+        row |= watch.look(row)
         log(out, row)
+        watch.stop_if_hopeless()
         state.keep_if_best(row, out)
         interrupt.signal = ranks.latest_signal(interrupt.signal)
         if step % config.save_every == 0 or step == config.steps or interrupt.signal:
             state.save(out / "last.pt")
-        if interrupt.signal:
-            raise Interrupted(interrupt.signal, f"after step {step}; python train.py --resume --out {out} goes on")
+        interrupt.end_after(step, out)
     if ranks.rank() == 0:
         finish(out)
         if config.init:
@@ -143,6 +150,8 @@ def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
     name = Path(config.data).stem or config.task.replace(":", "-")
     config.out = config.out or new_folder(f"{name}-{config.method}-{config.seed}")
     out = Path(config.out)
+    if ranks.rank() == 0:
+        stack.enter_context(locked(out))
     if config.resume:
         state.load(out / "last.pt", config)
     if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
@@ -176,7 +185,10 @@ def one_step(
     if step % config.eval_every == 0:
         for row in credited_samples(state.model, state.teacher, batch, config, lam):
             append(out / "samples.jsonl", {"step": step, **row})
-    metrics = update(state.model, state.teacher, state.optimizer, batch, config, lam)
+    metrics = update_in_memory(update, state, batch, config, lam)
+    if not is_finite(metrics):
+        keep_skipped(batch, metrics, step, config)
+        metrics["skipped"] = 1
     state.step = step
     state.teach(config)
     seconds = time.perf_counter() - began
@@ -188,11 +200,14 @@ def one_step(
         "seconds": seconds,
         "tokens/s": ranks.total(batch.samples.mask.sum()).item() / seconds,
     }
+    if config.on_verifier_error != "stop":
+        row["verifier errors"] = ranks.total(torch.tensor(batch.verifier_errors, device=config.device)).item()
     if config.init:
         row["peak GiB"] = peak_memory(config.device)
     return row
 
 
+@out_of_memory("the rollout", "--prompts_per_step, --group_size or --max_new_tokens")
 def rollout(
     model: Transformer, source: tasks.Source, verifier: verifiers.Verifier, config: Config, step: int
 ) -> Rollout:
@@ -215,8 +230,10 @@ def rollout(
             generator=torch.Generator().manual_seed(rng.getrandbits(62)),
         )
     problems = [p for p in questions for _ in range(config.group_size)]
-    rewards = torch.tensor(verify(verifier, samples, problems), device=config.device)
-    return Rollout(problems, samples, rewards, group_advantages(rewards, config.group_size))
+    rewards = torch.tensor(verify(verifier, samples, problems, config), device=config.device)
+    errors = int(rewards.isnan().sum())
+    rewards = settle(rewards, samples, config)
+    return Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), verifier_errors=errors)
 
 
 def update(
@@ -233,8 +250,8 @@ def update(
     rows = rows_of(batch, config)
     scored = ranks.total(samples.mask[rows].sum())
     if scored == 0:
-        _, metrics = rlsd_loss(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
-        return metrics | {"loss": 0.0, "grad_norm": 0.0}
+        loss, metrics = loss_or_nan(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
+        return metrics | {"loss": ranks.total((0 * loss).abs()).item(), "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
     parts = [batch.rows(index) for index in micro_batches(batch, rows, config)]
@@ -250,7 +267,7 @@ def update(
     metrics = ranks.summed(metrics)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
     metrics["grad_norm"] = ranks.total_norm(norm).item()
-    optimizer.step()
+    take_step(optimizer, metrics)
     return metrics
 
 
@@ -274,6 +291,7 @@ def describe(batch: Rollout, config: Config) -> dict[str, float]:
     mask = batch.samples.mask
     spread = (batch.advantages.view(-1, config.group_size) != 0).any(dim=1).repeat_interleave(config.group_size)
     rows = torch.stack([batch.rewards, mask.sum(1), batch.samples.logps.where(mask, 0).sum(1), ~spread], dim=1)
+    rows = rows[~batch.rewards.isnan()]  # dropped ones count nowhere
     reward, length, logp, no_spread = ranks.gather(rows).double().mean(dim=0).tolist()
     return {"reward": reward, "length": length, "entropy": -logp / length, "no_spread": no_spread}
 
@@ -287,7 +305,12 @@ def main(argv: list[str]) -> int:
             print(f"train.py: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"train.py: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except torch.OutOfMemoryError:
+        print(
+            "train.py: the GPU's memory is too small for the model: a smaller one, or --dtype bfloat16", file=sys.stderr
+        )
         return 2
     except Interrupted as interrupted:
         number, where = interrupted.args

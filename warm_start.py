@@ -12,12 +12,14 @@ import reasoning
 import tasks
 import worker
 from config import Config
+from guards import out_of_memory
 from methods import autocast, teacher_view
 from model import Samples, Transformer, token_logps
 from run_files import Interrupt, Interrupted, save
 from state import warm_seed
 
 
+@out_of_memory("the warm start", "--warm_batch")
 def warm_start(model: Transformer, source: tasks.Source, config: Config, interrupt: Interrupt) -> None:
     """Imitate worked solutions in both views; the result is kept on disk under everything it depends on."""
     if config.warm_steps == 0:

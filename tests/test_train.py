@@ -263,7 +263,7 @@ def test_a_well_formatted_wrong_answer_earns_nothing():
     wrong = tasks.target(Problem(problem.question, "3334", "1+2=3\n1+2=3\n1+2=3\n1+2=3"))
     samples = Samples.of([wrong, tasks.target(problem)])
     verifier = train.verifiers.load("number")
-    assert train.verify(verifier, samples, [problem, problem]) == [0.0, 1.0]
+    assert train.verify(verifier, samples, [problem, problem], train.Config()) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("micro", ["", "--micro_batch 1", "--micro_batch 3", "--micro_tokens 180"])
@@ -544,10 +544,11 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     run_files.save({"step": 1}, tmp_path / "last.pt")
-    monkeypatch.setattr(torch, "save", lambda state, path: (Path(path).write_bytes(b"half"), 1 / 0))
+    monkeypatch.setattr(torch, "save", lambda state, file: (file.write(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
         run_files.save({"step": 2}, tmp_path / "last.pt")
     assert torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 # ---- it learns -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,149 @@
+"""When numbers or memory fail: updates that are skipped, policies that collapsed, micro-batches that are halved."""
+
+import contextlib
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+import ranks
+import tasks
+from config import Config
+from methods import Rollout
+from run_files import UserError, lines_until, save
+from state import State
+
+PATIENCE = 10  # updates in a row: skipped, until the run stops; out of order, until the log says so
+ENTROPY_FLOOR = 5e-4  # nats a token; healthy runs of the study stay above 0.001
+KEPT = 10  # batches of skipped updates that are kept, the first ones
+
+
+# ---- numbers ---------------------------------------------------------------------------------------------------------
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    if not all(p.isfinite().all() for p in model.parameters()):
+        raise UserError(
+            "the model's weights are not all finite before the first update: lower --warm_lr, or look at --init"
+        )
+
+
+def take_step(optimizer: torch.optim.Optimizer, metrics: dict[str, float]) -> None:
+    """The optimizer's step, unless loss or gradient is not finite: that would spoil every weight."""
+    if not is_finite(metrics):
+        return
+    with out_of_memory("the optimizer's step", "--hidden_size or --num_layers (it may be half done: nothing is saved)"):
+        optimizer.step()
+
+
+def is_finite(metrics: dict[str, float]) -> bool:
+    return math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])
+
+
+def keep_skipped(batch: Rollout, metrics: dict[str, float], step: int, config: Config) -> None:
+    """skipped-STEP-RANK.pt: the batch of an update that was skipped, for torch.load(..., weights_only=True)."""
+    out = Path(config.out)
+    if len(list(out.glob(f"skipped-*-{ranks.rank()}.pt"))) >= KEPT:
+        return
+    state = {
+        "step": step,
+        "metrics": metrics,
+        "origins": [problem.origin for problem in batch.problems],
+        "questions": [problem.question for problem in batch.problems],
+        "answers": [problem.answer for problem in batch.problems],
+        "completions": [tasks.decode(tokens) for tokens in batch.samples.completions()],
+        "tokens": batch.samples.tokens,
+        "mask": batch.samples.mask,
+        "logps": batch.samples.logps,
+        "rewards": batch.rewards,
+        "advantages": batch.advantages,
+    }
+    save(state, out / f"skipped-{step}-{ranks.rank()}.pt")
+
+
+class Watch:
+    """Reads the rows of a run, those before a resume too; says what went wrong for PATIENCE of them, once a spell."""
+
+    def __init__(self, config: Config, last_step: int):
+        self.config, self.spells, self.skipped = config, {}, 0
+        for line in lines_until(Path(config.out) / "metrics.jsonl", last_step):
+            self.look(json.loads(line))
+
+    def look(self, row: dict) -> dict[str, list[str]]:
+        """Count the row; {"notes": ...} on spells that have just become too long, or nothing."""
+        self.skipped = self.skipped + 1 if "skipped" in row else 0
+        signs = self.signs(row)
+        self.spells = {name: self.spells.get(name, 0) + 1 for name in signs}
+        notes = [signs[name] for name, length in self.spells.items() if length == PATIENCE]
+        return {"notes": notes} if notes else {}
+
+    def signs(self, row: dict) -> dict[str, str]:
+        if "entropy" not in row:  # step 0
+            return {}
+        limit, found = self.config.max_new_tokens, {}
+        if row["entropy"] < ENTROPY_FLOOR:
+            found["entropy"] = (
+                f"the policy has collapsed: for {PATIENCE} updates its entropy has been below {ENTROPY_FLOOR:g} nats "
+                "a token, so the samples of a question are all alike; lower --lr or raise --temperature"
+            )
+        if row["no_spread"] == 1 and self.config.method in ("rlsd", "grpo"):
+            found["no_spread"] = (
+                f"nothing is learned: for {PATIENCE} updates all samples of a question have earned the same "
+                f"(mean reward {row['reward']:.3g}); raise --group_size, or take "
+                f"{'harder' if row['reward'] > 0.5 else 'easier'} problems"
+            )
+        if row.get("verifier errors") == self.config.prompts_per_step * self.config.group_size:
+            found["verifier errors"] = (
+                f"nothing is learned: for {PATIENCE} updates the verifier has failed on every sample; the "
+                f"first failure is in {self.config.out}/verifier_error.txt"
+            )
+        if row["length"] >= 0.99 * limit:
+            found["length"] = (
+                f"completions do not end: for {PATIENCE} updates they have run to --max_new_tokens {limit}; raise it, "
+                "or lower --lr if they once did end"
+            )
+        return found
+
+    def stop_if_hopeless(self) -> None:
+        if self.skipped >= PATIENCE:
+            raise UserError(
+                f"{PATIENCE} updates in a row were skipped: their loss or gradient was not finite; lower --lr or "
+                f"--max_grad_norm, leave --bf16 out, and look at the batches in {self.config.out}/skipped-*.pt"
+            )
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def out_of_memory(where: str, options: str) -> Iterator[None]:
+    """A full GPU becomes one line that names the options to lower."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU's memory is too small in {where}: lower {options}") from error
+
+
+def update_in_memory(update: Callable, state: State, batch: Rollout, config: Config, lam: float) -> dict[str, float]:
+    """`update`; with --halve_micro_batch again with half of the samples a pass, as often as memory does not suffice.
+
+    The smaller size stays, and travels in the checkpoint. The gradient is the same, to rounding.
+    """
+    while True:
+        sized = dataclasses.replace(config, micro_batch=state.micro_batch)
+        size = min(state.micro_batch or len(batch.problems), len(batch.problems))
+        try:
+            return update(state.model, state.teacher, state.optimizer, batch, sized, lam)
+        except torch.OutOfMemoryError as error:
+            if size == 1 or not config.halve_micro_batch:
+                lower = "--max_new_tokens" if size == 1 else "--micro_batch (or add --halve_micro_batch)"
+                raise UserError(
+                    f"the GPU's memory is too small in the update with {size} samples a pass: lower {lower}, "
+                    "or add --gradient_checkpointing"
+                ) from error
+        state.micro_batch = size // 2  # here, where the error no longer holds on to what the failed pass has made
+        torch.cuda.empty_cache()
+        print(f"note: the GPU's memory is too small: --micro_batch {state.micro_batch} from here on", flush=True)

@@ -1,0 +1,267 @@
+"""Numbers that are not finite, policies that collapsed, memory that is too small: said in plain words, and survived."""
+
+import copy
+import json
+import math
+import signal
+
+import pytest
+import torch
+
+import evaluation
+import guards
+import train
+import warm_start
+
+TINY = (
+    "--hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 --steps 4 --prompts_per_step 2 --group_size 4 "
+    "--chain 2 --max_new_tokens 32 --eval_every 2 --eval_problems 3 --save_every 2 --lr 0.01"
+).split()
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def options(folder, name, *more, rule="float(sum(map(ord, completion)) % 2)"):
+    (folder / "rules.py").write_text(f"def check(completion, answer):\n    return {rule}\n")
+    paths = ["--out", str(folder / name), "--warm_dir", str(folder / "warm"), "--verifier", f"{folder}/rules.py:check"]
+    return [*TINY, *paths, *more]
+
+
+def rows(folder, name):
+    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def spoil(monkeypatch, steps):
+    """The loss of these calls of loss_of is nan."""
+    calls, loss_of = [], train.loss_of
+
+    def spoiled(*args):
+        calls.append(args)
+        loss, means = loss_of(*args)
+        return (loss * math.nan if len(calls) in steps else loss), means
+
+    monkeypatch.setattr(train, "loss_of", spoiled)
+
+
+# ---- not finite ------------------------------------------------------------------------------------------------------
+
+
+def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monkeypatch):
+    spoil(monkeypatch, [2])
+    before = []
+    update = train.update
+
+    def noted(model, teacher, optimizer, *rest):
+        before.append([p.detach().clone() for p in model.parameters()] + [copy.deepcopy(optimizer.state_dict())])
+        return update(model, teacher, optimizer, *rest)
+
+    monkeypatch.setattr(train, "update", noted)
+    assert train.main(options(tmp_path, "run")) == 0
+    assert [row.get("skipped", 0) for row in rows(tmp_path, "run")] == [0, 0, 1, 0, 0]
+    one, two, three, four = before  # the weights and moments before each update
+    assert all(torch.equal(a, b) for a, b in zip(two[:-1], three[:-1]))
+    assert str(two[-1]) == str(three[-1])
+    assert not all(torch.equal(a, b) for a, b in zip(one[:-1], two[:-1]))
+    assert not all(torch.equal(a, b) for a, b in zip(three[:-1], four[:-1]))
+    (path,) = (tmp_path / "run").glob("skipped-*")
+    kept = torch.load(path, weights_only=True)
+    assert path.name == "skipped-2-0.pt" and kept["step"] == 2 and math.isnan(kept["metrics"]["loss"])
+    assert kept["tokens"].shape == kept["mask"].shape == kept["logps"].shape and len(kept["completions"]) == 8
+    assert kept["rewards"].tolist() == [float(sum(map(ord, text)) % 2) for text in kept["completions"]]
+
+
+def test_a_gradient_alone_that_is_not_finite_is_skipped_too(tmp_path):
+    config, state, batch = setup(tmp_path)
+    state.model.embed.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = copy.deepcopy(state.model.state_dict())
+    metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    assert math.isfinite(metrics["loss"]) and not math.isfinite(metrics["grad_norm"])
+    assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
+    assert not guards.is_finite(metrics)
+
+
+@pytest.mark.parametrize("who", ["policy", "teacher", "sampler"])
+@pytest.mark.parametrize("micro_batch", ["0", "1"])
+def test_log_probabilities_that_are_not_finite_are_no_crash(tmp_path, who, micro_batch):
+    config, state, batch = setup(tmp_path, "--micro_batch", micro_batch)
+    with torch.no_grad():
+        if who == "sampler":
+            batch.samples.logps[batch.advantages.nonzero()[0], 0] = math.nan
+        else:
+            (state.model if who == "policy" else state.teacher).embed.weight.fill_(math.nan)
+    before = copy.deepcopy(state.model.state_dict())
+    assert math.isnan(train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)["loss"])
+    same = [torch.equal(before[name], value) for name, value in state.model.state_dict().items()]
+    assert all(same) or who == "policy"
+    batch.advantages.zero_()  # nothing to score: the sampler's own figures tell
+    loss = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)["loss"]
+    assert math.isnan(loss) == (who == "sampler") or loss == 0
+
+
+def test_other_mistakes_are_not_taken_for_numbers(tmp_path):
+    config, state, batch = setup(tmp_path)
+    batch.advantages = batch.advantages[:-1]
+    with pytest.raises(ValueError, match="does not fit a mask"):
+        train.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(1))
+
+
+def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, range(1, 99))
+    assert train.main(options(tmp_path, "run", "--steps", "6")) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "40"]) == 2
+    err = capsys.readouterr().err
+    assert "10 updates in a row were skipped" in err and "lower --lr" in err and err.count("\n") == 1
+    assert rows(tmp_path, "run")[-1]["step"] == 10
+    assert train.main(options(tmp_path, "other", "--steps", "12", "--lr", "0.02")) == 2
+    assert len(list((tmp_path / "other").glob("skipped-*"))) == 10
+
+
+def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch, capsys):
+    warm = train.warm_start
+
+    def spoiled(model, *rest):
+        warm(model, *rest)
+        torch.nn.init.constant_(model.embed.weight, math.nan)
+
+    monkeypatch.setattr(train, "warm_start", spoiled)
+    assert train.main(options(tmp_path, "run")) == 2
+    err = capsys.readouterr().err
+    assert "weights are not all finite" in err and "--warm_lr" in err and err.count("\n") == 1
+
+
+# ---- collapse --------------------------------------------------------------------------------------------------------
+
+
+def watch_of(tmp_path, *more):
+    return guards.Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0)
+
+
+FINE = {"entropy": 0.5, "no_spread": 0.5, "length": 20.0, "reward": 0.5}
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        ({"entropy": 0.0004}, "collapsed"),
+        ({"no_spread": 1.0, "reward": 1.0}, "take harder problems"),
+        ({"no_spread": 1.0, "reward": 0.0}, "take easier problems"),
+        ({"length": 32.0}, "run to --max_new_tokens 32"),
+        ({"verifier errors": 8, "length": math.nan, "reward": math.nan}, "failed on every sample"),
+    ],
+)
+def test_a_collapse_is_named_once_a_spell(tmp_path, row, words):
+    watch = watch_of(tmp_path)
+    said = [watch.look(FINE | new) for new in [{}] * 3 + [row] * 30 + [{}] + [row] * 9 + [{}] + [row] * 15]
+    at = [i for i, notes in enumerate(said) if notes]
+    assert at == [12, 53] and all(len(said[i]["notes"]) == 1 and words in said[i]["notes"][0] for i in at)
+
+
+def test_figures_just_inside_the_bounds_are_no_collapse(tmp_path):
+    fine = FINE | {"entropy": 0.0006, "no_spread": 0.99, "length": 31.0, "verifier errors": 7}
+    watch = watch_of(tmp_path)
+    assert not any(watch.look(fine) for _ in range(50))
+    watch = watch_of(tmp_path, "--method", "opsd")  # learns without spread
+    assert not any(watch.look(fine | {"no_spread": 1.0}) for _ in range(50))
+
+
+def test_a_note_stands_once_in_the_log_over_a_resume_too(tmp_path, capsys):
+    made = options(tmp_path, "run", "--steps", "8", rule="1.0")
+    assert train.main(made) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "20"]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: nothing is learned")]
+    assert len(notes) == 1 and "mean reward 1" in notes[0]
+    found = [row["step"] for row in rows(tmp_path, "run") if "nothing is learned" in str(row.get("notes"))]
+    assert found == [10]
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+
+def setup(tmp_path, *more):
+    config = train.parse_config([*TINY, "--out", str(tmp_path), *more])
+    state = train.State(config)
+    source = train.tasks.generated("addition", 3, 2)
+    batch = train.rollout(state.model, source, lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
+    assert len(set(batch.rewards.tolist())) == 2
+    return config, state, batch
+
+
+def limit(monkeypatch, samples, calls=None):
+    """A device that cannot hold more than so many samples of a pass, backward included."""
+    loss_of = train.loss_of
+
+    def limited(model, teacher, part, *rest):
+        calls is None or calls.append(len(part.problems))
+        loss, means = loss_of(model, teacher, part, *rest)
+        if len(part.problems) > samples:
+            loss.backward()  # gradients of a failed pass must not count
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return loss, means
+
+    monkeypatch.setattr(train, "loss_of", limited)
+
+
+def test_halved_micro_batches_make_the_run_of_small_ones_and_travel(tmp_path, monkeypatch, capsys):
+    assert train.main(options(tmp_path, "small", "--micro_batch", "2")) == 0
+    calls = []
+    limit(monkeypatch, 2, calls)
+    capsys.readouterr()
+    assert train.main(options(tmp_path, "halved", "--halve_micro_batch", "--steps", "2")) == 0
+    assert (
+        "--micro_batch 4 from here on\n" in (out := capsys.readouterr().out) and "--micro_batch 2 from here on\n" in out
+    )
+    failed = sum(size > 2 for size in calls)
+    assert train.main(["--resume", "--out", str(tmp_path / "halved"), "--steps", "4"]) == 0
+    assert sum(size > 2 for size in calls) == failed == 2 and "from here on" not in capsys.readouterr().out
+    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("small", "halved"))
+    assert b["micro_batch"] == 2 and all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+
+
+@pytest.mark.parametrize(
+    "more, words", [([], "add --halve_micro_batch"), (["--halve_micro_batch"], "--max_new_tokens")]
+)
+def test_memory_that_never_suffices_names_what_to_lower(tmp_path, monkeypatch, capsys, more, words):
+    limit(monkeypatch, 0)
+    assert train.main(options(tmp_path, "run", *more)) == 2
+    err = capsys.readouterr().err
+    assert words in err and "in the update" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "module, name, words",
+    [
+        (train, "sample", "in the rollout: lower --prompts_per_step"),
+        (evaluation, "sample", "in the evaluation: lower --eval_problems"),
+        (warm_start, "token_logps", "in the warm start: lower --warm_batch"),
+        (train, "build", "for the model"),
+    ],
+)
+def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module, name, words):
+    def full(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(module, "State" if name == "build" else name, full)
+    assert train.main(options(tmp_path, "run")) == 2
+    err = capsys.readouterr().err
+    assert words in err and err.count("\n") == 1
+
+
+def test_an_optimizer_that_is_out_of_memory_is_not_asked_twice(tmp_path, monkeypatch):
+    """Its step may be half done: the same gradient must not move the weights again."""
+    config, state, batch = setup(tmp_path, "--halve_micro_batch")
+    asked = []
+
+    def full():
+        asked.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(state.optimizer, "step", full)
+    with pytest.raises(train.UserError, match="the optimizer's step"):
+        guards.update_in_memory(train.update, state, batch, config, 0.5)
+    assert asked == [1]
