@@ -124,7 +124,7 @@ CHANGEABLE = ("steps", "verifier_timeout", "on_verifier_error", "micro_batch", "
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message} (python train.py --help lists the options)")
+        raise UserError(f"{message} (python {self.prog} --help lists the options)")
 
 
 def parse_config(argv: list[str]) -> Config:

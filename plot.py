@@ -1,61 +1,126 @@
-"""Curves of one run or several: python plot.py RUN [RUN ...] [--out FILE.png]"""
+"""Curves of one run or several: python plot.py RUN [RUN ...] [--out FILE.png]
+
+Runs that differ in the seed alone are one line, their mean, in a band from the lowest to the highest of them.
+"""
 
 import argparse
 import json
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 
 # Okabe and Ito's palette, told apart by the colour-blind; the line style says it again for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":")
+MARKERS = "osv^DPX"  # at the evaluations, which are few
 PANELS = (
-    ("reward", "reward of the samples"),
-    ("pass@1", "held-out pass@1 (thick) and greedy"),
-    ("entropy", "entropy, nats a token"),
-    ("length", "length, tokens"),
-    ("clipped", "share of tokens at the evidence clip"),
-    ("no_spread", "share of groups without spread"),
+    ("pass@1", "held-out pass@1", "share of problems"),
+    ("reward", "reward of the samples", "mean reward"),
+    ("no_spread", "groups of equal rewards: no lesson", "share of groups"),
+    ("entropy", "entropy of the samples", "nats a token"),
+    ("length", "length of the samples", "tokens"),
+    ("clipped", "evidence clip, where lambda > 0", "share of tokens"),
 )
+SHARES = ("pass@1", "reward", "no_spread")
+SMOOTH = 5  # updates to either side: one batch of a few questions is noise, so a mean is drawn over the pale raw line
+ASIDE = {"seed", "out", "resume", "fingerprint"}  # options in which runs of one line may differ
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        if "clipped_low" in row:
-            row["clipped"] = row["clipped_low"] + row["clipped_high"]
+    """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high where lambda is above 0.
+
+    Raises ValueError that names the line which is no row of it.
+    """
+    rows = []
+    for n, line in enumerate((run / "metrics.jsonl").read_text().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+            if row["step"] and row.get("lambda"):
+                row["clipped"] = row["clipped_low"] + row["clipped_high"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{run / 'metrics.jsonl'}:{n} is no line of a run's log: {line[:40]!r}") from error
+        rows.append(row)
     return rows
 
 
-def curves(runs: list[Path], out: Path) -> Path:
-    """Draw every panel over the updates, a line a run, and write the PNG."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.4), constrained_layout=True)
-    for i, run in enumerate(runs):
-        rows, look = read_metrics(run), {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
-        for axis, (name, _) in zip(axes.flat, PANELS):
-            points = [(row["step"], row[name]) for row in rows if name in row]
-            if points:
-                axis.plot(*zip(*points), label=run.name, linewidth=2 if name == "pass@1" else 1.2, **look)
-        greedy = [(row["step"], row["greedy"]) for row in rows if "greedy" in row]
-        axes.flat[1].plot(*zip(*greedy), linewidth=0.8, marker=".", markersize=4, **look)
-    for axis, (name, title) in zip(axes.flat, PANELS):
-        axis.set(title=title, xlabel="update")
-        axis.set_ylim(bottom=0, top=1.02 if name in ("reward", "pass@1", "no_spread") else None)
-        axis.grid(alpha=0.3)
+def lines(runs: list[Path]) -> dict[str, list[Path]]:
+    """The runs of each line of the figure, under its name: those whose config.json differs in the seed alone."""
+    alike = defaultdict(list)
+    for run in runs:
+        config = run / "config.json"
+        try:
+            options = json.loads(config.read_text()) if config.is_file() else {"run": str(run)}
+        except ValueError as error:
+            raise ValueError(f"{config} is no configuration: {error}") from error
+        alike[json.dumps({name: x for name, x in options.items() if name not in ASIDE}, sort_keys=True)].append(run)
+    names: dict[str, list[Path]] = {}
+    for group in alike.values():
+        name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more seeds"
+        names[name if name not in names else str(group[0])] = group
+    return names
+
+
+def band(runs: list[list[dict]], name: str) -> list[tuple[int, float, float, float]]:
+    """(update, mean, lowest, highest) of a figure over runs, at the updates that all of them have."""
+    tables = [{row["step"]: row[name] for row in rows if name in row} for rows in runs]
+    steps = sorted(set.intersection(*map(set, tables)))
+    values = ([table[step] for table in tables] for step in steps)
+    return [(step, sum(v) / len(v), min(v), max(v)) for step, v in zip(steps, values)]
+
+
+def smoothed(values: list[float]) -> list[float]:
+    """Mean of each value with its neighbours, up to SMOOTH on either side."""
+    windows = (values[max(0, i - SMOOTH) : i + SMOOTH + 1] for i in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def draw(axis: Axes, runs: list[list[dict]], name: str, label: str, look: dict, marker: str) -> None:
+    """One line: markers at evaluations; every-update figures smoothed, over the pale raw line of a single run."""
+    points = band(runs, name)
+    if not points:
+        return
+    steps, means, lows, highs = map(list, zip(*points))
+    if name == "pass@1":
+        every = max(1, len(steps) // 20)
+        axis.plot(steps, means, label=label, marker=marker, markevery=every, fillstyle="none", markersize=6, **look)
+    else:
+        axis.plot(steps, smoothed(means), label=label, **look)
+        lows, highs = smoothed(lows), smoothed(highs)
+        if len(runs) == 1:
+            axis.plot(steps, means, color=look["color"], linewidth=0.6, alpha=0.35)
     if len(runs) > 1:
-        axes.flat[0].legend(fontsize=9)
+        axis.fill_between(steps, lows, highs, color=look["color"], alpha=0.18, linewidth=0)
+
+
+def curves(runs: list[Path], out: Path) -> Path:
+    """Draw every panel over the updates and write the PNG."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.8), constrained_layout=True)
+    for i, (label, group) in enumerate(lines(runs).items()):
+        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "linewidth": 1.6}
+        rows = [read_metrics(run) for run in group]
+        for axis, (name, _, _) in zip(axes.flat, PANELS):
+            draw(axis, rows, name, label, look, MARKERS[i % len(MARKERS)])
+    last = max((x for axis in axes.flat for line in axis.lines for x in line.get_xdata()), default=1)
+    for axis, (name, title, unit) in zip(axes.flat, PANELS):
+        axis.set(title=title, xlabel="update", ylabel=unit, xlim=(-0.03 * last, 1.03 * last))
+        axis.set_ylim(bottom=0, top=1.02 if name in SHARES else 1.05 * axis.get_ylim()[1])
+        axis.grid(alpha=0.3)
+        if not axis.lines:
+            axis.text(0.5, 0.5, "none recorded", transform=axis.transAxes, ha="center", color="#555555")
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
     figure.savefig(out, dpi=110)
     plt.close(figure)
     return out
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     args = parser.parse_args(argv)
@@ -65,8 +130,9 @@ def main(argv: list[str]) -> int:
             return 2
     try:
         print(curves(args.runs, args.out))
-    except OSError as error:
-        print(f"plot.py: {error.filename}: {error.strerror}", file=sys.stderr)
+    except (OSError, ValueError) as error:
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        print(f"plot.py: {said}", file=sys.stderr)
         return 2
     return 0
 

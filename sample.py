@@ -1,0 +1,246 @@
+"""Ask a trained run a question, and see which tokens of its answers the credit falls on.
+
+python sample.py runs/addition-rlsd-0 "4785+3626"                      # in colour; figures where there is no terminal
+python sample.py runs/addition-rlsd-0 "4785+3626" --html credit.html   # a page that needs nothing else
+python sample.py runs/addition-rlsd-0 --interactive
+
+best.pt samples groups in the student's view, as a training step does, until one has both right and wrong samples, and
+scores two of them in both views. Without a question, a held-out problem: another for every --seed.
+"""
+
+import argparse
+import dataclasses
+import io
+import json
+import os
+import random
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+import credit
+import tasks
+import verifiers
+from config import Config, Parser, check_ranges
+from methods import group_hints, teacher_view
+from model import Transformer
+from run_files import UserError
+from state import build_model
+from train import load_source, rollout
+
+SEARCH = 20_000  # random combinations tried for a countdown target; five numbers took at most 5,000
+
+
+@dataclass
+class Run:
+    folder: Path
+    config: Config
+    model: Transformer
+    source: tasks.Source
+    verifier: verifiers.Verifier
+
+
+def load_run(folder: Path, given: dict) -> Run:
+    """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
+    path = folder / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved.pop("fingerprint")
+        config = Config(**{**saved, **given})
+        for f in dataclasses.fields(config):
+            if type(getattr(config, f.name)) is not f.type:
+                raise TypeError(f"{f.name} is {getattr(config, f.name)!r}")
+        check_ranges(config)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{folder} holds no config.json: give the folder of a run, as python train.py prints"
+        ) from error
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is no configuration of this program: {one_line(error)}") from error
+    if not torch.cuda.is_available():
+        config = dataclasses.replace(config, device="cpu", bf16=False)
+    source, verifier = load_source(config)
+    model = build_model(config)
+    try:
+        model.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
+    except Exception as error:  # missing, torn or foreign files: torch raises many kinds
+        raise UserError(f"{folder / 'best.pt'} is no checkpoint of this run: {one_line(error)}") from error
+    return Run(folder, config, model, source, verifier)
+
+
+def one_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# ---- the question ----------------------------------------------------------------------------------------------------
+
+
+def find_problem(run: Run, question: str) -> tasks.Problem | None:
+    """The run's own problem of this question, or one made of it where the task is built in; None: the answer is needed.
+
+    Raises UserError for a question that the built-in task would never ask.
+    """
+    words = " ".join(question.split())
+    known = {" ".join(problem.question.split()): problem for problem in run.source.known}
+    if words in known or run.config.data or run.config.task not in tasks.GENERATORS:
+        return known.get(words)
+    return (made_addition if run.config.task == "addition" else made_countdown)(run.source, words)
+
+
+def made_addition(source: tasks.Source, question: str) -> tasks.Problem:
+    match = re.fullmatch(r"(\d{1,40}) ?\+ ?(\d{1,40})", question, re.ASCII)
+    if not match:
+        raise UserError(f"{question[:60]!r} is no question of this run's task: ask like 4785+3626")
+    a, b = match.groups()
+    problem = tasks.Problem(f"{a}+{b}", str(int(a) + int(b)))
+    columns = len(a) == len(b) and a[0] != "0" != b[0]
+    return source.careless(problem, random.Random(0), 0.0) if columns else problem  # never a slip: worked, and right
+
+
+def made_countdown(source: tasks.Source, question: str) -> tasks.Problem | None:
+    match = re.fullmatch(r"(\d{1,2}) from ([1-9]\d?(?: [1-9]\d?){1,5})", question, re.ASCII)
+    if not match:
+        raise UserError(
+            f"{question[:60]!r} is no question of this run's task: ask like '27 from 8 2 4 3' (1 to 99 each)"
+        )
+    problem, rng = tasks.Problem(question, ""), random.Random(0)
+    for _ in range(SEARCH):
+        found = source.careless(problem, rng, 1.0)  # always a slip: the numbers combined at random
+        if found.answer.endswith(f"= {int(match[1])}"):
+            return found
+    return None
+
+
+def completed(run: Run, question: str, found: tasks.Problem | None, answer: str, reference: str) -> tasks.Problem:
+    """The problem to ask, the answer and the teacher's text given put in; checked as train.py checks its own."""
+    asked = repr(question[:60])
+    if found is None and not answer:
+        raise UserError(f"{asked} is none of the run's problems: give its reference answer with --answer")
+    problem = tasks.Problem(found.question if found else question, answer) if answer or not found else found
+    if reference:
+        problem, run.config = (
+            dataclasses.replace(problem, privileged=reference),
+            dataclasses.replace(run.config, privileged_key="--reference"),
+        )
+    if not (problem.privileged if run.config.privileged_key else run.config.privileged == "answer" or problem.solution):
+        raise UserError(f"{asked} has nothing to show the run's teacher: give it with --reference")
+    longest = max(len(teacher_view(problem, run.config)), len(tasks.student_prompt(problem)))
+    room = run.config.max_seq_len - run.config.max_new_tokens
+    if longest > room:
+        raise UserError(f"{asked} makes a prompt of {longest} tokens, and the run has room for {room}: ask less")
+    if not verifiers.can_be_earned(run.verifier, tasks.decode(tasks.target(problem)), problem.answer):
+        raise UserError(f"the run's verifier does not accept the reference answer {problem.answer[:60]!r} itself")
+    return problem
+
+
+# ---- the answer ------------------------------------------------------------------------------------------------------
+
+
+def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[credit.Sample]]:
+    """What was drawn, line by line, and a right and a wrong sample of one group; a single one where none has both."""
+    source = dataclasses.replace(run.source, draw=lambda rng, n: [problem])
+    for group in range(1, tries + 1):
+        batch = rollout(run.model, source, run.verifier, run.config, step=group)
+        spread = bool(batch.advantages.any())
+        if spread:
+            break
+    if run.config.evidence == "contrastive":
+        batch.hints = group_hints(batch, run.config)
+    picked = torch.stack([batch.rewards.argmax(), batch.rewards.argmin()]) if spread else torch.tensor([0])
+    samples = credit.credited(run.model, batch.rows(picked), run.config)
+    right = f"{int((batch.rewards == 1).sum())} of {len(batch.rewards)} samples right"
+    if not spread:
+        drawn = f"{tries} groups, each of equal rewards (the last: {right}): A = 0, no credit. Try more --tries"
+    else:
+        drawn = f"group {group}: {right}" + ("; those before it had equal rewards: A = 0" if group > 1 else "")
+    lam, eps_w = run.config.rlsd_lambda, run.config.rlsd_reweight_clip_range
+    return [
+        f"reference answer: {problem.answer}",
+        f"{run.folder / 'best.pt'}, seed {run.config.seed}, {drawn}",
+        f"lambda {lam:g}, eps_w {eps_w:g}",
+    ], samples
+
+
+def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
+    """Ask one question; print what came, and write the page if there is to be one."""
+    found = find_problem(run, question)
+    answer = args.answer
+    if args.interactive and found is None and not answer:
+        answer = input("reference answer> ")
+    problem = completed(run, question, found, answer, args.reference)
+    lines, samples = ask(run, problem, args.tries)
+    if args.html:
+        args.html.write_text(credit.page(problem.question, lines, samples, run.config), "utf-8", errors="replace")
+    colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    print(*(credit.visible(line) for line in (f"question: {problem.question}", *lines)), sep="\n")
+    if colour:
+        print(credit.colour_key(run.config))
+    for sample in samples:
+        print(f"\n{credit.headline(sample)}")
+        print(credit.in_colour(sample, run.config) if colour else credit.as_figures(sample))
+    if args.html:
+        print(f"\npage: {args.html}")
+
+
+def interact(run: Run, args: argparse.Namespace) -> None:
+    """Questions until an empty line or the end of input; one that cannot be asked costs one line."""
+    try:
+        while question := input("question> ").strip():
+            try:
+                answer_question(run, question, args)
+            except UserError as error:
+                print(f"sample.py: {error}", file=sys.stderr)
+    except EOFError:
+        pass
+
+
+def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
+    """Our own options, and those that take the place of the run's: the ones given."""
+    parser = Parser("sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that train.py has left")
+    parser.add_argument("question", nargs="?", metavar="QUESTION", help="default: a held-out one, by --seed")
+    parser.add_argument("--answer", default="", help="reference answer, where the question is none of the run's own")
+    parser.add_argument("--reference", default="", help="what the teacher is shown instead of what the run shows it")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write a page: figures of every token, plain GRPO")
+    parser.add_argument("--interactive", action="store_true", help="ask for questions until an empty line")
+    parser.add_argument("--tries", type=int, default=32, help="groups to draw until one has both (default: 32)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
+    for name in ("rlsd_lambda", "rlsd_reweight_clip_range"):
+        parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="in place of the run's")
+    args = parser.parse_args(argv)
+    if args.interactive and args.question is not None:
+        raise UserError("--interactive asks for the questions: leave QUESTION out")
+    if args.tries < 1:
+        raise UserError(f"--tries {args.tries}: at least 1 is needed")
+    given = {name: value for name, value in vars(args).items() if name == "seed" or name.startswith("rlsd_")}
+    return args, given
+
+
+def main(argv: list[str]) -> int:
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a token may be what this terminal's alphabet lacks
+    try:
+        args, given = parse(argv)
+        run = load_run(args.run, given)
+        if args.interactive:
+            interact(run, args)
+        else:
+            held_out = run.source.held_out
+            question = held_out[args.seed % len(held_out)].question if args.question is None else args.question
+            answer_question(run, question, args)
+    except UserError as error:
+        print(f"sample.py: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"sample.py: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

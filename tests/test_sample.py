@@ -1,0 +1,297 @@
+"""sample.py: what it shows is what training would do, whatever the model wrote, and its errors are one line."""
+
+import dataclasses
+import json
+import math
+import re
+import sys
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import credit
+import sample
+import tasks
+from config import Config
+from credit import Sample, Token
+from model import Samples, token_logps
+from run_files import save
+from state import build_model
+from verifiers import expression
+
+TINY = {"hidden_size": 32, "num_layers": 1, "eval_problems": 5, "group_size": 4, "max_seq_len": 128}
+OPTIONS = TINY | {"chain": 2, "max_new_tokens": 24}
+
+
+@pytest.fixture(autouse=True)
+def fixed_colours(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+
+def make_run(folder, **options):
+    """A run's folder as train.py leaves it, with untrained weights and a verifier that finds spread in noise."""
+    folder.mkdir()
+    rules = folder / "rules.py"
+    rules.write_text("def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n")
+    config = Config(**{**OPTIONS, "verifier": f"{rules}:check", **options})
+    model = build_model(config)
+    with torch.no_grad():  # far from uniform, so that the reference makes a difference
+        for p in model.parameters():
+            p.mul_(3)
+    (folder / "config.json").write_text(json.dumps({**dataclasses.asdict(config), "fingerprint": "of the files"}))
+    save(model.state_dict(), folder / "best.pt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("sample") / "run")
+
+
+def ask(run, *argv, capsys):
+    code = sample.main([str(run), *argv])
+    out, err = capsys.readouterr()
+    assert (code, err) == (0, ""), err
+    return out
+
+
+def refused(*argv, capsys):
+    code = sample.main([str(arg) for arg in argv])
+    err = capsys.readouterr().err
+    assert code == 2 and err.startswith("sample.py: ") and err.count("\n") == 1, err
+    return err
+
+
+# ---- the credit ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lam, eps_w", [(0.5, 0.2), (1.0, 4.0), (0.0, 0.2)])
+def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, eps_w):
+    batches, credited = [], credit.credited
+    monkeypatch.setattr(credit, "credited", lambda m, batch, c: batches.append(batch) or credited(m, batch, c))
+    printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
+    figures = [line.split()[-5:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
+    model = sample.load_run(run, {}).model
+    problem, moved = tasks.Problem("47+85", "132"), 0
+    assert batches[0].advantages[0] > 0 > batches[0].advantages[1]
+    for ids, advantage in zip(batches[0].samples.completions(), batches[0].advantages.tolist()):
+        one = Samples.of([ids])
+        with torch.no_grad():
+            student = token_logps(model, [tasks.student_prompt(problem)], one, 1.0)[0].tolist()
+            teacher = token_logps(model, [tasks.teacher_prompt(problem)], one, 1.0)[0].tolist()
+        for log_s, log_t in zip(student, teacher):
+            w = math.exp(math.copysign(1, advantage) * (log_t - log_s))
+            by_hand = advantage * (1 - lam + lam * min(max(w, 1 - eps_w), 1 + eps_w))
+            row = [float(text) for text in figures.pop(0)]
+            assert row == pytest.approx(
+                [math.exp(log_s), math.exp(log_t), log_t - log_s, w, by_hand], rel=2e-3, abs=1e-4
+            )
+            moved += abs(by_hand - advantage) > 0.01
+    assert not figures and (moved > 10) == (lam > 0)
+
+
+def test_a_group_of_equal_rewards_shows_one_sample_without_credit(tmp_path, capsys):
+    run = make_run(tmp_path / "run", verifier="number")
+    printed = ask(run, "47+85", "--tries", "2", capsys=capsys)
+    assert "2 groups, each of equal rewards (the last: 0 of 4 samples right): A = 0" in printed
+    assert printed.count(": reward ") == 1 and "wrong: reward 0, A = +0.0000, no token moved" in printed
+    assert all(line.endswith("+0.0000") for line in printed.splitlines() if re.match(r" *\d+ '", line))
+
+
+def test_the_seed_decides(run, capsys):
+    first, again, other = (ask(run, "47+85", *seed, capsys=capsys) for seed in ([], ["--seed", "0"], ["--seed", "1"]))
+    assert first == again != other
+
+
+def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
+    rows = lambda text: [line.split()[-5:] for line in text.splitlines() if re.match(r" *\d+ '", line)]
+    told, misled = (rows(ask(run, "47+85", *more, capsys=capsys)) for more in ([], ["--reference", "99"]))
+    assert [row[0] for row in told] == [row[0] for row in misled] and [r[1] for r in told] != [r[1] for r in misled]
+    assert rows(ask(run, "47+85", "--reference", "132", capsys=capsys)) == told
+
+
+# ---- questions -------------------------------------------------------------------------------------------------------
+
+
+def test_built_in_questions_are_worked_out(run, tmp_path):
+    loaded = sample.load_run(run, {})
+    assert sample.find_problem(loaded, " 47 + 85 ") == tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
+    assert sample.find_problem(loaded, "999+1") == tasks.Problem("999+1", "1000")
+    loaded = sample.load_run(make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56), {})
+    made = sample.find_problem(loaded, "27 from 8 2 4 3")
+    assert made is not None and expression(made.answer, "8 2 4 3 = 27") == 1.0
+    assert made.solution is not None and made.solution.count("\n") == 2
+    assert sample.find_problem(loaded, "97 from 1 1 1") is None
+
+
+def test_a_question_of_the_file_needs_no_answer_and_another_does(tmp_path, capsys):
+    data = tmp_path / "my.jsonl"
+    data.write_text("".join(f'{{"question": "q {i}?", "answer": "{i}"}}\n' for i in range(4)))
+    run = make_run(tmp_path / "run", data=str(data))
+    assert "reference answer: 3" in ask(run, "q  3?", capsys=capsys)
+    assert "reference answer: x" in ask(run, "q 3?", "--answer", "x", capsys=capsys)
+    assert "reference answer: 9" in ask(run, "q 9?", "--answer", "9", capsys=capsys)
+    assert re.search(r"question: q \d\?", ask(run, capsys=capsys))
+    assert "give its reference answer with --answer" in refused(run, "q 9?", capsys=capsys)
+
+
+def test_interactive_asks_until_an_empty_line_and_survives_a_bad_question(run, capsys, monkeypatch):
+    lines = iter(["47+85", "what?", "12+34", "", "never read"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    assert sample.main([str(run), "--interactive"]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("question: ") == 2 and "reference answer: 46" in out and next(lines) == "never read"
+    assert err.count("\n") == 1 and "'what?' is no question of this run's task" in err
+
+
+def test_interactive_asks_for_an_answer_it_lacks_and_ends_with_the_input(tmp_path, capsys, monkeypatch):
+    data = tmp_path / "my.jsonl"
+    data.write_text("".join(f'{{"question": "q {i}?", "answer": "{i}"}}\n' for i in range(4)))
+    lines = ["q 9?", "nine"]
+    monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0) if lines else exec("raise EOFError"))
+    assert sample.main([str(make_run(tmp_path / "run", data=str(data))), "--interactive"]) == 0
+    assert "reference answer: nine" in capsys.readouterr().out
+
+
+# ---- how it looks ----------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(1)>',
+    "\x1b[2J\x07",
+    "‮abc",
+    "&amp;",
+    "</span>\n",
+    "$title",
+]
+
+
+def hostile(advantage):
+    tokens = [Token(text, 0.5, 0.9, 0.588, 1.8, advantage * 1.1) for text in HOSTILE]
+    return Sample(float(advantage > 0), advantage, tokens)
+
+
+class Page(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.text = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_hostile_text_is_text_on_the_page():
+    text = credit.page("<b>title</b> $low", ["<i>fact</i>"], [hostile(1.0), hostile(-1.0)], Config())
+    page = Page(text)
+    allowed = set(
+        "html head meta title style body h1 h2 h3 ul li div span section p b i br table caption tr th td code".split()
+    )
+    assert {tag for tag, _ in page.tags} <= allowed
+    assert {name for _, attrs in page.tags for name in attrs} <= {
+        "lang", "charset", "http-equiv", "content", "name", "class", "style", "tabindex", "autofocus"
+    }  # fmt: skip
+    for shown in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', r"\x1b[2J\x07", r"\u202eabc", "&amp;"):
+        assert page.text.count(shown) == 6, shown  # two samples, each as RLSD, as GRPO and in the table
+    assert "<b>title</b> $low" in page.text and "<i>fact</i>" in page.text and "$title" in page.text
+    assert "\x1b" not in text and "‮" not in text
+    assert dict(page.tags)["meta"] and "default-src 'none'" in text and "://" not in text and "url(" not in text
+
+
+def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
+    figures = ask(run, "47+85", "--html", str(tmp_path / "page.html"), capsys=capsys)
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
+    for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M):
+        for text in row:
+            assert text in page.text
+    focusable = [attrs for tag, attrs in page.tags if "tabindex" in attrs]
+    assert (
+        len(focusable) == len(re.findall(r"^ *\d+ '", figures, re.M)) and sum("autofocus" in a for a in focusable) == 1
+    )
+    assert {"raised", "lowered"} <= {attrs.get("class") for tag, attrs in page.tags if tag == "section"}
+    assert "every token raised (+)" in page.text and "every token lowered (-)" in page.text
+    assert page.text.count("plain GRPO: ") == 2
+
+
+def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypatch):
+    assert "\x1b" not in ask(run, "47+85", capsys=capsys)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    coloured = ask(run, "47+85", capsys=capsys)
+    assert "\x1b[48;5;" in coloured and "P_S" not in coloured
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b" not in ask(run, "47+85", capsys=capsys)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
+    painted = credit.in_colour(hostile(advantage), Config())
+    plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
+    assert plain == "".join(map(credit.visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
+    blue, orange = (set(map(str, credit.INK[sign])) for sign in (1, -1))
+    assert set(re.findall(r"48;5;(\d+)", painted)) <= (blue if advantage > 0 else orange)
+
+
+def test_depth_runs_from_bound_to_bound():
+    for lam, eps_w, low, high in ((0.5, 0.2, 0.9, 1.1), (1.0, 4.0, 0.0, 5.0), (0.25, 4.0, 0.75, 2.0)):
+        config = Config(rlsd_lambda=lam, rlsd_reweight_clip_range=eps_w)
+        assert credit.bounds(config) == pytest.approx((low, high))
+        for sign in (1.0, -1.0):
+            at = lambda m: credit.depth(Sample(1.0, sign, []), Token("", 1, 1, 0, 1, sign * m), config)
+            assert [at(m) for m in (low, 1.0, high)] == pytest.approx([-1, 0, 1])
+            assert at((1 + high) / 2) == pytest.approx(0.5)
+    assert credit.depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
+
+
+# ---- errors, a line each ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "argv, says",
+    [
+        (["two words"], "'two words' is no question of this run's task: ask like 4785+3626"),
+        (["1" * 40 + "+" + "1" * 40], "tokens, and the run has room for 104"),
+        (["1+2", "--interactive"], "leave QUESTION out"),
+        (["1+2", "--tries", "0"], "--tries 0: at least 1"),
+        (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
+        (["1+2", "--seed", "-1"], "--seed -1: 0 to"),
+        (["1+2", "--color"], "unrecognized arguments: --color (python sample.py --help"),
+        (["1+2", "--html", "/nowhere/page.html"], "/nowhere/page.html: No such file or directory"),
+    ],
+)
+def test_what_is_asked_wrongly_is_one_line(run, capsys, argv, says):
+    assert says in refused(run, *argv, capsys=capsys)
+
+
+def test_what_the_run_cannot_do_is_one_line(tmp_path, capsys):
+    countdown = make_run(tmp_path / "countdown", task="countdown", chain=0, max_new_tokens=56)
+    assert "ask like '27 from 8 2 4 3'" in refused(countdown, "27 from 8", capsys=capsys)
+    assert "with --answer" in refused(countdown, "97 from 1 1 1", capsys=capsys)
+    number = make_run(tmp_path / "number", verifier="number")
+    assert "does not accept the reference answer 'many'" in refused(number, "4+4", "--answer", "many", capsys=capsys)
+    solution = make_run(tmp_path / "solution", privileged="solution")
+    assert "nothing to show the run's teacher" in refused(solution, "999+1", capsys=capsys)
+    assert "question: 999+1" in ask(solution, "999+1", "--reference", "9+1=10", capsys=capsys)
+
+
+def test_a_run_that_is_none_or_damaged_is_one_line(tmp_path, capsys):
+    assert "holds no config.json: give the folder of a run" in refused(tmp_path, "1+2", capsys=capsys)
+    run = make_run(tmp_path / "run")
+    checkpoint, config = (run / "best.pt").read_bytes(), json.loads((run / "config.json").read_text())
+    for torn in (checkpoint[: len(checkpoint) // 2], b"", b"not torch"):
+        (run / "best.pt").write_bytes(torn)
+        assert "best.pt is no checkpoint of this run" in refused(run, "1+2", capsys=capsys)
+    save({"other": torch.ones(1)}, run / "best.pt")
+    assert "best.pt is no checkpoint of this run" in refused(run, "1+2", capsys=capsys)
+    (run / "best.pt").unlink()
+    assert "best.pt" in refused(run, "1+2", capsys=capsys)
+    for change in ({"hidden_size": "wide"}, {"hidden_size": 33}, {"colour": "red"}, {"task": 3}):
+        (run / "config.json").write_text(json.dumps({**config, **change}))
+        refused(run, "1+2", capsys=capsys)
+    for text in ("", "[1]", "{", "{}"):
+        (run / "config.json").write_text(text)
+        assert "config.json is no configuration of this program" in refused(run, "1+2", capsys=capsys)
