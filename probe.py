@@ -24,7 +24,7 @@ from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import Interrupt, UserError
+from run_files import Interrupt, UserError, fill, load, reading
 from state import build_model
 from warm_start import warm_start
 
@@ -167,10 +167,8 @@ def policy_of(own: argparse.Namespace, config: Config, source: tasks.Source) -> 
         warm_start(model, source, config, Interrupt())
         return model
     path = Path(own.policy) / "last.pt"
-    try:
-        model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True)["model"])
-    except Exception as error:  # missing, torn or of another shape: torch raises many kinds
-        raise UserError(f"--policy {own.policy}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
+    with reading(f"--policy {own.policy}: no checkpoint of this model"):
+        fill(model, load(path, config.device)["model"])
     return model
 
 

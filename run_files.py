@@ -1,7 +1,9 @@
 """What a run leaves on disk, and how it ends cleanly: folder, log lines, checkpoints, curves, Ctrl-C."""
 
+import contextlib
 import json
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -12,6 +14,27 @@ import torch
 
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks: a UserError's own words, else its kind as well."""
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+@contextlib.contextmanager
+def reading(what: str):
+    """Whatever a torn, foreign or edited file of the user's makes its reader raise becomes one UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch and tiktoken raise many kinds, a panic of Rust's among them
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
 class Interrupted(Exception):
@@ -40,6 +63,31 @@ def open_folder(out: Path, config: dict, resume: bool) -> None:
 
 def save(state: dict, path: Path) -> None:
     replace(path, lambda temporary: torch.save(state, temporary))
+
+
+def load(path: Path, device: str):
+    """What torch has saved, tensors and plain values alone: UserError for a torn file, or one with code in it."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:  # its own message tells how to run what is in the file
+        raise UserError(f"{path} is refused: torn, no file of torch's, or with more in it than tensors") from error
+
+
+def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model all of the weights that were read, or none: ValueError for another shape or one not finite."""
+    shapes = {name: tuple(x.shape) for name, x in model.state_dict().items()}
+    found = {name: tuple(x.shape) for name, x in weights.items()}
+    for name in shapes | found:
+        if shapes.get(name) != found.get(name):
+            raise ValueError(f"the shape of {name} is {found.get(name)}; {shapes.get(name)} is needed")
+    check_finite(weights)
+    model.load_state_dict(weights)
+
+
+def check_finite(weights: dict[str, torch.Tensor]) -> None:
+    for name, x in weights.items():
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{int((~torch.isfinite(x)).sum())} values of {name} are not finite")
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:

@@ -9,10 +9,12 @@ import torch
 
 import pretrained
 import tasks
-from config import Config
+from config import Config, check_values
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
-from run_files import UserError, save
+from run_files import UserError, fill, load, reading, save
+
+MAY_CHANGE = ("steps", "out", "resume", "warm_dir")  # between the parts of one run
 
 
 def warm_seed(config: Config) -> int:
@@ -53,14 +55,13 @@ def published_model(config: Config) -> Transformer:
 def external_teacher(config: Config) -> Transformer:
     """The best policy of another run of this program, of its own size: OPD's teacher."""
     folder = Path(config.opd_teacher)
-    try:
-        saved = json.loads((folder / "config.json").read_text())
+    with reading(f"--opd_teacher {folder}: no run with config.json and best.pt"):
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
-        size["init"] = saved.get("init", "")
-        teacher = build_model(dataclasses.replace(config, **size))
-        teacher.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
-    except Exception as error:  # missing, torn or foreign files: torch raises many kinds
-        raise UserError(f"--opd_teacher {folder}: no run with config.json and best.pt: {error}") from error
+        size = dataclasses.replace(config, **size, init=saved.get("init", ""))
+        check_values(size)
+        teacher = build_model(size)
+        fill(teacher, load(folder / "best.pt", config.device))
     return teacher
 
 
@@ -102,11 +103,12 @@ class State:
             self.best = row["pass@1"]
             save(self.model.state_dict(), out / "best.pt")
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, config: Config) -> None:
         save(
             {
                 "step": self.step,
                 "best": self.best,
+                "options": {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE},
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "teacher": self.teacher.state_dict() if self.teacher is not None else None,
@@ -115,12 +117,13 @@ class State:
         )
 
     def load(self, path: Path, config: Config) -> None:
-        try:
-            state = torch.load(path, map_location=config.device, weights_only=True)
-            self.model.load_state_dict(state["model"])
+        with reading(f"{path} is no checkpoint of this run"):
+            state = load(path, config.device)
+            for name, value in state.get("options", {}).items():  # older checkpoints do not tell
+                if getattr(config, name) != value:
+                    raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
+            fill(self.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
             if self.teacher is not None:
-                self.teacher.load_state_dict(state["teacher"])
-            self.step, self.best = state["step"], state["best"]
-        except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
-            raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
+                fill(self.teacher, state["teacher"])
+            self.step, self.best = int(state["step"]), float(state["best"])

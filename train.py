@@ -33,9 +33,12 @@ from run_files import (
     Interrupted,
     UserError,
     append,
+    fill,
     finish,
+    load,
     log,
     new_folder,
+    one_line,
     open_folder,
     peak_memory,
     progress,
@@ -63,7 +66,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         }
         log(out, row)
         state.keep_if_best(row, out)
-        state.save(out / "last.pt")
+        state.save(out / "last.pt", config)
     ranks.start(config.device, state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
@@ -76,12 +79,12 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         state.keep_if_best(row, out)
         interrupt.signal = ranks.latest_signal(interrupt.signal)
         if step % config.save_every == 0 or step == config.steps or interrupt.signal:
-            state.save(out / "last.pt")
+            state.save(out / "last.pt", config)
         if interrupt.signal:
             raise Interrupted(interrupt.signal, f"after step {step}; python train.py --resume --out {out} goes on")
     finish(out)
     if config.init:
-        state.model.load_state_dict(torch.load(out / "best.pt", map_location=config.device, weights_only=True))
+        fill(state.model, load(out / "best.pt", config.device))
         pretrained.save(state.model, out / "model", config.init)
         print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
     ranks.stop()
@@ -258,10 +261,10 @@ def main(argv: list[str]) -> int:
             return train(parse_config(argv), stack)
     except UserError as error:
         if ranks.speaks():
-            print(f"train.py: {error}", file=sys.stderr)
+            print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
         number, where = interrupted.args

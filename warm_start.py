@@ -14,7 +14,7 @@ import worker
 from config import Config
 from methods import autocast, teacher_view
 from model import Samples, Transformer, token_logps
-from run_files import Interrupt, Interrupted, save
+from run_files import Interrupt, Interrupted, UserError, fill, load, one_line, reading, save
 from state import warm_seed
 
 
@@ -26,11 +26,12 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config, interru
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         try:
-            model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True))
+            with reading("warm start"):
+                fill(model, load(path, config.device))
             print(f"warm start: found {path}")
             return
-        except Exception:  # torn by a full disk or the like: torch raises many kinds
-            print(f"warm start: {path} cannot be read and is made anew")
+        except UserError as error:  # torn by a full disk or the like
+            print(f"{one_line(error)}; it is made anew")
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     start = time.perf_counter()
     for step in range(1, config.warm_steps + 1):
