@@ -105,7 +105,7 @@ class Config:
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message} (python train.py --help lists the options)")
+        raise UserError(f"{message[:300]} (python {self.prog} --help lists the options)")
 
 
 def parse_config(argv: list[str]) -> Config:

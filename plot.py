@@ -25,10 +25,16 @@ PANELS = (
 
 def read_metrics(run: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    for row in rows:
-        if "clipped_low" in row:
+    rows = []
+    for i, line in enumerate((run / "metrics.jsonl").read_bytes().splitlines(), start=1):
+        try:
+            row = {name: float(value) for name, value in json.loads(line).items()}
+            row["step"]  # a row without it has no place
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{run / 'metrics.jsonl'}:{i}: no line of a run ({type(error).__name__})") from error
+        if {"clipped_low", "clipped_high"} <= row.keys():
             row["clipped"] = row["clipped_low"] + row["clipped_high"]
+        rows.append(row)
     return rows
 
 
@@ -40,7 +46,9 @@ def curves(runs: list[Path], out: Path) -> Path:
         for axis, (name, _) in zip(axes.flat, PANELS):
             points = [(row["step"], row[name]) for row in rows if name in row]
             if points:
-                axis.plot(*zip(*points), label=run.name, linewidth=2 if name == "pass@1" else 1.2, **look)
+                axis.plot(
+                    *zip(*points), label=run.name.replace("$", r"\$"), linewidth=2 if name == "pass@1" else 1.2, **look
+                )
         greedy = [(row["step"], row["greedy"]) for row in rows if "greedy" in row]
         axes.flat[1].plot(*zip(*greedy), linewidth=0.8, marker=".", markersize=4, **look)
     for axis, (name, title) in zip(axes.flat, PANELS):
@@ -54,11 +62,18 @@ def curves(runs: list[Path], out: Path) -> Path:
     return out
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"plot.py: {message} (python plot.py --help lists the options)\n")
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser("plot.py", description=__doc__, allow_abbrev=False)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        parser.error(f"--out {args.out}: the name of a .png, .svg or .pdf file is needed")
     for run in args.runs:
         if not (run / "metrics.jsonl").is_file():
             print(f"plot.py: {run} holds no metrics.jsonl: give the folder of a run", file=sys.stderr)
@@ -67,6 +82,9 @@ def main(argv: list[str]) -> int:
         print(curves(args.runs, args.out))
     except OSError as error:
         print(f"plot.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:
+        print(f"plot.py: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -24,7 +24,7 @@ from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import Interrupt, UserError, fill, load, reading
+from run_files import Interrupt, Interrupted, UserError, fill, load, one_line, reading
 from state import build_model
 from warm_start import warm_start
 
@@ -158,6 +158,10 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")
     own, rest = parser.parse_known_args(argv)
     own.rest = rest
+    if not 2 <= own.batches <= 10**6:
+        parser.error(f"--batches {own.batches}: at least 2 are needed, each beside the others")
+    if own.name and not re.fullmatch(r"[\w.+-]+", own.name):
+        parser.error(f"--name {own.name}: letters, digits, and . + - _ make the name of a file in results/probe")
     return own, parse_config(rest)
 
 
@@ -174,12 +178,19 @@ def policy_of(own: argparse.Namespace, config: Config, source: tasks.Source) -> 
 
 def main(argv: list[str]) -> int:
     try:
-        own, config = parse(argv)
-        source, verifier = train.load_source(config)
-        model = policy_of(own, config, source)
-    except UserError as error:
-        print(f"probe.py: {error}", file=sys.stderr)
+        return probe(*parse(argv))
+    except (UserError, OSError) as error:
+        print(f"probe.py: {one_line(error)}", file=sys.stderr)
         return 2
+    except Interrupted as interrupted:
+        number, where = interrupted.args
+        print(f"interrupted {where}", flush=True)
+        return 128 + number
+
+
+def probe(own: argparse.Namespace, config: Config) -> int:
+    source, verifier = train.load_source(config)
+    model = policy_of(own, config, source)
     batches, name, rest = own.batches, own.name, own.rest + (["--policy", own.policy] if own.policy else [])
     scores = {**evaluate(model, source, verifier, config), **evaluate_teacher(model, source, verifier, config)}
     per_batch, shares = [], []
@@ -189,6 +200,10 @@ def main(argv: list[str]) -> int:
             per_batch.append(gradients(model, batch, config))
             if config.task == "addition" and config.filler == 0:
                 shares += evidence_shares(model, batch, config)
+    if len(per_batch) < 2:
+        raise UserError(
+            f"{len(per_batch)} of {batches} batches have a group whose rewards differ; 2 at least are needed"
+        )
     table, adam = cosines(per_batch), adam_gains(per_batch)
     print(
         f"pass@1 {scores['pass@1']:.3f}, teacher {scores['teacher pass@1']:.3f}; {len(per_batch)} batches of "
@@ -199,7 +214,7 @@ def main(argv: list[str]) -> int:
         worth = [samples_worth(v[label], v["GRPO"]) for v in (table, adam)]
         print(f"{label:58} {np.mean(values):7.3f}   " + "   ".join(f"{w:.2f} [{a:.2f}, {b:.2f}]" for w, a, b in worth))
     summary = {}
-    for right in (True, False) if shares else ():
+    for right in sorted({row["right"] for row in shares}, reverse=True):
         rows = [row for row in shares if row["right"] == right]
         summary["right" if right else "wrong"] = {k: float(np.mean([row[k] for row in rows])) for k in rows[0]} | {
             "samples": len(rows)

@@ -98,15 +98,20 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def truncate(path: Path, last_step: int) -> None:
-    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included.
+
+    UserError for a line before it that is no line of a run: the file is left as it is.
+    """
+    kept, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    for i, line in enumerate(lines, start=1):
         try:
             if json.loads(line)["step"] > last_step:
                 break
-        except ValueError:
-            break
-        kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            if i == len(lines):
+                break
+            raise UserError(f"{path}:{i}: no line of a run; mend or remove it, and resume again") from error
+        kept.append(line.decode() + "\n")
     replace(path, lambda temporary: temporary.write_text("".join(kept)))
 
 
@@ -157,6 +162,8 @@ def finish(out: Path) -> None:
     """Say what the run reached, and draw its curves where matplotlib is installed."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     evaluated = [row for row in rows if "pass@1" in row]
+    if not evaluated:  # of a resumed run whose earlier lines somebody took away
+        return
     first, last = evaluated[0], evaluated[-1]
     print(
         f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "

@@ -278,16 +278,19 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
 
     def draw(rng: random.Random, n: int) -> list[Problem]:
         drawn: list[Problem] = []
-        for _ in range(1000 * n + 1000):
-            if len(drawn) == n:
-                return drawn
+        missed = 0
+        while len(drawn) < n and missed < 10_000:
             problem = generate(rng)
-            if _numbers(problem) not in problems:
+            if _numbers(problem) in problems:
+                missed += 1
+            else:
                 drawn.append(problem)
-        raise ValueError(
-            f"--task {task} has too few different problems to hold {held_out} of them out; lower "
-            "--eval_problems, or raise --chain"
-        )
+                missed = 0
+        if missed:
+            raise ValueError(
+                f"--eval_problems {held_out}: {task} has no more different ones left to train on; lower it"
+            )
+        return drawn
 
     listed = list(problems.values())
     return Source(

@@ -109,4 +109,6 @@ def warm_start_key(config: Config) -> str:
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
     values += [reasoning.package_version(config.task)]
     parts = [str(value) for value in values]
-    return hashlib.sha256(b"\0".join([p.encode() for p in parts] + [f.read_bytes() for f in files])).hexdigest()[:16]
+    return hashlib.sha256(
+        b"\0".join([p.encode(errors="surrogatepass") for p in parts] + [f.read_bytes() for f in files])
+    ).hexdigest()[:16]
