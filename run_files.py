@@ -18,7 +18,7 @@ class UserError(Exception):
 
 def one_line(error: BaseException) -> str:
     """What an exception says, without line breaks: a UserError's own words, else its kind as well."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
     if isinstance(error, UserError):
         return text
     if isinstance(error, OSError) and error.filename is not None:
@@ -86,6 +86,8 @@ def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
 
 def check_finite(weights: dict[str, torch.Tensor]) -> None:
     for name, x in weights.items():
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is of {x.dtype}; numbers with a point are needed")
         if not torch.isfinite(x).all():
             raise ValueError(f"{int((~torch.isfinite(x)).sum())} values of {name} are not finite")
 

@@ -60,6 +60,8 @@ def external_teacher(config: Config) -> Transformer:
         size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
         size = dataclasses.replace(config, **size, init=saved.get("init", ""))
         check_values(size)
+        if size.max_seq_len < config.max_seq_len:
+            raise ValueError(f"it was made with --max_seq_len {size.max_seq_len}, and {config.max_seq_len} are needed")
         teacher = build_model(size)
         fill(teacher, load(folder / "best.pt", config.device))
     return teacher
@@ -124,6 +126,12 @@ class State:
                     raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
             fill(self.model, state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
+            for p, moments in getattr(self.optimizer, "state", {}).items():  # RoundedAdam looks for itself
+                for name in ("step", "exp_avg", "exp_avg_sq"):
+                    if moments[name].shape != (() if name == "step" else p.shape) or not moments[name].isfinite().all():
+                        raise ValueError(f"the optimizer's {name} does not fit the weights, or is not finite")
             if self.teacher is not None:
                 fill(self.teacher, state["teacher"])
             self.step, self.best = int(state["step"]), float(state["best"])
+            if self.step < 0:
+                raise ValueError(f"step {self.step}")
