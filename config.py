@@ -13,7 +13,7 @@ import torch
 import ranks
 import reasoning
 from methods import METHODS
-from run_files import UserError
+from run_files import UserError, one_line
 
 
 def option(default, help, choices=None, low=None, high=None):
@@ -67,12 +67,12 @@ class Config:
     )
     fsdp: bool = option(False, "under torchrun: each process holds a share of weights, gradients and optimizer state")
     gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
-    hidden_size: int = option(64, "width of the model, a multiple of 32", low=32)
-    num_layers: int = option(2, "layers of the model", low=1)
-    max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1)
+    hidden_size: int = option(64, "width of the model, a multiple of 32", low=32, high=2**15)
+    num_layers: int = option(2, "layers of the model", low=1, high=1000)
+    max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1, high=2**20)
 
-    warm_steps: int = option(700, "supervised steps before RL, in both views", low=0)
-    warm_batch: int = option(128, "sequences a supervised step", low=1)
+    warm_steps: int = option(700, "supervised steps before RL, in both views", low=0, high=10**9)
+    warm_batch: int = option(128, "sequences a supervised step", low=1, high=2**20)
     warm_lr: float = option(6e-3, "peak learning rate of the warm start", low=1e-9, high=1.0)
     warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
     warm_slip: float = option(0.8, "probability of a slip in the student's worked examples", low=0.0, high=1.0)
@@ -85,26 +85,33 @@ class Config:
     )
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
-    steps: int = option(200, "updates", low=1)
-    prompts_per_step: int = option(16, "questions an update", low=1)
-    group_size: int = option(16, "samples a question", low=2)
-    max_new_tokens: int = option(64, "longest completion, in tokens", low=1)
+    steps: int = option(200, "updates", low=1, high=10**9)
+    prompts_per_step: int = option(16, "questions an update", low=1, high=2**20)
+    group_size: int = option(16, "samples a question", low=2, high=2**20)
+    max_new_tokens: int = option(64, "longest completion, in tokens", low=1, high=2**20)
     temperature: float = option(1.0, "of sampling and of every log-probability", low=1e-3, high=100.0)
     lr: float = option(2e-4, "learning rate of Adam", low=1e-9, high=1.0)
     max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
-    micro_batch: int = option(0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0)
+    micro_batch: int = option(
+        0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0, high=2**20
+    )
     micro_tokens: int = option(
         0,
         "tokens a forward and backward pass, prompts and padding included, 0 for all; evaluations go in parts too",
         low=0,
+        high=2**31,
     )
     halve_micro_batch: bool = option(False, "when the GPU's memory does not suffice, go on with half of --micro_batch")
 
     rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
-    rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0)
-    rlsd_lambda_decay_steps: int = option(50, "updates over which lambda then falls to 0; 0 keeps it", low=0)
-    rlsd_teacher_sync_interval: int = option(10, "updates between copies of the policy to the teacher; 0: never", low=0)
+    rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0, high=10**9)
+    rlsd_lambda_decay_steps: int = option(
+        50, "updates over which lambda then falls to 0; 0 keeps it", low=0, high=10**9
+    )
+    rlsd_teacher_sync_interval: int = option(
+        10, "updates between copies of the policy to the teacher; 0: never", low=0, high=10**9
+    )
     rlsd_negative_only: bool = option(False, "evidence for samples with A < 0 alone")
     rlsd_thought_only: bool = option(False, "evidence before the answer marker alone")
     evidence: str = option("plain", "reading of the evidence", ("plain", "contrastive", "agreement"))
@@ -113,9 +120,9 @@ class Config:
     sdpo_ema: float = option(0.05, "sdpo: share of the policy in the teacher's moving average", low=0.0, high=1.0)
     opd_teacher: str = option("", "opd: folder of the run whose best.pt is the teacher")
 
-    eval_every: int = option(10, "updates between evaluations on held-out problems", low=1)
-    eval_problems: int = option(500, "held-out problems", low=1)
-    save_every: int = option(50, "updates between checkpoints", low=1)
+    eval_every: int = option(10, "updates between evaluations on held-out problems", low=1, high=10**9)
+    eval_problems: int = option(500, "held-out problems", low=1, high=10**6)
+    save_every: int = option(50, "updates between checkpoints", low=1, high=10**9)
 
 
 # What a run may be resumed with: what stopped it can be mended, what it learns from stays.
@@ -124,7 +131,7 @@ CHANGEABLE = ("steps", "verifier_timeout", "on_verifier_error", "micro_batch", "
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        raise UserError(f"{message} (python {self.prog} --help lists the options)")
+        raise UserError(f"{message[:300]} (python {self.prog} --help lists the options)")
 
 
 def parse_config(argv: list[str]) -> Config:
@@ -164,13 +171,18 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; leave it out to run on the CPU")
-    check_ranges(config)
+    check_values(config)
     return config
 
 
-def check_ranges(config: Config) -> None:
+def check_values(config: Config) -> None:
+    """Type, choice and range of every option: those of the command line, and those of a config.json."""
     for f in dataclasses.fields(config):
-        value, low, high = getattr(config, f.name), f.metadata["low"], f.metadata["high"]
+        value, choices, low, high = (getattr(config, f.name), *(f.metadata[k] for k in ("choices", "low", "high")))
+        if type(value) is not f.type and (f.type, type(value)) != (float, int):
+            raise UserError(f"--{f.name} {value!r}: {f.type.__name__} is needed, not {type(value).__name__}")
+        if choices and value not in choices:
+            raise UserError(f"--{f.name} {value!r}: one of {', '.join(choices)} is needed")
         if low is not None and not low <= value <= (math.inf if high is None else high):
             allowed = f"at least {low}" if high is None else f"{low} to {high}"
             raise UserError(f"--{f.name} {value}: {allowed} is needed")
@@ -187,19 +199,19 @@ def resumed(given: dict) -> Config:
             "its first checkpoint is started again by the same command without --resume"
         )
     try:
-        saved = json.loads(path.read_text())
+        saved = json.loads(path.read_text(encoding="utf-8"))
         fingerprint = saved.pop("fingerprint")
-        saved = dataclasses.asdict(Config(**saved))  # an older run's: options that came later have their defaults
-        config = Config(**{**saved, "fsdp": False, **given})
-        check_ranges(config)
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is no configuration of this program: {error}") from error
+        config = Config(**saved)  # an older run's: options that came later have their defaults
+        check_values(config)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, UserError) as error:
+        raise UserError(f"{path} is no configuration of this program: {one_line(error)}") from error
     for name, value in given.items():
-        if name not in ("out", "resume", *CHANGEABLE) and saved.get(name, value) != value:
+        if name not in ("out", "resume", *CHANGEABLE) and getattr(config, name) != value:
             raise UserError(
-                f"--{name} {value} contradicts {path}, which has {saved[name]!r}; only "
+                f"--{name} {value} contradicts {path}, which has {getattr(config, name)!r}; only "
                 f"{', '.join(f'--{name}' for name in CHANGEABLE)} may change"
             )
+    config = dataclasses.replace(config, **{"fsdp": False, **given})
     if fingerprint != fingerprint_of(config):
         raise UserError(
             f"--data, --init or the file of --verifier has changed since {path} was written: start a new run"

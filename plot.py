@@ -38,13 +38,13 @@ def read_metrics(run: Path) -> list[dict]:
     Raises ValueError that names the line which is no row of it.
     """
     rows = []
-    for n, line in enumerate((run / "metrics.jsonl").read_text().splitlines(), start=1):
+    for i, line in enumerate((run / "metrics.jsonl").read_bytes().splitlines(), start=1):
         try:
-            row = json.loads(line)
+            row = {name: float(value) for name, value in json.loads(line).items() if name != "notes"}
             if row["step"] and row.get("lambda"):
                 row["clipped"] = row["clipped_low"] + row["clipped_high"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{run / 'metrics.jsonl'}:{n} is no line of a run's log: {line[:40]!r}") from error
+        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            raise ValueError(f"{run / 'metrics.jsonl'}:{i}: no line of a run ({type(error).__name__})") from error
         rows.append(row)
     return rows
 
@@ -119,11 +119,20 @@ def curves(runs: list[Path], out: Path) -> Path:
     return out
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"plot.py: {message} (python plot.py --help lists the options)\n")
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "plot.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     args = parser.parse_args(argv)
+    if args.out.suffix.lower() not in (".png", ".svg", ".pdf"):
+        parser.error(f"--out {args.out}: the name of a .png, .svg or .pdf file is needed")
     for run in args.runs:
         if not (run / "metrics.jsonl").is_file():
             print(f"plot.py: {run} holds no metrics.jsonl: give the folder of a run", file=sys.stderr)
@@ -131,7 +140,7 @@ def main(argv: list[str]) -> int:
     try:
         print(curves(args.runs, args.out))
     except (OSError, ValueError) as error:
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else " ".join(str(error).split())
         print(f"plot.py: {said}", file=sys.stderr)
         return 2
     return 0

@@ -4,7 +4,9 @@ A folder is what Hugging Face transformers reads and writes: config.json, *.safe
 index), tokenizer.json. A feature that model.py does not have is refused by name: it would change the model in silence.
 """
 
+import dataclasses
 import json
+import math
 import shutil
 import unicodedata
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from model import ModelConfig, Transformer
-from run_files import UserError, replace
+from run_files import UserError, check_finite, reading, replace
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -52,9 +54,14 @@ DIGIT_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?
 
 def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
     """The folder's model on the CPU, in `dtype` or in the files' own; UserError for what is missing, odd or unknown."""
-    folder = Path(folder)
+    with reading(f"{folder}: no model that can be read"):
+        return assemble(Path(folder), dtype)
+
+
+def assemble(folder: Path, dtype: torch.dtype | None) -> Transformer:
     config = read_config(folder)
     published = read_weights(folder)
+    check_finite(published)
     published = {name: x for name, x in published.items() if not name.endswith("rotary_emb.inv_freq")}  # old files
     if config.tie_embeddings:
         published.pop("lm_head.weight", None)
@@ -85,7 +92,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
 def read_json(path: Path) -> dict:
     try:
         read = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(read, dict):
         raise UserError(f"{path}: a JSON object is needed, not {type(read).__name__}")
@@ -112,7 +119,7 @@ def read_config(folder: Path) -> ModelConfig:
         raise UserError(f"{path}: layer_types {sorted(layers)[0]!r} is not supported; 'full_attention' is")
     try:
         heads, width = c["num_attention_heads"], c["hidden_size"]
-        return ModelConfig(  # values that are left out are those of transformers
+        config = ModelConfig(  # values that are left out are those of transformers
             vocab_size=c["vocab_size"],
             hidden_size=width,
             intermediate_size=c["intermediate_size"],
@@ -128,6 +135,22 @@ def read_config(folder: Path) -> ModelConfig:
         )
     except KeyError as error:
         raise UserError(f"{path}: {error} is missing") from error
+    check_config(config, path)
+    return config
+
+
+def check_config(config: ModelConfig, path: Path) -> None:
+    """UserError for a value that no model can have: checked before anything of that size is made."""
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        largest = 1000 if f.name == "num_layers" else 2**24 if f.type is int else math.inf
+        if type(value) is not f.type or f.type is not bool and not 0 < value <= largest:
+            raise UserError(f"{path}: {f.name} {value!r} is no size of a model")
+    if config.num_heads % config.num_kv_heads or config.head_dim % 2:
+        raise UserError(
+            f"{path}: {config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads: the "
+            "first must be a multiple of the last, the width even"
+        )
 
 
 def published_names(config: ModelConfig) -> dict[str, list[str]]:
@@ -262,7 +285,11 @@ class Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The byte-level BPE of tokenizer.json; UserError for another kind, or one that tiktoken would read differently."""
     path = Path(folder) / "tokenizer.json"
-    t = read_json(path)
+    with reading(f"{path}: no tokenizer that can be read"):
+        return build_tokenizer(read_json(path), path)
+
+
+def build_tokenizer(t: dict, path: Path) -> Tokenizer:
     model, added = t["model"], {a["content"]: a["id"] for a in t.get("added_tokens") or []}
     for name in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):

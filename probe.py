@@ -24,7 +24,7 @@ from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import Interrupt, UserError, replace
+from run_files import Interrupt, Interrupted, UserError, fill, load, one_line, reading, replace
 from state import build_model
 from verifiers import Verifier
 from warm_start import warm_start
@@ -158,6 +158,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     parser.add_argument("--keep", default="", help="file for the figures (JSON)")
     parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")
     own, rest = parser.parse_known_args(argv)
+    if not 2 <= own.batches <= 10**6:
+        parser.error(f"--batches {own.batches}: at least 2 are needed, each beside the others")
     return own, parse_config(rest)
 
 
@@ -166,11 +168,8 @@ def policy_of(folder: str, config: Config, source: tasks.Source) -> Transformer:
     if not folder:
         warm_start(model, source, config, Interrupt())
         return model
-    try:
-        state = torch.load(Path(folder) / "last.pt", map_location=config.device, weights_only=True)
-        model.load_state_dict(state["model"])
-    except Exception as error:  # missing, torn or of another shape: torch raises many kinds
-        raise UserError(f"--policy {folder}: no checkpoint of this model: {str(error).splitlines()[0]}") from error
+    with reading(f"--policy {folder}: no checkpoint of this model"):
+        fill(model, load(Path(folder) / "last.pt", config.device)["model"])
     return model
 
 
@@ -183,6 +182,10 @@ def measure(model: Transformer, source: tasks.Source, verifier: Verifier, config
             per_batch.append(gradients(model, batch, config))
             if config.task == "addition" and config.filler == 0:
                 shares += evidence_shares(model, batch, config)
+    if len(per_batch) < 2:
+        raise UserError(
+            f"{len(per_batch)} of {batches} batches have a group whose rewards differ; 2 at least are needed"
+        )
     summary = {}
     for name in ("right", "wrong"):
         rows = [row for row in shares if row["right"] == (name == "right")]
@@ -214,14 +217,18 @@ def main(argv: list[str]) -> int:
         own, config = parse(argv)
         source, verifier = train.load_source(config)
         model = policy_of(own.policy, config, source)
-    except UserError as error:
-        print(f"probe.py: {error}", file=sys.stderr)
+        found = measure(model, source, verifier, config, own.batches)
+        show(found)
+        if own.keep:
+            replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
+        return 0
+    except (UserError, OSError) as error:
+        print(f"probe.py: {one_line(error)}", file=sys.stderr)
         return 2
-    found = measure(model, source, verifier, config, own.batches)
-    show(found)
-    if own.keep:
-        replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
-    return 0
+    except Interrupted as interrupted:
+        number, where = interrupted.args
+        print(f"interrupted {where}", flush=True)
+        return 128 + number
 
 
 if __name__ == "__main__":

@@ -185,9 +185,3 @@ def share_of(tensor: Tensor, like: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-
-
-def load(model: torch.nn.Module, saved: dict[str, Tensor]) -> None:
-    """Whole weights into a model, sharded or not."""
-    mine = model.state_dict()
-    model.load_state_dict({name: share_of(tensor, mine.get(name)) for name, tensor in saved.items()})

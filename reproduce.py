@@ -273,8 +273,9 @@ def read(results: Path) -> list[dict]:
     for path in sorted(results.glob("*.jsonl")):
         for line in path.read_text().splitlines():
             try:
-                rows.append(json.loads(line))
-            except ValueError:
+                row = json.loads(line)
+                rows.append({**row, "name": row["name"], "options": row["options"]})
+            except (ValueError, TypeError, KeyError):
                 print(f"{path}: a line that cannot be read is passed over")
     return rows
 
@@ -299,8 +300,15 @@ def write_report(
     return report.write(current(read(results / "study"), runs), probed, costs, pair, out)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"reproduce.py: {message} (python reproduce.py --help lists the options)\n")
+
+
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(
+        "reproduce.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
     parser.add_argument("--report", action="store_true", help="tables and figures from the finished runs alone")
     args = parser.parse_args(argv)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,9 +11,32 @@ from pathlib import Path
 
 import torch
 
+import ranks
+
 
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2."""
+
+
+def one_line(error: BaseException) -> str:
+    """What an exception says, without line breaks: a UserError's own words, else its kind as well."""
+    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {text[:300]}"
+
+
+@contextlib.contextmanager
+def reading(what: str):
+    """Whatever a torn, foreign or edited file of the user's makes its reader raise becomes one UserError."""
+    try:
+        yield
+    except (UserError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # torch and tiktoken raise many kinds, a panic of Rust's among them
+        raise UserError(f"{what}: {one_line(error)}") from error
 
 
 class Interrupted(Exception):
@@ -71,6 +95,34 @@ def save(state: dict, path: Path) -> None:
     replace(path, write)
 
 
+def load(path: Path, device: str):
+    """What torch has saved, tensors and plain values alone: UserError for a torn file, or one with code in it."""
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except pickle.UnpicklingError as error:  # its own message tells how to run what is in the file
+        raise UserError(f"{path} is refused: torn, no file of torch's, or with more in it than tensors") from error
+
+
+def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model all of the weights that were read, or none: ValueError for another shape or one not finite."""
+    mine = model.state_dict()
+    shapes = {name: tuple(x.shape) for name, x in mine.items()}
+    found = {name: tuple(x.shape) for name, x in weights.items()}
+    for name in shapes | found:
+        if shapes.get(name) != found.get(name):
+            raise ValueError(f"the shape of {name} is {found.get(name)}; {shapes.get(name)} is needed")
+    check_finite(weights)
+    model.load_state_dict({name: ranks.share_of(x, mine[name]) for name, x in weights.items()})
+
+
+def check_finite(weights: dict[str, torch.Tensor]) -> None:
+    for name, x in weights.items():
+        if not x.is_floating_point():
+            raise ValueError(f"{name} is of {x.dtype}; numbers with a point are needed")
+        if not torch.isfinite(x).all():
+            raise ValueError(f"{int((~torch.isfinite(x)).sum())} values of {name} are not finite")
+
+
 def replace(path: Path, write: Callable[[Path], object]) -> None:
     """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
@@ -102,15 +154,20 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def lines_until(path: Path, last_step: int) -> list[str]:
-    """The lines of steps up to `last_step`; what a kill left of a line ends them."""
-    kept = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    """The lines of steps up to `last_step`; what a kill left of a line ends them.
+
+    UserError for a line before it that is no line of a run: the file is left as it is.
+    """
+    kept, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    for i, line in enumerate(lines, start=1):
         try:
             if json.loads(line)["step"] > last_step:
                 break
-        except ValueError:
-            break
-        kept.append(line + "\n")
+        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
+            if i == len(lines):
+                break
+            raise UserError(f"{path}:{i}: no line of a run; mend or remove it, and resume again") from error
+        kept.append(line.decode() + "\n")
     return kept
 
 
@@ -170,6 +227,8 @@ def finish(out: Path) -> None:
     """Say what the run reached, and draw its curves where matplotlib is installed."""
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     evaluated = [row for row in rows if "pass@1" in row]
+    if not evaluated:  # of a resumed run whose earlier lines somebody took away
+        return
     first, last = evaluated[0], evaluated[-1]
     print(
         f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "

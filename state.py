@@ -10,10 +10,12 @@ import torch
 import pretrained
 import ranks
 import tasks
-from config import Config
+from config import CHANGEABLE, Config, check_values
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
-from run_files import UserError, save
+from run_files import UserError, fill, load, reading, save
+
+MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
 
 
 def warm_seed(config: Config) -> int:
@@ -54,14 +56,15 @@ def published_model(config: Config) -> Transformer:
 def external_teacher(config: Config) -> Transformer:
     """The best policy of another run of this program, of its own size: OPD's teacher."""
     folder = Path(config.opd_teacher)
-    try:
-        saved = json.loads((folder / "config.json").read_text())
+    with reading(f"--opd_teacher {folder}: no run with config.json and best.pt"):
+        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
-        size["init"] = saved.get("init", "")
-        teacher = build_model(dataclasses.replace(config, **size))
-        teacher.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
-    except Exception as error:  # missing, torn or foreign files: torch raises many kinds
-        raise UserError(f"--opd_teacher {folder}: no run with config.json and best.pt: {error}") from error
+        size = dataclasses.replace(config, **size, init=saved.get("init", ""))
+        check_values(size)
+        if size.max_seq_len < config.max_seq_len:
+            raise ValueError(f"it was made with --max_seq_len {size.max_seq_len}, and {config.max_seq_len} are needed")
+        teacher = build_model(size)
+        fill(teacher, load(folder / "best.pt", config.device))
     return teacher
 
 
@@ -108,12 +111,13 @@ class State:
             self.best = row["pass@1"]
             save(ranks.weights(self.model), out / "best.pt")
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, config: Config) -> None:
         save(
             {
                 "step": self.step,
                 "best": self.best,
                 "micro_batch": self.micro_batch,
+                "options": {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE},
                 "model": ranks.weights(self.model),
                 "optimizer": ranks.full(self.optimizer.state_dict()),
                 "teacher": ranks.weights(self.teacher) if self.teacher is not None else None,
@@ -122,17 +126,24 @@ class State:
         )
 
     def load(self, path: Path, config: Config) -> None:
-        try:
-            state = torch.load(path, map_location="cpu" if config.fsdp else config.device, weights_only=True)
-            ranks.load(self.model, state["model"])
+        with reading(f"{path} is no checkpoint of this run"):
+            state = load(path, "cpu" if config.fsdp else config.device)
+            for name, value in state.get("options", {}).items():  # older checkpoints do not tell
+                if getattr(config, name) != value:
+                    raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
+            fill(self.model, state["model"])
             if config.fsdp:
                 for p, moments in zip(self.model.parameters(), state["optimizer"]["state"].values()):
                     moments.update({name: ranks.share_of(x, p) for name, x in moments.items()})
             self.optimizer.load_state_dict(state["optimizer"])
+            for p, moments in getattr(self.optimizer, "state", {}).items():  # RoundedAdam looks for itself
+                for name in ("step", "exp_avg", "exp_avg_sq"):
+                    if moments[name].shape != (() if name == "step" else p.shape) or not moments[name].isfinite().all():
+                        raise ValueError(f"the optimizer's {name} does not fit the weights, or is not finite")
             if self.teacher is not None:
-                ranks.load(self.teacher, state["teacher"])
-            self.step, self.best = state["step"], state["best"]
-            sizes = [size for size in (self.micro_batch, state.get("micro_batch", 0)) if size]
+                fill(self.teacher, state["teacher"])
+            self.step, self.best = int(state["step"]), float(state["best"])
+            sizes = [size for size in (self.micro_batch, int(state.get("micro_batch", 0))) if size]
             self.micro_batch = min(sizes, default=0)  # halved before, or asked to be smaller now
-        except Exception as error:  # torn, foreign or of another shape: torch raises many kinds
-            raise UserError(f"{path} is no checkpoint of this run: {str(error).splitlines()[0]}") from error
+            if self.step < 0:
+                raise ValueError(f"step {self.step}")

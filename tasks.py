@@ -13,7 +13,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from verifiers import MARKER
+from verifiers import MARKER, MAX_COMPLETION
 
 CITATION = "reference says"  # how a completion cites the reference; a student that was shown none should never
 
@@ -68,7 +68,8 @@ class Format:
 
     def _parts(self, template: str) -> list[str | int]:
         special = self.tokenizer.special_tokens_set
-        parts = re.split(f"({'|'.join(map(re.escape, special))})", template)
+        names = sorted(special, reverse=True)  # a set's order changes between processes; the longer of two comes first
+        parts = re.split(f"({'|'.join(map(re.escape, names))})", template)
         return [self.tokenizer.encode_single_token(p) if p in special else p for p in parts if p]
 
     def prompt(self, question: str, privileged: str | None) -> list[int]:
@@ -195,6 +196,8 @@ def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
 
 def countdown(rng: random.Random, chain: int = 0, filler: int = 0) -> Problem:
     """Reach a target from `chain` numbers, 0: 3 or 4; the reference uses all, and is one of many right solutions."""
+    if chain == 1 or chain > 12:  # with one there is nothing to do; with many the search for a problem takes too long
+        raise ValueError(f"--chain {chain}: countdown has 2 to 12 numbers")
     while True:
         numbers = [rng.randint(1, 20) for _ in range(chain or rng.choice((3, 4)))]
         value, text, solution = _combine(numbers, rng)
@@ -267,16 +270,26 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
     generate = partial(function, **({"chain": chain} if chain else {}), **({"filler": filler} if filler else {}))
     rng = random.Random(f"held out {task}")
     problems: dict[tuple[str, ...], Problem] = {}
-    while len(problems) < held_out:
+    for _ in range(20 * held_out + 1000):
         problem = generate(rng)
         problems.setdefault(_numbers(problem), problem)
+        if len(problems) == held_out:
+            break
 
     def draw(rng: random.Random, n: int) -> list[Problem]:
         drawn: list[Problem] = []
-        while len(drawn) < n:
+        missed = 0
+        while len(drawn) < n and missed < 10_000:
             problem = generate(rng)
-            if _numbers(problem) not in problems:
+            if _numbers(problem) in problems:
+                missed += 1
+            else:
                 drawn.append(problem)
+                missed = 0
+        if missed:
+            raise ValueError(
+                f"--eval_problems {held_out}: {task} has no more different ones left to train on; lower it"
+            )
         return drawn
 
     listed = list(problems.values())
@@ -352,6 +365,8 @@ def _problem(line: bytes, privileged_key: str | None, origin: str) -> Problem:
             raise ValueError(f"{key!r} must be a string, not {type(value).__name__}")
         if (key in required or value is not None) and not (value or "").strip():
             raise ValueError(f"{key!r} is empty")
+        if len(value or "") > MAX_COMPLETION:
+            raise ValueError(f"{key!r} has {len(value)} characters; {MAX_COMPLETION} are the most that is read")
         if key != privileged_key and MARKER in (value or ""):
             raise ValueError(f"{key!r} contains {MARKER}, which is put before the answer for you; leave it out")
     return Problem(

@@ -35,10 +35,13 @@ from run_files import (
     Interrupted,
     UserError,
     append,
+    fill,
     finish,
+    load,
     locked,
     log,
     new_folder,
+    one_line,
     open_folder,
     peak_memory,
     progress,
@@ -68,7 +71,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         }
         log(out, row)
         state.keep_if_best(row, out)
-        state.save(out / "last.pt")
+        state.save(out / "last.pt", config)
     ranks.same_weights(state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
@@ -86,7 +89,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         state.keep_if_best(row, out)
         interrupt.signal = ranks.latest_signal(interrupt.signal)
         if step % config.save_every == 0 or step == config.steps or interrupt.signal:
-            state.save(out / "last.pt")
+            state.save(out / "last.pt", config)
         interrupt.end_after(step, out)
     if ranks.rank() == 0:
         finish(out)
@@ -99,7 +102,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
 def export(state: State, config: Config, out: Path) -> None:
     """best.pt as a folder that transformers and --init read."""
     model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
-    model.load_state_dict(torch.load(out / "best.pt", map_location=model.embed.weight.device, weights_only=True))
+    fill(model, load(out / "best.pt", "cpu" if config.fsdp else config.device))
     pretrained.save(model, out / "model", config.init)
     print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
 
@@ -302,10 +305,10 @@ def main(argv: list[str]) -> int:
             return train(parse_config(argv), stack)
     except UserError as error:
         if ranks.speaks():
-            print(f"train.py: {error}", file=sys.stderr)
+            print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"train.py: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+        print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print(
@@ -322,4 +325,5 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
     sys.exit(main(sys.argv[1:]))

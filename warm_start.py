@@ -15,7 +15,7 @@ from config import Config
 from guards import out_of_memory
 from methods import autocast, teacher_view
 from model import Samples, Transformer, token_logps
-from run_files import Interrupt, Interrupted, save
+from run_files import Interrupt, Interrupted, UserError, fill, load, one_line, reading, save
 from state import warm_seed
 
 
@@ -28,11 +28,12 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config, interru
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file():
         try:
-            model.load_state_dict(torch.load(path, map_location=config.device, weights_only=True))
+            with reading("warm start"):
+                fill(model, load(path, config.device))
             print(f"warm start: found {path}")
             return
-        except Exception:  # torn by a full disk or the like: torch raises many kinds
-            print(f"warm start: {path} cannot be read and is made anew")
+        except UserError as error:  # torn by a full disk or the like
+            print(f"{one_line(error)}; it is made anew")
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
     start = time.perf_counter()
     for step in range(1, config.warm_steps + 1):
@@ -110,4 +111,6 @@ def warm_start_key(config: Config) -> str:
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
     values += [reasoning.package_version(config.task)]
     parts = [str(value) for value in values]
-    return hashlib.sha256(b"\0".join([p.encode() for p in parts] + [f.read_bytes() for f in files])).hexdigest()[:16]
+    return hashlib.sha256(
+        b"\0".join([p.encode(errors="surrogatepass") for p in parts] + [f.read_bytes() for f in files])
+    ).hexdigest()[:16]

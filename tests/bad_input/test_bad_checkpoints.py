@@ -1,0 +1,260 @@
+"""Checkpoints, warm starts, teachers and configurations: torn, foreign, edited, or with code inside."""
+
+import contextlib
+import copy
+import io
+import json
+import math
+import pickle
+import shutil
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from refused import TINY, TRIED, Evil, contents, refused
+
+import probe
+import run_files
+import tasks
+import train
+import warm_start
+from config import Config, parse_config
+from state import State, build_model
+
+TWENTIETHS = range(20)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of one update, and its warm start beside it."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "v.py").write_text("def check(c, a, n=[0]):\n    n[0] += 1\n    return n[0] % 2 / 2\n")
+    more = ["--verifier", f"{folder}/v.py:check", "--warm_dir", str(folder / "warm")]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert train.main([*TINY, *more, "--out", str(folder / "run")]) == 0
+    return folder
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished / "run", tmp_path / "run")
+
+
+def resume_is_refused(capsys, run, *words, kind):
+    """... and nothing in the folder is touched."""
+    before = contents(run)
+    refused(capsys, train.main, ["--resume", "--out", run, "--steps", "2"], *words, kind=kind)
+    assert contents(run) == before
+
+
+def opd(folder):
+    return [*TINY, "--warm_steps", "0", "--method", "opd", "--opd_teacher", folder, "--out", folder.parent / "new"]
+
+
+# ---- torn ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("i", TWENTIETHS)
+def test_a_torn_checkpoint_is_refused_everywhere(run, capsys, i):
+    for name in ("last.pt", "best.pt"):
+        whole = (run / name).read_bytes()
+        (run / name).write_bytes(whole[: i * len(whole) // 20])
+    resume_is_refused(capsys, run, "last.pt", kind="torn checkpoints")
+    refused(capsys, train.main, opd(run), "--opd_teacher", kind="torn checkpoints")
+    refused(capsys, probe.main, [*TINY, "--policy", run], "--policy", kind="torn checkpoints")
+    assert not (run.parent / "new").exists()
+
+
+def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(finished, tmp_path, capsys):
+    """Also where it fits in part, or is not finite: nothing of it may stay in the model."""
+    (kept,) = (finished / "warm").glob("*.pt")
+    whole, right = kept.read_bytes(), torch.load(kept, weights_only=True)
+    config = parse_config([*TINY, "--warm_dir", str(tmp_path)])
+    path, source = tmp_path / kept.name, tasks.generated("addition", 2)
+    halves = {**{k: torch.ones_like(v) for k, v in right.items()}, "norm.weight": torch.ones(7)}
+    nan = {k: torch.full_like(v, math.nan) for k, v in right.items()}
+    made = io.BytesIO(), io.BytesIO()
+    for weights, file in zip((halves, nan), made):
+        torch.save(weights, file)
+    evil = pickle.dumps(Evil(tmp_path / "pwned"))
+    for content in (*(whole[: i * len(whole) // 20] for i in TWENTIETHS), *(f.getvalue() for f in made), evil):
+        path.write_bytes(content)
+        model = build_model(config)
+        warm_start.warm_start(model, source, config, run_files.Interrupt())
+        assert "made anew" in capsys.readouterr().out and path.read_bytes() != content
+        assert all(torch.equal(right[name], x) for name, x in model.state_dict().items())
+        TRIED["warm starts"] += 1
+    assert not (tmp_path / "pwned").exists()
+
+
+# ---- with code inside ------------------------------------------------------------------------------------------------
+
+
+def pickles(path):
+    """A bare pickle, one as torch writes it, and one hidden beside sound tensors."""
+    bare, saved, hidden = io.BytesIO(pickle.dumps(Evil(path))), io.BytesIO(), io.BytesIO()
+    torch.save(Evil(path), saved)
+    torch.save({"step": 1, "best": 0.0, "model": {"x": torch.ones(2)}, "optimizer": Evil(path)}, hidden)
+    return [file.getvalue() for file in (bare, saved, hidden)]
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_a_pickle_in_a_checkpoint_is_refused_and_not_run(run, tmp_path, capsys, i):
+    evidence = tmp_path / "pwned"
+    content = pickles(evidence)[i]
+    if i:  # it is live: whoever reads it without weights_only runs it
+        torch.load(io.BytesIO(content), weights_only=False)
+    else:
+        pickle.loads(content)
+    assert evidence.exists()
+    evidence.unlink()
+    for name in ("last.pt", "best.pt"):
+        (run / name).write_bytes(content)
+    resume_is_refused(capsys, run, "last.pt is refused", kind="pickles")
+    refused(capsys, train.main, opd(run), "best.pt is refused", kind="pickles")
+    refused(capsys, probe.main, [*TINY, "--policy", run], "last.pt is refused", kind="pickles")
+    assert not evidence.exists()
+
+
+# ---- foreign ---------------------------------------------------------------------------------------------------------
+
+
+CHANGES = {
+    "weights of other shapes": lambda s: s["model"].update({"norm.weight": torch.ones(7)}),
+    "a weight too few": lambda s: s["model"].pop("norm.weight"),
+    "a weight too many": lambda s: s["model"].update({"x": torch.ones(1)}),
+    "NaN": lambda s: s["model"]["norm.weight"].fill_(math.nan),
+    "infinity": lambda s: s["teacher"]["norm.weight"].fill_(math.inf),
+    "a number for a weight": lambda s: s["model"].update({"norm.weight": 1.0}),
+    "no model": lambda s: s.pop("model"),
+    "no optimizer": lambda s: s.pop("optimizer"),
+    "no teacher": lambda s: s.update(teacher=None),
+    "no step": lambda s: s.pop("step"),
+    "a text for the step": lambda s: s.update(step="x"),
+    "a list for the model": lambda s: s.update(model=[1]),
+    "None for the best": lambda s: s.update(best=None),
+    "an optimizer of fewer weights": lambda s: s["optimizer"]["param_groups"][0]["params"].pop(),
+    "an optimizer of other shapes": lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
+    "an optimizer without moments": lambda s: s["optimizer"]["state"][0].pop("exp_avg_sq"),
+    "an optimizer with NaN": lambda s: s["optimizer"]["state"][0]["exp_avg"].fill_(math.nan),
+    "an optimizer of no groups": lambda s: s.update(optimizer={}),
+    "another learning rate": lambda s: s["options"].update(lr=0.5),
+    "another seed": lambda s: s["options"].update(seed=7),
+    "another method": lambda s: s["options"].update(method="grpo"),
+    "an option of another program": lambda s: s["options"].update(colour=1),
+    "options that are none": lambda s: s.update(options=[1]),
+    "more steps than are asked for": lambda s: s.update(step=5),
+    "steps below zero": lambda s: s.update(step=-5),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_foreign_checkpoint_is_refused(run, capsys, name):
+    state = torch.load(run / "last.pt", weights_only=True)
+    CHANGES[name](state)
+    torch.save(state, run / "last.pt")
+    resume_is_refused(capsys, run, str(run), kind="foreign checkpoints")
+
+
+@pytest.mark.parametrize("content", [None, [], 7, "text", {}, {"model": None}, torch.ones(3)])
+def test_what_is_no_checkpoint_at_all(run, capsys, content):
+    for name in ("last.pt", "best.pt"):
+        torch.save(content, run / name)
+    resume_is_refused(capsys, run, "last.pt", kind="foreign checkpoints")
+    refused(capsys, train.main, opd(run), "--opd_teacher", kind="foreign checkpoints")
+    refused(capsys, probe.main, [*TINY, "--policy", run], "--policy", kind="foreign checkpoints")
+
+
+def test_a_folder_of_another_program(run, capsys):
+    for name in ("last.pt", "best.pt"):
+        (run / name).unlink()
+    refused(capsys, train.main, opd(run), "best.pt", kind="foreign checkpoints")
+    refused(capsys, probe.main, [*TINY, "--policy", run], "last.pt", kind="foreign checkpoints")
+    (run / "last.pt").mkdir()
+    refused(capsys, train.main, ["--resume", "--out", run], "--resume needs", kind="foreign checkpoints")
+    refused(capsys, train.main, [*TINY, "--out", run], "already holds a run", kind="foreign checkpoints")
+
+
+# ---- configurations --------------------------------------------------------------------------------------------------
+
+TEXTS = (b"", b"{", b"[]", b"null", b"7", b'"x"', b"{}", b"\xff", b"[" * 100_000, b"\x00")
+VALUES = (None, True, -7, 3, 1.5, math.nan, math.inf, 10**30, "", "x", "\ud800", [], {}, ["rlsd"], "../../x")
+
+
+@pytest.mark.parametrize("content", [*TEXTS, b'{"fingerprint": "x", "colour": 1}'])
+def test_a_config_that_is_none(run, capsys, content):
+    (run / "config.json").write_bytes(content)
+    resume_is_refused(capsys, run, "config.json is no configuration", kind="config.json")
+    refused(capsys, train.main, opd(run), "--opd_teacher", kind="config.json")
+
+
+@pytest.mark.parametrize("name", [*Config.__dataclass_fields__, "fingerprint"])
+def test_an_edited_config_is_refused_or_means_the_same(run, tmp_path, monkeypatch, capsys, name):
+    """A run never goes on with another value, nor without one, than it was begun with."""
+    monkeypatch.chdir(tmp_path)
+    whole = json.loads((run / "config.json").read_text())
+    for value in VALUES:
+        if value == whole[name] and type(value) is type(whole[name]):
+            continue
+        if name in ("steps", "out", "resume", "warm_dir") and type(value) is type(whole[name]):
+            continue  # they may change
+        (run / "config.json").write_text(json.dumps({**whole, name: value}))
+        resume_is_refused(capsys, run, kind="config.json")
+    (run / "config.json").write_text(json.dumps({k: v for k, v in whole.items() if k != name}))
+    if name == "fingerprint" or getattr(Config, name) != whole[name] and name not in ("steps", "out", "warm_dir"):
+        resume_is_refused(capsys, run, kind="config.json")
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_layers", "max_seq_len", "init"])
+def test_a_teachers_size_is_checked_before_it_is_made(run, capsys, name):
+    whole = json.loads((run / "config.json").read_text())
+    for value in VALUES:
+        if type(value) is str and not value:
+            continue
+        (run / "config.json").write_text(json.dumps({**whole, name: value}))
+        refused(capsys, train.main, opd(run), kind="config.json")
+
+
+# ---- logs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line", [b"x", b"", b"[]", b"7", b"null", b'{"reward": 1}', b'{"step": "x"}', b"\xff", b"[" * 100_000]
+)
+def test_a_damaged_line_inside_a_log_is_named_and_nothing_is_dropped(run, capsys, line):
+    path = run / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
+    resume_is_refused(capsys, run, "metrics.jsonl:2", kind="logs")
+
+
+def test_lost_logs_end_no_run(run, tmp_path):
+    (run / "metrics.jsonl").unlink()
+    assert train.main(["--resume", "--out", str(run), "--steps", "2"]) == 0
+    assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] == [2]
+
+
+@given(st.data())
+def test_any_value_anywhere_in_a_checkpoint_is_refused_or_harmless(finished, tmp_path_factory, data):
+    """One entry at a time replaced by another value: load says UserError, or the run's state is whole."""
+    state = torch.load(finished / "run" / "last.pt", weights_only=True)
+    at, key = state, None
+    while isinstance(at, dict) and at and data.draw(st.booleans() if key is not None else st.just(True)):
+        inside, key = at, data.draw(st.sampled_from(list(at)))
+        at = at[key]
+    inside[key] = copy.copy(data.draw(st.sampled_from([None, -1, 7.5, "x", [], {}, torch.ones(3), torch.ones(())])))
+    path = tmp_path_factory.getbasetemp() / "any.pt"
+    torch.save(state, path)
+    config = parse_config([*TINY, "--verifier", f"{finished}/v.py:check"])
+    mine = State(config)
+    TRIED["foreign checkpoints, fuzzed"] += 1
+    try:
+        mine.load(path, config)
+    except run_files.UserError as error:
+        assert "\n" not in str(error) and "no checkpoint of this run" in str(error)
+        return
+    for p in mine.model.parameters():
+        p.grad = torch.ones_like(p)
+    mine.optimizer.step()
+    assert type(mine.step) is int and type(mine.best) is float

@@ -1,0 +1,163 @@
+"""Data files: whatever bytes they hold, they are read as they stand or refused by line."""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from refused import ROOT, TINY, TRIED, one_line, refused
+
+import tasks
+import train
+
+SOUND = b"".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)}).encode() + b"\n" for i in range(12))
+ROW = '{"question": "q", "answer": "a"}'
+
+
+def big(question: int = 1, answer: int = 1, **more) -> bytes:
+    return json.dumps({"question": "q" * question, "answer": "a" * answer, **more}).encode()
+
+
+FILES = {  # after twelve sound lines: bytes, words of the message
+    "NUL between the lines": (b"\x00", "x.jsonl:13", "not JSON"),
+    "NUL in a string": (b'{"question": "a\x00b", "answer": "c"}', "x.jsonl:13", "not JSON"),
+    "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "x.jsonl:13", "byte 14 is not UTF-8"),
+    "half a character": (b'{"question": "\xc3", "answer": "c"}', "not UTF-8"),
+    "UTF-16": (ROW.encode("utf-16"), "x.jsonl:13", "not UTF-8"),
+    "a byte order mark in the middle": (b"\xef\xbb\xbf" + ROW.encode(), "x.jsonl:13", "not JSON"),
+    "old Macintosh line ends": (ROW.encode() + b"\r" + ROW.encode(), "not JSON"),
+    "two objects on a line": (ROW.encode() * 2, "not JSON: Extra data"),
+    "cut off": (ROW.encode()[:-5], "not JSON"),
+    "single quotes": (b"{'question': 'a', 'answer': 'b'}", "not JSON"),
+    "CSV": (b"question,answer", "not JSON"),
+    "a JSON array over lines": (b"[", "not JSON"),
+    "deep": (b'{"question": ' + b"[" * 100_000, "not JSON"),
+    "a number of 10,000 digits": (b'{"question": "q", "answer": ' + b"9" * 10_000 + b"}", "x.jsonl:13"),
+    "array": (b'["question", "answer"]', "a JSON object is needed, not list"),
+    "string": (b'"question"', "a JSON object is needed, not str"),
+    "null": (b"null", "a JSON object is needed, not NoneType"),
+    "no question": (b'{"answer": "a"}', "no key 'question'"),
+    "no answer": (b'{"question": "q"}', "no key 'answer'"),
+    "other case": (b'{"Question": "q", "answer": "a"}', "no key 'question'"),
+    "a number as answer": (b'{"question": "q", "answer": 7}', "'answer' must be a string, not int"),
+    "NaN as answer": (b'{"question": "q", "answer": NaN}', "'answer' must be a string, not float"),
+    "null as answer": (b'{"question": "q", "answer": null}', "'answer' is empty"),
+    "white space as answer": (b'{"question": "q", "answer": " \\n"}', "'answer' is empty"),
+    "a list as solution": (b'{"question": "q", "answer": "a", "solution": ["s"]}', "'solution' must be a string"),
+    "the marker in the solution": (b'{"question": "q", "answer": "a", "solution": "#### a"}', "contains ####"),
+    "the marker in the answer": (b'{"question": "q", "answer": "#### a"}', "contains ####"),
+    "a question again": (b'{"question": " 3+1 ", "answer": "4"}', "x.jsonl:13: the question of line 4 again"),
+    "a line of 50 MB": (b'{"question": "' + b"q" * 50_000_000 + b'"}', "x.jsonl:13", "no key 'answer'"),
+    "a question of 50 MB": (big(question=50_000_000), "x.jsonl:13: 'question' has 50000000 characters"),
+    "a solution of 2 MB": (big(solution="s" * 2_000_000), "'solution' has 2000000 characters"),
+    "a question longer than the context": (big(question=300), "304 tokens", "--max_seq_len 256"),
+    "a question of 900,000 characters": (big(question=900_000), "--max_seq_len 256"),
+    "an answer longer than a completion": (big(answer=60), "--max_new_tokens 40"),
+    "an answer that nothing decodes to": (b'{"question": "q", "answer": "\\ud800"}', "no completion can earn"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_bad_line_is_named(tmp_path, capsys, name):
+    line, *words = FILES[name]
+    (tmp_path / "x.jsonl").write_bytes(SOUND + line + b"\n")
+    options = [*TINY, "--data", tmp_path / "x.jsonl", "--out", tmp_path / "run", "--warm_dir", tmp_path]
+    refused(capsys, train.main, options, *words, kind="data")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "verifier, answer", [("number", "twelve"), ("choice", "F"), ("expression", "1 + 1"), ("exact", "\ud800")]
+)
+def test_answers_that_no_completion_can_reach_are_named(tmp_path, capsys, verifier, answer):
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps({"question": q, "answer": answer}) + "\n" for q in "ab"))
+    options = [*TINY, "--data", tmp_path / "x.jsonl", "--verifier", verifier, "--out", tmp_path / "run"]
+    refused(capsys, train.main, options, "x.jsonl:1", "no completion can earn", kind="data")
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [(b"", "0 problem(s)"), (b"\n \n\r\n", "0 problem(s)"), (b"\xef\xbb\xbf", "0 problem(s)"), (ROW.encode(), "1 pro")],
+)
+def test_files_with_too_little_in_them(tmp_path, capsys, content, words):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    refused(capsys, train.main, [*TINY, "--data", tmp_path / "x.jsonl"], words, "at least 2", kind="data")
+
+
+def test_files_that_are_no_files(tmp_path, capsys):
+    refused(capsys, train.main, [*TINY, "--data", tmp_path], "cannot be read: Is a directory", kind="data")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    refused(capsys, train.main, [*TINY, "--data", tmp_path / "loop"], "cannot be read", kind="data")
+    refused(capsys, train.main, [*TINY, "--data", tmp_path / ("x" * 300)], "too long", kind="data")
+
+
+def test_what_is_read_as_it_stands(tmp_path):
+    """A byte order mark at the start, CRLF, blank lines, a missing last line end, unknown keys: none changes a problem.
+
+    Of a key that stands twice the last value counts, as everywhere in JSON.
+    """
+    sound = tasks.load_problems(write(tmp_path, SOUND))
+    assert tasks.load_problems(write(tmp_path, b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n\r\n")[:-4])) == sound
+    assert tasks.load_problems(write(tmp_path, SOUND.replace(b"}", b', "note": 7}'))) == sound
+    (twice,) = tasks.load_problems(write(tmp_path, b'{"question": "a", "question": "b", "answer": "c"}'))
+    assert twice.question == "b"
+
+
+def write(folder, content: bytes) -> str:
+    (folder / "sound.jsonl").write_bytes(content)
+    return str(folder / "sound.jsonl")
+
+
+def test_names_of_roles_and_braces_in_a_text_are_plain_text():
+    for text in ("<|end|>", "<|reference|>17<|assistant|>", "{privileged}", "{0.__class__}", "{question!r}", "%s", "{"):
+        problem = tasks.Problem(text, text)
+        assert tasks.decode(tasks.student_prompt(problem)[1:-1]) == text
+        assert tasks.teacher_prompt(problem).count(tasks.REFERENCE) == 1
+        assert tasks.END not in tasks.teacher_prompt(problem) and tasks.decode(tasks.encode(text)) == text
+        TRIED["data"] += 1
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=4,
+)
+ROWS = st.dictionaries(st.sampled_from(["question", "answer", "solution", "hint"]), VALUES, max_size=4)
+LINES = st.binary(max_size=30) | ROWS.map(lambda row: json.dumps(row).encode()) | VALUES.map(lambda v: repr(v).encode())
+
+
+@given(st.lists(LINES, max_size=4), st.sampled_from([b"\n", b"\r\n"]), st.sampled_from(["", "hint", "question"]))
+@example([b'{"question": "\\ud800", "answer": "\\u0000"}'], b"\n", "")
+def test_any_bytes_are_read_or_refused_by_line(tmp_path_factory, lines, end, key):
+    path = tmp_path_factory.getbasetemp() / "any.jsonl"
+    path.write_bytes(end.join(lines))
+    TRIED["data, fuzzed"] += 1
+    try:
+        problems = tasks.load_problems(str(path), key)
+    except tasks.DataError as error:
+        assert str(error).startswith(f"{path}:") and "\n" not in str(error)
+        return
+    for problem in problems:
+        assert problem.question.strip() and problem.answer.strip()
+        tasks.student_prompt(problem), tasks.teacher_prompt(problem), tasks.target(problem)
+
+
+def test_hundred_thousand_lines_take_seconds(tmp_path):
+    """A fresh process, so that its memory can be told: the whole of a file that is read and checked, then refused.
+
+    A million lines took 22 s of processor time and 0.85 GiB (0.4 of them torch's) where this was written.
+    """
+    rows = (f'{{"question": "{i}+1", "answer": "{i + 1}", "solution": "so {i}"}}\n' for i in range(100_000))
+    (tmp_path / "x.jsonl").write_text("".join(rows) + '{"question": "last", "answer": "none"}\n')
+    options = [*TINY, "--data", str(tmp_path / "x.jsonl"), "--verifier", "number", "--out", str(tmp_path / "run")]
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
+    done = subprocess.run([sys.executable, str(ROOT / "train.py"), *options], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2 and time.monotonic() - start < 120
+    one_line(done.stderr, "train.py", "x.jsonl:100001: no completion can earn")
+    TRIED["data"] += 1
+    assert after.ru_utime - before.ru_utime < 30 and after.ru_maxrss < 1.5 * 2**20  # seconds, KiB

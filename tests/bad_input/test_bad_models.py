@@ -1,0 +1,203 @@
+"""Folders for --init: torn weights, configurations and tokenizers edited at any place, vocabularies with holes."""
+
+import copy
+import json
+import math
+import pickle
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from refused import TRIED, Evil, contents, refused
+
+import pretrained
+import tasks
+import train
+from model import ModelConfig, Transformer
+from run_files import UserError
+
+ODD = (None, True, False, -1, 0, 1, 7, 10**9, 10**30, 0.5, math.nan, math.inf, "", "x", "{question}", [], {}, [[]], [1])
+
+
+def tokenizer(first: int = 0) -> dict:
+    """A byte-level BPE whose ids begin at `first` and leave out every hundredth."""
+    ids = (i for i in range(first, 10**6) if i % 100 != 50)
+    vocab = {c: next(ids) for c in pretrained.byte_characters().values()} | {"##": next(ids), "####": next(ids)}
+    return {
+        "model": {"type": "BPE", "vocab": vocab, "merges": ["# #", ["##", "##"]]},
+        "added_tokens": [{"content": c, "id": next(ids)} for c in ("<|im_start|>", "<|im_end|>")],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+    }
+
+
+def leaves(tree, path=()):
+    """Every place in a JSON document, its own included; of long tables the first few entries."""
+    yield path
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
+    for key, value in list(items)[:12]:
+        yield from leaves(value, (*path, key))
+
+
+def replaced(tree, path, value):
+    if not path:
+        return value
+    tree = copy.copy(tree)
+    tree[path[0]] = replaced(tree[path[0]], path[1:], value)
+    return tree
+
+
+PLACES = list(leaves(tokenizer()))
+
+
+@given(st.sampled_from(PLACES), st.sampled_from(ODD))
+def test_a_tokenizer_edited_anywhere_works_or_is_refused(tmp_path_factory, path, value):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "tokenizer.json").write_text(json.dumps(replaced(tokenizer(), path, value)))
+    TRIED["tokenizers, fuzzed"] += 1
+    try:
+        t = pretrained.load_tokenizer(folder)
+    except UserError as error:
+        assert "\n" not in str(error) and "tokenizer.json" in str(error)
+        return
+    try:
+        tokens = t.encode_ordinary("12 + 3 = é ####")
+    except ValueError as error:
+        assert "tokenizer" in str(error)
+        return
+    assert isinstance(t.decode(tokens), str) and isinstance(t.decode([0, 10**6]), str)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"7", b"{}", b"\xff", b"[" * 100_000, b'{"model": 1}'])
+def test_a_tokenizer_that_is_none(tmp_path, capsys, content):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    refused(capsys, train.main, ["--init", tmp_path], "tokenizer.json", kind="tokenizers")
+
+
+def test_a_special_token_inside_another_is_split_alike_in_every_process():
+    """Their names come as a set, whose order changes with PYTHONHASHSEED: the longer one comes first."""
+
+    class Names(set):
+        def __iter__(self):
+            return iter(self.order)
+
+    t = tokenizer()
+    t["added_tokens"].append({"content": "<|im_start|>user", "id": 400})
+    made = pretrained.build_tokenizer(t, Path("tokenizer.json"))
+    for order in (sorted(made.special_tokens_set), sorted(made.special_tokens_set, reverse=True)):
+        made.special_tokens_set = Names(order)
+        made.special_tokens_set.order = order
+        assert tasks.chat(made).prompt("a", "")[0] == 400
+    TRIED["tokenizers"] += 1
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 200_000, " " * 200_000, "\n" * 200_000, "(" * 200_000, "\ud800" * 1000, "a\u0300" * 50_000]
+)
+def test_strange_texts_are_encoded_or_refused_in_seconds(tmp_path, text, capfd):
+    """A pattern of a published tokenizer may give up on a text: an error of ours, no panic and no hang."""
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    t = pretrained.load_tokenizer(tmp_path)
+    TRIED["tokenizers"] += 1
+    try:
+        assert t.encode_ordinary(text)
+    except ValueError as error:
+        assert "tokenizer fails" in str(error)
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    pytest.importorskip("safetensors")
+    folder = tmp_path_factory.mktemp("published")
+    config = ModelConfig(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=1, max_seq_len=512)
+    torch.manual_seed(0)
+    pretrained.save(Transformer(config), folder)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
+    return folder
+
+
+@pytest.fixture
+def folder(published, tmp_path):
+    yield shutil.copytree(published, tmp_path / "model")
+    tasks.use(tasks.BYTES)
+
+
+OPTIONS = (
+    "--max_seq_len 400 --max_new_tokens 40 --steps 1 --prompts_per_step 1 --group_size 2 --eval_problems 1".split()
+)
+
+
+def init(folder):
+    return [*OPTIONS, "--init", folder, "--out", folder.parent / "run"]
+
+
+def test_a_vocabulary_with_holes_is_trained(folder):
+    """Ids that no token has, between others and above them, may be sampled: they are read as U+FFFD."""
+    assert train.main([str(a) for a in init(folder)]) == 0
+    assert tasks.FORMAT.tokenizer.decode([50, 299]) == "\ufffd\ufffd"
+    TRIED["models"] += 1
+
+
+def test_weights_torn_at_every_twentieth(folder, capsys):
+    whole = (folder / "model.safetensors").read_bytes()
+    for i in range(20):
+        (folder / "model.safetensors").write_bytes(whole[: i * len(whole) // 20])
+        refused(capsys, train.main, init(folder), "model.safetensors", kind="torn checkpoints")
+    assert not (folder.parent / "run").exists()
+
+
+def test_weights_that_are_something_else(folder, tmp_path, capsys):
+    path = folder / "model.safetensors"
+    sound = {name: x.clone() for name, x in pretrained.read_weights(folder).items()}  # not the file's own bytes
+    for content in (pickle.dumps(Evil(tmp_path / "pwned")), b"\xff" * 1000, b"\x08" + b"\0" * 7 + b"{" * 8):
+        path.write_bytes(content)
+        refused(capsys, train.main, init(folder), "model.safetensors", kind="pickles")
+    assert not (tmp_path / "pwned").exists()
+    from safetensors.torch import save_file
+
+    for change in (
+        {"model.norm.weight": torch.full((32,), math.nan)},
+        {"model.norm.weight": torch.ones(7)},
+        {"model.norm.weight": torch.ones(32, dtype=torch.int64)},
+        {"model.norm.weight": torch.ones(32, dtype=torch.complex64)},
+        {"x": torch.ones(1)},
+    ):
+        save_file({**sound, **change}, path)
+        refused(capsys, train.main, init(folder), str(folder), next(iter(change)), kind="models")
+    path.unlink()
+    for index in ({}, {"weight_map": 7}, {"weight_map": {}}, {"weight_map": {"a": 7}}, {"weight_map": {"a": "../x"}}):
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        refused(capsys, train.main, init(folder), str(folder), kind="models")
+
+
+def test_a_model_config_edited_anywhere_is_refused_or_harmless(folder, capsys):
+    """Every entry replaced by odd values: refused before anything of that size is made, or the run is as before."""
+    sound = json.loads((folder / "config.json").read_text())
+    before = contents(folder)
+    rng = random.Random(0)
+    for path in leaves(sound):
+        for value in rng.sample(ODD, 8):
+            (folder / "config.json").write_text(json.dumps(replaced(sound, path, value)))
+            TRIED["models"] += 1
+            try:
+                model = pretrained.load(folder)
+            except UserError as error:
+                assert "\n" not in str(error) and str(folder) in str(error)
+                continue
+            with torch.no_grad():
+                assert model(torch.tensor([[1, 2, 3]])).shape == (1, 3, 300)
+    (folder / "config.json").write_bytes(before["config.json"])
+    for name in list(sound):
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in sound.items() if k != name}))
+        TRIED["models"] += 1
+        try:
+            pretrained.load(folder)
+        except UserError as error:
+            assert "\n" not in str(error) and str(folder) in str(error)

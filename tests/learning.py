@@ -1,0 +1,103 @@
+"""Does it learn? Four seconds of RLSD from random weights, with the loss as it is or broken on purpose.
+
+    python tests/learning.py        20 seeds of every loss -> results/learning_test.json, 5 minutes on one thread
+
+A question is three digits. Of a completion of four characters the first has to be even or odd as the first digit, for
+half of the reward, and the last as the last digit, for the other half. Nothing stands before the first token that could
+be learned in its place, so a mask that leaves it out, and takes in a pad at the other end, leaves that half to chance.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import torch  # noqa: E402
+
+import methods  # noqa: E402
+import train  # noqa: E402
+
+FIGURES = ROOT / "results" / "learning_test.json"
+MARGIN = 0.4  # rise of the mean reward that every right run makes, and no run of a broken loss
+SEEDS = range(20)
+RULE = """def check(completion, answer):
+    if len(completion) != 4:
+        return 0.0
+    first, last = divmod(int(answer), 2)
+    return (ord(completion[0]) % 2 == first) / 2 + (ord(completion[3]) % 2 == last) / 2
+"""
+OPTIONS = (
+    "--warm_steps 0 --hidden_size 32 --num_layers 1 --max_seq_len 64 --max_new_tokens 4 --lr 4e-3 --steps 120 "
+    "--prompts_per_step 32 --group_size 8 --rlsd_lambda_decay_steps 0 --eval_every 120 --eval_problems 1 "
+    "--save_every 120"
+)
+
+
+ABOUT = {
+    "command": "python tests/learning.py",
+    "measure": "mean reward of updates 111 to 120 less that of updates 1 to 10, a figure a seed, seeds 0 to 19",
+    "options": OPTIONS,
+    "torch": torch.__version__,
+    "margin": MARGIN,
+}
+
+
+def shifted(mask):
+    return torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
+
+
+def sign_flipped(loss, logps, old, teacher, advantages, mask, **rest):
+    value, metrics = loss(logps, old, teacher, advantages, mask, **rest)
+    return -value, metrics
+
+
+LOSSES = {
+    "as it is": lambda loss, *args, **rest: loss(*args, **rest),
+    "sign flipped": sign_flipped,
+    "mask shifted": lambda loss, *args, **rest: loss(*args[:4], shifted(args[4]), **rest),
+    "advantages shuffled": lambda loss, *args, **rest: loss(
+        *args[:3], args[3][torch.randperm(len(args[3]))], args[4], **rest
+    ),
+}
+
+
+def gain(folder: Path, seed: int, name: str = "as it is") -> float:
+    """Mean reward of the last ten updates less that of the first ten, by train.py with the loss of that name."""
+    folder.mkdir(exist_ok=True)
+    (folder / "digits.jsonl").write_text(
+        "".join(
+            json.dumps({"question": f"{n:03d}", "answer": str(n // 100 % 2 * 2 + n % 2)}) + "\n" for n in range(1000)
+        )
+    )
+    (folder / "rule.py").write_text(RULE)
+    files = ["--data", f"{folder}/digits.jsonl", "--verifier", f"{folder}/rule.py:check", "--out", f"{folder}/run"]
+    original = methods.rlsd_loss
+    methods.rlsd_loss = lambda *args, **rest: LOSSES[name](original, *args, **rest)
+    try:
+        status = train.main([*OPTIONS.split(), *files, "--seed", str(seed)])
+    finally:
+        methods.rlsd_loss = original
+    assert status == 0, f"train.py ended with {status}"
+    rewards = [row["reward"] for row in map(json.loads, (folder / "run" / "metrics.jsonl").open()) if row["step"]]
+    return round(sum(rewards[-10:]) / 10 - sum(rewards[:10]) / 10, 4)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    gains: dict[str, list[float]] = {name: [] for name in LOSSES}
+    for seed in SEEDS:
+        for name in LOSSES:
+            with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:
+                with contextlib.redirect_stdout(nothing):
+                    gains[name].append(gain(Path(folder), seed, name))
+        print(seed, {name: values[-1] for name, values in gains.items()}, flush=True)
+        FIGURES.write_text(json.dumps({**ABOUT, "gains": gains}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

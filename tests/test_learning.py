@@ -1,0 +1,18 @@
+"""One run has to learn; and the margin that it must reach is one that no broken loss reached (tests/learning.py)."""
+
+import json
+
+from learning import ABOUT, FIGURES, LOSSES, MARGIN, SEEDS, gain
+
+
+def test_it_learns_to_read_the_question(tmp_path):
+    assert gain(tmp_path / "a", seed=0) >= MARGIN
+
+
+def test_the_margin_lies_between_the_right_loss_and_every_broken_one():
+    """The committed figures are those of this very setting, 20 seeds each."""
+    figures = json.loads(FIGURES.read_text())
+    gains = figures.pop("gains")
+    assert figures | {"torch": ""} == ABOUT | {"torch": ""}
+    assert gains.keys() == LOSSES.keys() and all(len(values) == len(SEEDS) == 20 for values in gains.values())
+    assert min(gains.pop("as it is")) > MARGIN + 0.05 and max(map(max, gains.values())) < MARGIN - 0.05
