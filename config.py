@@ -180,7 +180,9 @@ def check_values(config: Config) -> None:
     for f in dataclasses.fields(config):
         value, choices, low, high = (getattr(config, f.name), *(f.metadata[k] for k in ("choices", "low", "high")))
         if type(value) is not f.type and (f.type, type(value)) != (float, int):
-            raise UserError(f"--{f.name} {value!r}: {f.type.__name__} is needed, not {type(value).__name__}")
+            raise UserError(
+                f"--{f.name} {value!r}: {getattr(f.type, '__name__', f.type)} is needed, not {type(value).__name__}"
+            )
         if choices and value not in choices:
             raise UserError(f"--{f.name} {value!r}: one of {', '.join(choices)} is needed")
         if low is not None and not low <= value <= (math.inf if high is None else high):

@@ -13,6 +13,7 @@ import ranks
 import tasks
 from config import Config
 from methods import Rollout
+from rounded_adam import RoundedAdam
 from run_files import UserError, lines_until, save
 from state import State
 
@@ -31,7 +32,7 @@ def check_weights(model: torch.nn.Module) -> None:
         )
 
 
-def take_step(optimizer: torch.optim.Optimizer, metrics: dict[str, float]) -> None:
+def take_step(optimizer: torch.optim.Optimizer | RoundedAdam, metrics: dict[str, float]) -> None:
     """The optimizer's step, unless loss or gradient is not finite: that would spoil every weight."""
     if not is_finite(metrics):
         return
@@ -68,7 +69,8 @@ class Watch:
     """Reads the rows of a run, those before a resume too; says what went wrong for PATIENCE of them, once a spell."""
 
     def __init__(self, config: Config, last_step: int):
-        self.config, self.spells, self.skipped = config, {}, 0
+        self.config, self.skipped = config, 0
+        self.spells: dict[str, int] = {}
         for line in lines_until(Path(config.out) / "metrics.jsonl", last_step):
             self.look(json.loads(line))
 

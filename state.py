@@ -58,8 +58,8 @@ def external_teacher(config: Config) -> Transformer:
     folder = Path(config.opd_teacher)
     with reading(f"--opd_teacher {folder}: no run with config.json and best.pt"):
         saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        size = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
-        size = dataclasses.replace(config, **size, init=saved.get("init", ""))
+        options = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
+        size = dataclasses.replace(config, **options, init=saved.get("init", ""))
         check_values(size)
         if size.max_seq_len < config.max_seq_len:
             raise ValueError(f"it was made with --max_seq_len {size.max_seq_len}, and {config.max_seq_len} are needed")

@@ -365,7 +365,7 @@ def _problem(line: bytes, privileged_key: str | None, origin: str) -> Problem:
             raise ValueError(f"{key!r} must be a string, not {type(value).__name__}")
         if (key in required or value is not None) and not (value or "").strip():
             raise ValueError(f"{key!r} is empty")
-        if len(value or "") > MAX_COMPLETION:
+        if value is not None and len(value) > MAX_COMPLETION:
             raise ValueError(f"{key!r} has {len(value)} characters; {MAX_COMPLETION} are the most that is read")
         if key != privileged_key and MARKER in (value or ""):
             raise ValueError(f"{key!r} contains {MARKER}, which is put before the answer for you; leave it out")

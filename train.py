@@ -8,12 +8,14 @@ python train.py --init FOLDER          # a published Llama or Qwen3 model instea
 
 import contextlib
 import dataclasses
+import io
 import os
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -174,7 +176,7 @@ def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
 
 def one_step(
     state: State, source: tasks.Source, verifier: verifiers.Verifier, config: Config, step: int, out: Path
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Rollout, credit, update, teacher -> the step's line in the log."""
     began = time.perf_counter()
     lam = (
@@ -325,5 +327,6 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
     sys.exit(main(sys.argv[1:]))

@@ -110,8 +110,6 @@ def programs(folder):
         (probe.main, ["--batches", "1"], "--batches 1"),
         (probe.main, ["--batches", "many"], "--batches"),
         (probe.main, ["--batches", "-3"], "--batches -3"),
-        (probe.main, ["--name", "../x"], "--name ../x"),
-        (probe.main, ["--name", "a/b"], "--name a/b"),
         (probe.main, ["--policy", folder], "--policy"),
         (probe.main, ["--lr", "nan"], "--lr nan"),
         (probe.main, ["--stepz", "1"], "--stepz"),
