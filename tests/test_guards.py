@@ -118,8 +118,13 @@ def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, caps
     err = capsys.readouterr().err
     assert "10 updates in a row were skipped" in err and "lower --lr" in err and err.count("\n") == 1
     assert rows(tmp_path, "run")[-1]["step"] == 10
-    assert train.main(options(tmp_path, "other", "--steps", "12", "--lr", "0.02")) == 2
-    assert len(list((tmp_path / "other").glob("skipped-*"))) == 10
+
+
+def test_the_first_ten_skipped_batches_are_kept(tmp_path):
+    config, _, batch = setup(tmp_path)
+    for step in range(1, 13):
+        guards.keep_skipped(batch, {"loss": math.nan, "grad_norm": 1.0}, step, config)
+    assert {path.name for path in tmp_path.glob("skipped-*")} == {f"skipped-{step}-0.pt" for step in range(1, 11)}
 
 
 def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch, capsys):

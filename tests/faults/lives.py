@@ -277,6 +277,7 @@ class Trial:
         self.kills, self.recipes, self.rng = kills, recipes, random.Random(seed)
         self.folder, self.phase = folder, Phase()
         self.counts, self.landed, self.mismatches = Counter(), Counter(), []
+        self.pace = 1.0  # how much slower lives are than the run that was never killed: other work comes and goes
         self.rule = folder / "rules.py"
         self.rule.write_text(RULE)
         self.whole = {recipe: self.never_killed(recipe) for recipe in recipes}
@@ -307,7 +308,7 @@ class Trial:
             if self.counts["kills"] >= self.kills:
                 fault = ""  # the last run comes to its end
             left = 1 - max(step, 0) / STEPS
-            at, moment = self.rng.randrange(1, int(left * steps) + 2), self.rng.uniform(0, left * seconds)
+            at, moment = self.rng.randrange(1, int(left * steps) + 2), self.rng.uniform(0, self.pace * left * seconds)
             life = Life(options, folder, self.phase, fault, at if fault != "any moment" else -1)
             status = life.end(moment if fault == "any moment" else None)
             self.counts["lives"] += 1
@@ -324,10 +325,12 @@ class Trial:
                     else [f"exit code {status}"]
                 )
             if status != 0:
-                step, more = faults_of_the_dead(folder, whole, step)
+                before, (step, more) = step, faults_of_the_dead(folder, whole, step)
+                self.pace *= 1.2 if step == before else 1
                 wrong += more
             else:
                 self.counts["finished runs"] += 1
+                self.pace /= 1.2
                 wrong += faults_of_the_finished(folder, whole)
             self.mismatches += [f"run {number} ({recipe}), life {self.counts['lives']}: {text}" for text in wrong]
             if wrong:
