@@ -17,6 +17,7 @@ tokenizers = pytest.importorskip("tokenizers")
 import evaluation  # noqa: E402
 import model as model_file  # noqa: E402
 import pretrained  # noqa: E402
+import sample as sample_file  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
@@ -568,6 +569,16 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "whole/model/tokenizer.json"))
     assert tokenizer("three apples").input_ids == pretrained.load_tokenizer(folder).encode_ordinary("three apples")
     assert train.main(options(tmp_path, tmp_path / "whole/model", "again", "--steps", "1")) == 0
+
+
+def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_format, capsys):
+    assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    assert sample_file.main([str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page)]) == 0
+    printed, text = capsys.readouterr().out, page.read_text(encoding="utf-8")
+    assert "reference answer: 132" in printed and "right: reward 1" in printed and "wrong: reward 0" in printed
+    assert text.count('tabindex="0"') == text.count("<tr><td>") + text.count('<tr class="far"><td>') > 10
 
 
 def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder, restore_format):

@@ -100,6 +100,17 @@ def test_a_group_of_equal_rewards_shows_one_sample_without_credit(tmp_path, caps
     assert all(line.endswith("+0.0000") for line in printed.splitlines() if re.match(r" *\d+ '", line))
 
 
+def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
+    run = make_run(tmp_path / "run")
+    rules = tmp_path / "run" / "rules.py"
+    rules.write_text("n = []\ndef check(completion, answer):\n    n.append(1)\n    return float(len(n) == 10)\n")
+    drawn, rollout = [], sample.rollout
+    monkeypatch.setattr(sample, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
+    printed = ask(run, "47+85", capsys=capsys)
+    assert "group 3: 1 of 4 samples right; those before it had equal rewards: A = 0" in printed
+    assert len({str(batch.samples.tokens.tolist()) for batch in drawn}) == 3
+
+
 def test_the_seed_decides(run, capsys):
     first, again, other = (ask(run, "47+85", *seed, capsys=capsys) for seed in ([], ["--seed", "0"], ["--seed", "1"]))
     assert first == again != other
