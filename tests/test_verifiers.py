@@ -62,9 +62,9 @@ def test_hostile_text_is_quick_and_worth_nothing(verifier, completion):
         for answer in (GIVEN, "12", completion):
             seconds = []
             for _ in range(3):
-                start = time.perf_counter()
+                start = time.process_time()  # what else the machine does is no fault of the verifier's
                 reward = verifier(text, answer)
-                seconds.append(time.perf_counter() - start)
+                seconds.append(time.process_time() - start)
             assert min(seconds) < 0.05
             assert reward == 0.0 or answer is completion and verifier is exact
 
