@@ -22,6 +22,13 @@ $(VENV)/.test: $(VENV)/.train requirements-test.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
 	@touch $@
 
+# planted mistakes: one change at a time, an hour or so in all, and the known ones; results/mutants.json, museum.json
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants.py $(ARGS)
+
+museum: $(VENV)/.test
+	$(BIN)/python tests/museum/show.py
+
 # verl has an environment of its own: it holds back other packages, and needs Python 3.10 to 3.12
 test-verl: $(VERL_VENV)/.test
 	$(VERL_VENV)/bin/python -m pytest -q tests/test_verl.py $(ARGS)
@@ -35,4 +42,4 @@ $(VERL_VENV)/.test: requirements-verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-verl clean
+.PHONY: train test mutants museum test-verl clean

@@ -2,7 +2,7 @@
 
 `number` is the mistake's in the list of 15 that this project started from, with a letter for each form of it.
 `consequence` is what it does where it is made. `old` stands once in `file`; with `new` in its place the test
-`noticed_by` fails (python tests/museum/show.py makes every change and says which test noticed it first).
+`noticed_by` fails. make test makes every change and runs that test; make museum runs all tests of the file.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Piece:
     file: str
     old: str
     new: str
-    noticed_by: str = ""
+    noticed_by: str
 
 
 PIECES = [
@@ -27,6 +27,7 @@ PIECES = [
         "rlsd.py",
         "log_weights.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()",
         "log_weights.exp()",
+        "test_rlsd.py::test_weights_are_finite_and_above_zero_and_one_on_padding",
     ),
     Piece(
         "1b",
@@ -35,6 +36,7 @@ PIECES = [
         "rlsd.py",
         "    clipped = weights.clamp(1 - eps_w, 1 + eps_w)",
         "    clipped = weights.log().clamp(-eps_w, eps_w).exp()",
+        "test_rlsd.py::test_token_advantages_by_hand",
     ),
     Piece(
         "2a",
@@ -43,6 +45,7 @@ PIECES = [
         "rlsd.py",
         "advantages.detach().sign()[:, None] * delta",
         "torch.where(advantages.detach() >= 0, 1.0, -1.0)[:, None] * delta",
+        "test_rlsd.py::test_no_advantage_no_evidence",
     ),
     Piece(
         "2b",
@@ -51,6 +54,7 @@ PIECES = [
         "rlsd.py",
         "no_spread = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)",
         "r = r.float(); no_spread = torch.zeros_like(r[:, :1], dtype=torch.bool)",
+        "test_rlsd.py::test_equal_rewards_give_exactly_zero",
     ),
     Piece(
         "3",
@@ -60,6 +64,7 @@ PIECES = [
         "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))\n",
         "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))\n"
         "    teacher_logps = torch.nn.functional.pad(teacher_logps[:, :-1], (0, 1))\n",
+        "test_methods.py::test_readings_of_the_evidence_are_used",
     ),
     Piece(
         "4a",
@@ -68,6 +73,7 @@ PIECES = [
         "methods.py",
         "batch.samples, config.temperature)\n\n\ndef rows_of",
         "batch.samples, config.temperature if torch.is_grad_enabled() else 1.0)\n\n\ndef rows_of",
+        "test_train.py::test_sampling_scoring_and_teacher_share_one_temperature",
     ),
     Piece(
         "4b",
@@ -76,6 +82,7 @@ PIECES = [
         "methods.py",
         "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))\n",
         "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config)).roll(1, dims=1)\n",
+        "test_methods.py::test_readings_of_the_evidence_are_used",
     ),
     Piece(
         "5a",
@@ -84,6 +91,7 @@ PIECES = [
         "rlsd.py",
         "loss = -surrogate.sum() / (tokens.clamp(min=1) if denominator is None else denominator)",
         "loss = -(surrogate.sum(1) / valid.sum(1).clamp(min=1)).mean()",
+        "test_rlsd.py::test_global_token_mean_by_hand",
     ),
     Piece(
         "5b",
@@ -92,6 +100,7 @@ PIECES = [
         "methods.py",
         "        denominator=tokens,\n",
         "",
+        "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
     ),
     Piece(
         "6a",
@@ -100,6 +109,7 @@ PIECES = [
         "model.py",
         "        lengths[rows] += alive\n",
         "        lengths[rows] += alive & (token != stop_token)\n",
+        "test_model.py::test_shape_and_content_of_samples",
     ),
     Piece(
         "6b",
@@ -109,6 +119,7 @@ PIECES = [
         "    return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])",
         "    padded = tokens[:, :T].where(torch.arange(T, device=device) < lengths[:, None], stop_token)\n"
         "    return Samples(padded, padded != stop_token, logps[:, :T])",
+        "test_model.py::test_shape_and_content_of_samples",
     ),
     Piece(
         "7a",
@@ -117,6 +128,7 @@ PIECES = [
         "rlsd.py",
         "delta = torch.where(mask.bool(), teacher_logps - student_logps, 0.0).detach()",
         "delta = (teacher_logps.masked_fill_(~mask.bool(), 0) - student_logps.masked_fill(~mask.bool(), 0)).detach()",
+        "test_rlsd.py::test_what_stands_under_mask_zero_changes_nothing",
     ),
     Piece(
         "7b",
@@ -125,6 +137,7 @@ PIECES = [
         "rlsd.py",
         "    tokens = valid.sum()\n",
         "    tokens = torch.tensor(float(valid.numel()))\n",
+        "test_rlsd.py::test_global_token_mean_by_hand",
     ),
     Piece(
         "7c",
@@ -133,6 +146,7 @@ PIECES = [
         "train.py",
         "    tokens = ranks.total(samples.mask.sum())",
         "    tokens = ranks.total(samples.mask.sum() + sum(len(tasks.student_prompt(p)) for p in batch.problems))",
+        "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
     ),
     Piece(
         "8",
@@ -141,6 +155,7 @@ PIECES = [
         "baselines.py",
         "    return -(advantages * torch.where(valid, logps, 0.0)).sum() / denominator",
         "    return -torch.where(valid, teacher_logps.detach() - logps, 0.0).sum() / denominator",
+        "test_baselines.py::test_sampled_opd_has_the_expected_gradient_of_the_full_one",
     ),
     Piece(
         "9a",
@@ -150,6 +165,7 @@ PIECES = [
         "    logits = logits - logits.amax(dim=-1, keepdim=True)\n",
         "    logits = logits.where(logits >= logits.topk(3).values[:, -1:], float('-inf'))\n"
         "    logits = logits - logits.amax(dim=-1, keepdim=True)\n",
+        "test_model.py::test_sampling_and_scoring_agree",
     ),
     Piece(
         "9b",
@@ -158,6 +174,7 @@ PIECES = [
         "model.py",
         "return x + self.mlp(self.mlp_norm(x))",
         "return x + F.dropout(self.mlp(self.mlp_norm(x)), 0.1)",
+        "test_model.py::test_training_and_evaluation_mode_are_the_same",
     ),
     Piece(
         "10a",
@@ -166,6 +183,7 @@ PIECES = [
         "model.py",
         "return self.keys[:, :, : self.length], self.values[:, :, : self.length]",
         "return self.keys, self.values",
+        "test_model.py::test_unwritten_memory_is_never_read",
     ),
     Piece(
         "10b",
@@ -174,6 +192,7 @@ PIECES = [
         "model.py",
         "k, v, attn_mask=mask)\n",
         "k, v, is_causal=True)\n",
+        "test_model.py::test_fast_sampler_equals_the_slow_one",
     ),
     Piece(
         "11",
@@ -182,6 +201,7 @@ PIECES = [
         "model.py",
         "noise[rows, t], temperature)",
         "noise[rows - rows % group_size if t == 0 else rows, t], temperature)",
+        "test_model.py::test_a_group_does_not_share_its_first_token",
     ),
     Piece(
         "12a",
@@ -194,6 +214,7 @@ PIECES = [
         "    for rows in same.values():\n"
         "        advantages[rows] = group_advantages(rewards[rows], int(rows.sum()))\n"
         "    return Rollout(problems, samples, rewards, advantages)\n",
+        "test_train.py::test_equal_questions_stay_two_groups",
     ),
     Piece(
         "12b",
@@ -202,6 +223,7 @@ PIECES = [
         "model.py",
         "repeat = seen[tuple(prompt)] = seen.get(tuple(prompt), -1) + 1",
         "repeat = 0",
+        "test_model.py::test_equal_prompts_are_different_groups",
     ),
     Piece(
         "13",
@@ -210,6 +232,7 @@ PIECES = [
         "judge.py",
         "        rewards.append(float(reward))\n",
         "        rewards.append(0.9 * float(reward) + 0.1 * ('####' in completion))\n",
+        "test_train.py::test_a_well_formatted_wrong_answer_earns_nothing",
     ),
     Piece(
         "14a",
@@ -218,6 +241,7 @@ PIECES = [
         "state.py",
         'if config.method == "rlsd" and interval and self.step % interval == 0:',
         "if False:",
+        "test_methods.py::test_frozen_live_and_synced_teachers",
     ),
     Piece(
         "14b",
@@ -230,6 +254,7 @@ PIECES = [
         "    state.step = step\n"
         "    state.teach(config)\n"
         "    metrics = update(state.model, state.teacher, state.optimizer, batch, config, lam)\n",
+        "test_train.py::test_teacher_is_synced_after_every_kth_update",
     ),
     Piece(
         "15a",
@@ -238,6 +263,7 @@ PIECES = [
         "verifiers.py",
         "    value, used = _evaluate(left.strip())\n",
         "    value, used = eval(left.strip() or '0'), Counter()\n",
+        "test_verifiers.py::test_nothing_raises_and_every_reward_is_zero_or_one",
     ),
     Piece(
         "15b",
@@ -246,6 +272,7 @@ PIECES = [
         "verifiers.py",
         "    value = _parse_number(final_answer(completion))\n",
         "    value = _parse_number(answer.strip() if answer.strip() in completion else None)\n",
+        "test_verifiers.py::test_number_table",
     ),
     Piece(
         "15c",
@@ -254,5 +281,6 @@ PIECES = [
         "verifiers.py",
         '    return float(final_answer(completion) == answer.strip() != "")',
         '    return 1.0 if final_answer(completion) == answer.strip() != "" else 0.1 * bool(completion)',
+        "test_verifiers.py::test_exact_table",
     ),
 ]

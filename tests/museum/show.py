@@ -1,7 +1,7 @@
 """Make every mistake of the museum in a copy of the code, and say which test notices it.
 
-python tests/museum/show.py          # the whole test files of the changed module: results/museum.json
-python tests/museum/show.py --quick  # only the test that each piece names, as in make test
+python tests/museum/show.py          # all test files of the changed module, to the first failure: results/museum.json
+python tests/museum/show.py --quick  # the test alone that the piece names, as make test does
 """
 
 import json
