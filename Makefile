@@ -33,10 +33,18 @@ test-all: $(VENV)/.all
 lint: $(VENV)/.all
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(VENV)/.all: $(VENV)/.test requirements-all.txt requirements-bench.txt requirements-pretrained.txt requirements-tasks.txt examples/smollm2/requirements.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-all.txt
 	@touch $@
+
+# planted mistakes: one change at a time, an hour or so in all, and the known ones; results/mutants.json, museum.json
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants.py $(ARGS)
+
+museum: $(VENV)/.test
+	$(BIN)/python tests/museum/show.py
 
 # verl has an environment of its own: it holds back other packages, and needs Python 3.10 to 3.12
 test-verl: $(VERL_VENV)/.test
@@ -51,4 +59,4 @@ $(VERL_VENV)/.test: requirements-verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-all test-verl faults lint clean
+.PHONY: train test test-all test-verl faults mutants museum lint clean

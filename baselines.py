@@ -4,6 +4,8 @@ M completion tokens of a batch in one row, V vocabulary: logits are (M,V), taken
 flow through the student alone. Every loss divides by `denominator` tokens, so that micro-batches add up.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,7 @@ def generalised_jsd(student_logits: Tensor, teacher_logits: Tensor, beta: float)
         return _kl(teacher, student)
     if beta == 1:
         return _kl(student, teacher)
-    mixture = torch.logsumexp(torch.stack([teacher + _log(beta), student + _log(1 - beta)]), dim=0)
+    mixture = torch.logsumexp(torch.stack([teacher + math.log(beta), student + math.log(1 - beta)]), dim=0)
     return beta * _kl(teacher, mixture) + (1 - beta) * _kl(student, mixture)
 
 
@@ -68,10 +70,6 @@ def opd_sampled_loss(logps: Tensor, teacher_logps: Tensor, mask: Tensor, denomin
 
 def _kl(p: Tensor, q: Tensor) -> Tensor:
     return (p.exp() * (p - q)).sum(dim=-1)
-
-
-def _log(x: float) -> Tensor:
-    return torch.tensor(x, dtype=torch.float64).log().float()
 
 
 def _with_tail(logits: Tensor, index: Tensor) -> Tensor:

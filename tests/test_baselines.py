@@ -48,8 +48,27 @@ def test_divergences_by_hand():
     )
     for beta, expected in ((0.0, forward), (1.0, backward), (0.5, middle)):
         assert generalised_jsd(student, teacher, beta).item() == pytest.approx(expected, abs=1e-6)
-    with pytest.raises(ValueError, match="beta"):
-        generalised_jsd(student, teacher, 1.5)
+    for beta in (1.5, -0.5):
+        with pytest.raises(ValueError, match="beta"):
+            generalised_jsd(student, teacher, beta)
+
+
+@given(seeds, st.sampled_from([0.0, 0.3, 1.0]))
+def test_each_token_has_a_divergence_of_its_own(seed, beta):
+    """(M,), whatever the other rows hold; and leading dimensions are rows: (2,3,V) is (6,V)."""
+    student, teacher = logits(seed, M=6)
+    each = generalised_jsd(student, teacher, beta)
+    assert torch.allclose(each, textbook(student, teacher, beta), atol=1e-9)
+    boxes = [x.view(2, 3, 7) for x in (student, teacher)]
+    assert torch.allclose(generalised_jsd(*boxes, beta), each.view(2, 3), atol=1e-12)
+    one_by_one = sum(sdpo_loss(s[None], t[None], 2.0, beta, 3) for s, t in zip(student, teacher))
+    assert sdpo_loss(*boxes, 2.0, beta, 3).item() == pytest.approx(one_by_one.item())
+
+
+def test_defaults_are_the_original_ones():
+    student, teacher = logits(0, V=150)
+    assert opsd_loss(student, teacher, 1.0) == opsd_loss(student, teacher, 1.0, beta=0.5)
+    assert sdpo_loss(student, teacher, 1.0) == sdpo_loss(student, teacher, 1.0, beta=0.5, top_k=100)
 
 
 @given(seeds, st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]))
@@ -98,9 +117,9 @@ def test_sampled_opd_has_the_expected_gradient_of_the_full_one(seed):
 
 def test_sampled_opd_leaves_padding_alone():
     logps, teacher = torch.tensor([[-1.0, -2.0]], requires_grad=True), torch.tensor([[-3.0, math.nan]])
-    loss = opd_sampled_loss(logps, teacher, torch.tensor([[1, 0]]), 1.0)
+    loss = opd_sampled_loss(logps, teacher, torch.tensor([[1, 0]]), 4.0)
     loss.backward()
-    assert loss.item() == -2.0 and torch.equal(logps.grad, torch.tensor([[2.0, 0.0]]))
+    assert loss.item() == -0.5 and torch.equal(logps.grad, torch.tensor([[0.5, 0.0]]))
 
 
 @given(seeds, st.sampled_from([0.0, 0.5, 1.0]))
@@ -115,7 +134,7 @@ def test_sdpo_over_the_whole_vocabulary_is_opsd(seed, beta):
 def test_sdpo_tail_by_hand():
     student, teacher = torch.tensor([[0.2, 0.3, 0.5]]).log(), torch.tensor([[0.7, 0.2, 0.1]]).log()
     expected = 0.7 * math.log(0.7 / 0.2) + 0.3 * math.log(0.3 / 0.8)
-    assert sdpo_loss(student, teacher, 1.0, beta=0.0, top_k=1).item() == pytest.approx(expected, abs=1e-6)
+    assert sdpo_loss(student, teacher, 4.0, beta=0.0, top_k=1).item() == pytest.approx(expected / 4, abs=1e-6)
 
 
 # ---- readings of the evidence ----------------------------------------------------------------------------------------
@@ -146,6 +165,15 @@ def test_negative_only_and_thought_only_are_grpo_elsewhere(seed):
     thought = torch.tensor([[1, 0, 1]] * 4)
     got = token_advantages(A, thought_only(student, teacher, thought), student, mask)
     assert torch.equal(got, torch.where(thought.bool(), full, plain))
+
+
+def test_where_each_reading_begins():
+    """Without an advantage there is no evidence to keep, and a gap of just the threshold is no agreement yet."""
+    student, teacher, A = torch.full((3, 1), -2.0), torch.full((3, 1), -1.0), torch.tensor([-0.5, 0.0, 0.5])
+    assert negative_only(student, teacher, A).flatten().tolist() == [-1.0, -2.0, -2.0]
+    up = torch.tensor([1.0, 1.0, 1.0])
+    at_threshold = agreement(student, torch.tensor([[-1.5], [-1.25], [-2.5]]), up, threshold=0.5)
+    assert (at_threshold == student).flatten().tolist() == [False, True, False]
 
 
 @given(seeds)

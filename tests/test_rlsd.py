@@ -162,6 +162,28 @@ def test_policy_clip_by_hand():
     assert metrics["policy_clipped"] == 0.5
 
 
+@given(batches, st.floats(0, 0.5), st.floats(0, 0.5))
+def test_policy_clipped_is_the_share_of_tokens_whose_gradient_the_clip_holds(b, clip_low, clip_high):
+    _, grad, metrics = b.loss(lam=0.0, clip_low=clip_low, clip_high=clip_high)
+    held = b.mask.bool() & (b.advantages != 0)[:, None] & (grad == 0)
+    assert metrics["policy_clipped"] == pytest.approx(held.sum().item() / b.mask.sum().item())
+
+
+def test_a_ratio_on_the_clip_itself_is_not_clipped():
+    zeros = torch.zeros(2, 1)
+    _, metrics = rlsd_loss(zeros, zeros, None, torch.tensor([1.0, -1.0]), zeros + 1, lam=0.0, clip_low=0, clip_high=0)
+    assert metrics["policy_clipped"] == 0
+
+
+def test_defaults_are_the_papers():
+    b = Batch(1, 2, 4, 5, 1.0, True)
+    paper = {"lam": 0.5, "eps_w": 0.2, "clip_low": 0.2, "clip_high": 0.28}
+    defaults, written = b.loss(), b.loss(**paper)
+    assert torch.equal(defaults[0], written[0]) and torch.equal(defaults[1], written[1]) and defaults[2] == written[2]
+    spread = token_advantages(b.advantages, b.teacher_logps, b.logps, b.mask)
+    assert torch.equal(spread, token_advantages(b.advantages, b.teacher_logps, b.logps, b.mask, 0.5, 0.2))
+
+
 def test_metrics_by_hand():
     b = Batch(0, 1, 3, 4, 0.0, True)
     b.mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 0], [1, 0, 0, 0]])
@@ -183,6 +205,10 @@ def test_global_token_mean_by_hand():
     mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     loss, _ = rlsd_loss(torch.zeros(2, 3), torch.zeros(2, 3), None, torch.tensor([1.0, -1.0]), mask, lam=0.0)
     assert loss.item() == pytest.approx(0.5)
+    loss, metrics = rlsd_loss(
+        torch.zeros(1, 1), torch.zeros(1, 1), None, torch.tensor([2.0]), torch.ones(1, 1), lam=0.0
+    )
+    assert loss.item() == -2.0 and metrics["abs_advantage"] == 2.0  # a single token is a mean over one
 
 
 # ---- properties ------------------------------------------------------------------------------------------------------
@@ -315,7 +341,10 @@ def test_equal_rewards_give_exactly_zero(dtype):
     """Rounding leaves the mean of 0.1, 0.1, 0.1 a step off; divided by 1e-6 that would be an advantage."""
     for percent in range(1, 100):
         for group_size in range(1, 17):
-            got = group_advantages(torch.full((group_size,), percent / 100, dtype=dtype), group_size)
+            equal = torch.full((group_size,), percent / 100, dtype=dtype)
+            lower, higher = equal.clone(), equal.clone()  # what other groups hold is no business of this one
+            lower[0], higher[0] = 0, 1
+            got = group_advantages(torch.cat([lower, equal, higher]), group_size)[group_size:-group_size]
             assert torch.equal(got, torch.zeros(group_size, dtype=dtype)), (percent, group_size)
 
 
@@ -340,6 +369,7 @@ def test_lambda_schedule_by_hand():
     assert [lambda_at(s, 0.5, 0, 50) for s in (1, 25, 49, 50, 51, 10_000)] == pytest.approx([0.49, 0.25, 0.01, 0, 0, 0])
     assert [lambda_at(s, 0.5) for s in (1, 10_000)] == [0.5, 0.5]
     assert [lambda_at(s, 0.8, 4, 0) for s in (1, 2, 3, 4, 5, 99)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    assert [lambda_at(s, 0.5, 0, 1) for s in (1, 2)] == [0, 0] and lambda_at(1, 0.5, decay_steps=50) == 0.49
     assert [lambda_at(s, 1.0, 2, 4) for s in (1, 2, 3, 4, 5, 6, 7)] == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0, 0])
 
 
@@ -377,10 +407,12 @@ BAD_TOKENS = torch.tensor([[0, math.nan, 0], [0, 0, math.inf], [0, 0, 0], [0, 0,
         ({"logps": torch.zeros(3, 3)}, ["logps", "(3, 3)"]),
         ({"old_logps": torch.zeros(4, 1)}, ["old_logps", "(4, 1)"]),
         ({"advantages": torch.zeros(4, 3)}, ["advantages", "(4, 3)"]),
-        ({"mask": torch.ones(4)}, ["mask"]),
+        ({"mask": torch.ones(4)}, ["advantages", "mask"]),
+        ({"mask": torch.ones(4, 3, 1)}, ["advantages", "mask", "(4, 3, 1)"]),
         ({"teacher_logps": None}, ["teacher_logps", "lam"]),
         ({"eps_w": -0.1}, ["eps_w", "-0.1"]),
         ({"eps_w": math.nan}, ["eps_w"]),
+        ({"eps_w": math.inf}, ["eps_w"]),
         ({"lam": 1.1}, ["lam", "1.1"]),
         ({"lam": -0.1}, ["lam", "-0.1"]),
     ],
@@ -389,8 +421,18 @@ def test_wrong_arguments_are_named(changes, words):
     args, options = arguments(**changes)
     with pytest.raises(ValueError) as error:
         rlsd_loss(*args, **options)
+    assert str(error.value).startswith(f"{words[0]}: ")
     assert all(word in str(error.value) for word in words), error.value
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["teacher_logps", "student_logps"])
+def test_wrong_arguments_of_token_advantages_are_named(name):
+    for wrong, words in ((BAD_TOKENS, "2 of 12"), (torch.zeros(4, 2), "(4, 2)"), (None, "None")):
+        logps = {"teacher_logps": torch.zeros(4, 3), "student_logps": torch.zeros(4, 3), name: wrong}
+        with pytest.raises(ValueError) as error:
+            token_advantages(torch.zeros(4), mask=torch.ones(4, 3), **logps)
+        assert str(error.value).startswith(f"{name}: ") and words in str(error.value)
 
 
 @pytest.mark.parametrize(

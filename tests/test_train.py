@@ -397,6 +397,10 @@ def test_sampling_scoring_and_teacher_share_one_temperature(temperature):
     batch = batch_of(state, source, config)
     again = methods.score(state.model, batch, config, student_prompt)
     assert torch.allclose(again, batch.samples.logps, atol=1e-4)
+    teacher_logps = token_logps(
+        state.teacher, [teacher_prompt(p) for p in batch.problems], batch.samples, float(temperature)
+    )
+    assert torch.allclose(methods.evidence(state.teacher, batch, config, again.detach()), teacher_logps, atol=1e-6)
     metrics = train.update(state.model, state.model, state.optimizer, batch, config, 0.5)
     assert metrics["policy_clipped"] == 0
 

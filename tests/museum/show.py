@@ -1,0 +1,43 @@
+"""Make every mistake of the museum in a copy of the code, and say which test notices it.
+
+python tests/museum/show.py          # all test files of the changed module, to the first failure: results/museum.json
+python tests/museum/show.py --quick  # the test alone that the piece names, as make test does
+"""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from mutants import CORE, REST
+from planted import ROOT, Copy, Verdict, warm_up
+
+from museum.pieces import PIECES, Piece
+
+
+def show(copy: Copy, piece: Piece, quick: bool) -> Verdict:
+    text = (ROOT / piece.file).read_text()
+    if text.count(piece.old) != 1:
+        return Verdict("broken", f"{piece.file} has {text.count(piece.old)} places for mistake {piece.number}")
+    tests = [piece.noticed_by] if quick else (CORE | REST)[piece.file]
+    return copy.verdict(piece.file, text.replace(piece.old, piece.new), tests)
+
+
+def main(quick: bool) -> int:
+    warm_up()
+    rows = []
+    with Copy() as copy:
+        for piece in PIECES:
+            verdict = show(copy, piece, quick)
+            rows.append({"number": piece.number, "mistake": piece.mistake, "file": piece.file, **vars(verdict)})
+            print(json.dumps(rows[-1]), flush=True)
+    caught = sum(row["outcome"] == "failed" for row in rows)
+    if not quick:
+        result = {"command": "make museum", "caught": caught, "pieces": len(rows), "rows": rows}
+        (ROOT / "results" / "museum.json").write_text(json.dumps(result, indent=1) + "\n")
+    return int(caught < len(rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main("--quick" in sys.argv))

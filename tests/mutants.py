@@ -1,0 +1,301 @@
+"""Change one thing in the code, run its tests, and see whether they notice: python tests/mutants.py [--all] [--jobs 2].
+
+Every comparison, operator, condition, constant, slice, call and return of a file is changed, one a mutant. Message
+texts (f-strings), docstrings, annotations and decorators are left alone. A run that is stopped goes on where it was
+(runs/mutants.jsonl): what was killed stays killed while its file is the same, survivors are tried again as soon as
+their tests have changed. Ends with exit code 1 where a survivor is not listed in tests/mutation.md.
+"""
+
+import argparse
+import ast
+import hashlib
+import json
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from planted import ROOT, Copy, warm_up
+
+# module -> the test files that are to notice
+CORE = {
+    "rlsd.py": ["test_rlsd.py"],
+    "verifiers.py": ["test_verifiers.py"],
+    "baselines.py": ["test_baselines.py"],
+    "model.py": ["test_model.py"],
+}
+REST = {
+    "methods.py": ["test_methods.py", "test_train.py"],
+    "train.py": ["test_train.py", "test_methods.py"],
+    "state.py": ["test_train.py", "test_methods.py"],
+    "judge.py": ["test_train.py"],
+    "evaluation.py": ["test_train.py"],
+    "warm_start.py": ["test_train.py"],
+    "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py"],
+    "config.py": ["test_train.py"],
+}
+RESULTS = ROOT / "results" / "mutants.json"
+
+COMPARISONS = {
+    ast.Lt: [ast.LtE, ast.GtE],
+    ast.LtE: [ast.Lt, ast.Gt],
+    ast.Gt: [ast.GtE, ast.LtE],
+    ast.GtE: [ast.Gt, ast.Lt],
+    ast.Eq: [ast.NotEq],
+    ast.NotEq: [ast.Eq],
+    ast.Is: [ast.IsNot],
+    ast.IsNot: [ast.Is],
+    ast.In: [ast.NotIn],
+    ast.NotIn: [ast.In],
+}
+OPERATORS = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+    ast.FloorDiv: ast.Div,
+    ast.Mod: ast.Mult,
+    ast.Pow: ast.Mult,
+    ast.BitAnd: ast.BitOr,
+    ast.BitOr: ast.BitAnd,
+}
+PAIRS = "min max, amin amax, minimum maximum, argmin argmax, any all, sum mean, cos sin, lt gt, zeros ones"
+OTHER = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
+
+
+@dataclass(frozen=True)
+class Mutant:
+    file: str
+    line: int
+    old: str
+    new: str
+    text: str  # of the whole changed file
+
+    def __str__(self):
+        return f"{self.file}:{self.line}: {self.old}  ->  {self.new}"
+
+    @property
+    def key(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+# ---- what is changed -------------------------------------------------------------------------------------------------
+
+
+def changes(node: ast.AST):
+    """Replacements of one node, as nodes."""
+    if isinstance(node, ast.Compare):
+        for i, op in enumerate(node.ops):
+            for other in COMPARISONS[type(op)]:
+                yield ast.Compare(node.left, [*node.ops[:i], other(), *node.ops[i + 1 :]], node.comparators)
+    elif isinstance(node, ast.BinOp) and type(node.op) in OPERATORS:
+        yield ast.BinOp(node.left, OPERATORS[type(node.op)](), node.right)
+        yield from (node.left, node.right)
+    elif isinstance(node, ast.UnaryOp):
+        yield node.operand
+    elif isinstance(node, ast.BoolOp):
+        yield ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values)
+        yield from node.values
+    elif isinstance(node, ast.IfExp):
+        yield from (node.body, node.orelse)
+    elif isinstance(node, ast.Constant):
+        yield from map(ast.Constant, constants(node.value))
+    elif isinstance(node, ast.Subscript):
+        yield from (ast.Subscript(node.value, index, node.ctx) for index in indices(node.slice))
+    elif isinstance(node, ast.Call):
+        yield from calls(node)
+    elif isinstance(node, ast.comprehension):
+        for i in range(len(node.ifs)):
+            yield ast.comprehension(node.target, node.iter, node.ifs[:i] + node.ifs[i + 1 :], node.is_async)
+    elif isinstance(node, (ast.If, ast.While)):  # the test alone is replaced, see mutants()
+        yield from (ast.Constant(True), ast.Constant(False))
+    elif isinstance(node, ast.Return) and node.value is not None:
+        yield ast.Return(ast.Constant(None))
+    elif isinstance(node, (ast.Break, ast.Continue)):
+        yield ast.Pass()
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        yield ast.Pass()
+    elif isinstance(node, ast.AugAssign):
+        yield ast.Pass()
+        if type(node.op) in OPERATORS:
+            yield ast.AugAssign(node.target, OPERATORS[type(node.op)](), node.value)
+
+
+def constants(value):
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int):
+        return [value + 1, value - 1] if value else [1, -1]
+    if isinstance(value, float):
+        return [value * 2 + 1, -value] if value else [1.0]
+    return [value + "X"] if isinstance(value, str) else []
+
+
+def indices(index: ast.AST):
+    """Slices with a bound moved by one or left out; places moved by one."""
+    if isinstance(index, ast.Slice):
+        for bound in ("lower", "upper"):
+            parts = {"lower": index.lower, "upper": index.upper, "step": index.step}
+            if parts[bound] is not None:
+                yield ast.Slice(**{**parts, bound: None})
+                yield ast.Slice(**{**parts, bound: ast.BinOp(parts[bound], ast.Add(), ast.Constant(1))})
+    elif isinstance(index, ast.Tuple):
+        for i, part in enumerate(index.elts):
+            for other in indices(part):
+                yield ast.Tuple([*index.elts[:i], other, *index.elts[i + 1 :]], ast.Load())
+        if len(index.elts) == 2 and not any(isinstance(e, ast.Slice) for e in index.elts):
+            yield ast.Tuple(index.elts[::-1], ast.Load())
+
+
+def calls(node: ast.Call):
+    """A call without one of its keywords, with two neighbouring arguments swapped, of its counterpart, or left out."""
+    function, args, keywords = node.func, node.args, node.keywords
+    for i in range(len(keywords)):
+        yield ast.Call(function, args, keywords[:i] + keywords[i + 1 :])
+    name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+    for i in range(len(args) - 1 if name not in ("min", "max", "minimum", "maximum") else 0):
+        yield ast.Call(function, [*args[:i], args[i + 1], args[i], *args[i + 2 :]], keywords)
+    if name in OTHER:
+        other = OTHER[name]
+        named = ast.Attribute(function.value, other, ast.Load()) if isinstance(function, ast.Attribute) else other
+        yield ast.Call(named if isinstance(named, ast.AST) else ast.Name(named, ast.Load()), args, keywords)
+    if isinstance(function, ast.Attribute) and not isinstance(function.value, ast.Name | ast.Attribute):
+        yield function.value  # x.f().g() -> x.f()
+    elif isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+        yield function.value
+
+
+def mutants(file: str, source: str) -> list[Mutant]:
+    """All mutants of a file that parse, each once, in the order of their lines."""
+    found: dict[str, Mutant] = {ast.dump(ast.parse(source)): None}
+    starts = [0]
+    for line in source.encode().splitlines(keepends=True):
+        starts.append(starts[-1] + len(line))
+    raw = source.encode()
+    for node in visited(ast.parse(source)):
+        place = node.test if isinstance(node, (ast.If, ast.While)) else node
+        whole = (
+            (place.target, (place.ifs or [place.iter])[-1]) if isinstance(place, ast.comprehension) else (place,) * 2
+        )
+        if not hasattr(whole[0], "lineno"):
+            continue
+        begin = starts[whole[0].lineno - 1] + whole[0].col_offset
+        end = starts[whole[1].end_lineno - 1] + whole[1].end_col_offset
+        for other in changes(node):
+            new = ast.unparse(ast.fix_missing_locations(other))
+            if isinstance(other, ast.comprehension):  # "for x in xs", of which the target stands at `begin`
+                new = new.strip().removeprefix("for ")
+            elif isinstance(other, ast.expr):
+                new = f"({new})"
+            text = (raw[:begin] + new.encode() + raw[end:]).decode()
+            try:
+                tree = ast.dump(ast.parse(text))
+            except SyntaxError:
+                continue
+            old = " ".join(raw[begin:end].decode().split())
+            found.setdefault(tree, Mutant(file, whole[0].lineno, old, " ".join(new.split()), text))
+    return sorted((m for m in found.values() if m), key=lambda m: m.line)
+
+
+def visited(node: ast.AST):
+    """Every node of code: no annotations, decorators, docstrings, f-strings, nor what is done if run as a program."""
+    yield node
+    for name, value in ast.iter_fields(node):
+        if name in ("annotation", "returns", "decorator_list", "type_comment", "bases"):
+            continue
+        for child in value if isinstance(value, list) else [value]:
+            docstring = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
+            imports = isinstance(child, (ast.Import, ast.ImportFrom))
+            program = isinstance(child, ast.If) and "__main__" in ast.unparse(child.test)
+            typing = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test)
+            if isinstance(child, ast.AST) and not (docstring or imports or program or typing):
+                if not isinstance(child, ast.JoinedStr):
+                    yield from visited(child)
+
+
+# ---- trying them out -------------------------------------------------------------------------------------------------
+
+
+def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
+    """Try mutants one after the other; the tests that have killed most go first, then the quick ones."""
+    ranks: dict[str, dict[str, float]] = {}
+    with Copy() as copy:
+        for i, (mutant, tests, state) in enumerate(todo):
+            rank = ranks.get(mutant.file) or ranks.setdefault(mutant.file, copy.durations(tests))
+            verdict = copy.verdict(mutant.file, mutant.text, tests, rank)
+            if verdict.outcome == "failed":
+                rank[verdict.test] = min(rank[verdict.test], 0.0) - 1.0
+            row = {"key": mutant.key, "state": state, "mutant": str(mutant), **vars(verdict)}
+            with journal.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            if verdict.outcome == "passed" or i % 50 == 0:
+                print(f"{i + 1}/{len(todo)} {verdict.outcome:6} {mutant}", flush=True)
+
+
+def tried(journal: Path, state: str) -> dict[str, dict]:
+    """What is known already of mutants by key: killed ones, and survivors of the tests as they are now."""
+    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
+    return {row["key"]: row for row in rows if row["outcome"] != "passed" or row["state"] == state}
+
+
+def state_of(tests: list[str]) -> str:
+    return hashlib.sha256(b"".join((ROOT / "tests" / test).read_bytes() for test in tests)).hexdigest()[:16]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="default: the core, " + ", ".join(CORE))
+    parser.add_argument("--all", action="store_true", help="the rest too, " + ", ".join(REST))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--list", action="store_true", help="count the mutants, and run nothing")
+    args = parser.parse_args()
+    known = CORE | REST
+    files = args.files or list(known if args.all else CORE)
+    journal = ROOT / "runs" / "mutants.jsonl"
+    journal.parent.mkdir(exist_ok=True)
+    made = {file: mutants(file, (ROOT / file).read_text()) for file in files}
+    states = {file: state_of(known[file]) for file in files}
+    todo = []
+    for file in files:
+        before = tried(journal, states[file])
+        todo += [(m, known[file], states[file]) for m in made[file] if m.key not in before]
+    print(f"{sum(map(len, made.values()))} mutants, {len(todo)} to try", flush=True)
+    if args.list:
+        return 0
+    warm_up()
+    helpers = []
+    for job in range(1, args.jobs):
+        if (pid := os.fork()) == 0:
+            work(todo[job :: args.jobs], journal)
+            os._exit(0)
+        helpers.append(pid)
+    work(todo[:: args.jobs], journal)
+    for pid in helpers:
+        os.waitpid(pid, 0)
+    return report(files, made, {file: tried(journal, states[file]) for file in files})
+
+
+def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict]) -> int:
+    """Counts and survivors to results/mutants.json and the screen; 1 where tests/mutation.md lacks a survivor."""
+    reasons = (ROOT / "tests" / "mutation.md").read_text() if (ROOT / "tests" / "mutation.md").exists() else ""
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make mutants", "files": {}}
+    unexplained = 0
+    for file in files:
+        rows = [(m, known[file].get(m.key)) for m in made[file]]
+        survivors = [m for m, row in rows if row is not None and row["outcome"] == "passed"]
+        killed = sum(row is not None and row["outcome"] != "passed" for _, row in rows)
+        result["files"][file] = {
+            "mutants": len(rows),
+            "killed": killed,
+            "share": round(killed / len(rows), 4),
+            "survivors": [str(m) for m in survivors],
+        }
+        unexplained += sum(f"{m.old}  ->  {m.new}" not in reasons for m in survivors)
+        print(f"{file}: {killed} of {len(rows)} killed, {killed / len(rows):.1%}")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{unexplained} survivors without a reason in tests/mutation.md")
+    return int(unexplained > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

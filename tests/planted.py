@@ -1,0 +1,144 @@
+"""Does the suite notice a planted mistake? Runs tests on a changed copy of the code, in a fork of a warm process.
+
+The fork has torch, hypothesis and pytest imported already, and nothing of this repository: seconds a mistake become
+tenths. Used by mutants.py and by museum/.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import hypothesis.strategies  # noqa: F401 (warms the fork up, as do the next ones)
+import pytest
+import tiktoken  # noqa: F401
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU, WALL = 60, 900  # seconds; the first does not depend on what else the machine does, the second ends a sleep
+MEMORY = 3 * 2**30  # bytes a fork may map beyond what the warm process has: a mutant of a guard may ask for anything
+
+
+@dataclass
+class Verdict:
+    """outcome: failed (a test), broken (collection), dead (limits of time or memory, a crash), passed; test: which."""
+
+    outcome: str
+    test: str = ""
+    seconds: float = 0.0
+
+
+class Watch:
+    """A pytest plugin: tests run in the order of `rank`; the first failure is written down and ends the process."""
+
+    def __init__(self, rank: dict[str, float], path: Path):
+        self.rank, self.path, self.seconds = rank, path, {}
+
+    def pytest_collection_modifyitems(self, items):
+        items.sort(key=lambda item: self.rank.get(short(item.nodeid), 0.0))
+
+    def pytest_runtest_logreport(self, report):
+        self.seconds[short(report.nodeid)] = report.duration
+        if report.failed:
+            self.write("failed", report.nodeid)
+
+    def pytest_sessionfinish(self):
+        self.path.with_name("durations.json").write_text(json.dumps(self.seconds))
+
+    def pytest_collectreport(self, report):
+        if report.failed:
+            self.write("broken", report.nodeid)
+
+    def write(self, outcome, test):
+        self.path.write_text(json.dumps([outcome, short(test)]))
+        os._exit(1)
+
+
+def short(test: str) -> str:
+    return test.removeprefix("tests/")
+
+
+class Copy:
+    """A copy of the repository in a temporary folder, whose files can be changed one at a time."""
+
+    def __enter__(self):
+        self.folder = Path(tempfile.mkdtemp(prefix="planted-"))
+        leave = shutil.ignore_patterns(".*", "__pycache__", "runs", "results")
+        shutil.copytree(ROOT, self.folder, ignore=leave, dirs_exist_ok=True)
+        return self
+
+    def __exit__(self, *_):
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def verdict(self, file: str, text: str, tests: list[str], rank: dict[str, float] | None = None) -> Verdict:
+        """What the tests say of `file` with this text, until the first failure."""
+        path, answer = self.folder / file, self.folder / "verdict.json"
+        whole = path.read_text()
+        answer.unlink(missing_ok=True)
+        path.write_text(text)
+        began = time.monotonic()
+        try:
+            status = self.forked(tests, Watch(rank or {}, answer))
+        finally:
+            path.write_text(whole)
+        seconds = round(time.monotonic() - began, 2)
+        if answer.exists():
+            return Verdict(*json.loads(answer.read_text()), seconds)
+        return Verdict("passed" if status == 0 else "dead", "", seconds)
+
+    def durations(self, tests: list[str]) -> dict[str, float]:
+        """Seconds of each test on the unchanged code; all of them have to pass there."""
+        assert self.forked(tests, Watch({}, self.folder / "verdict.json")) == 0, f"{tests} fail as it is"
+        return json.loads((self.folder / "durations.json").read_text())
+
+    def forked(self, tests: list[str], watch: Watch) -> int:
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            os._exit(self.run_tests(tests, watch))
+        end, done = time.monotonic() + WALL, 0
+        try:
+            while not done and time.monotonic() < end:
+                time.sleep(0.01)
+                done, status = os.waitpid(pid, os.WNOHANG)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(pid, signal.SIGKILL)  # with what its tests have started
+        return status if done else os.waitpid(pid, 0)[1]
+
+    def run_tests(self, tests: list[str], watch: Watch) -> int:
+        """The child's whole life; its exit code is pytest's."""
+        try:
+            os.setsid()
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            pages = int(Path("/proc/self/statm").read_text().split()[0]) if sys.platform == "linux" else 0
+            if pages:
+                resource.setrlimit(resource.RLIMIT_AS, 2 * (pages * resource.getpagesize() + MEMORY,))
+            resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
+            output = os.open(self.folder / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            os.chdir(self.folder)
+            sys.dont_write_bytecode = True  # a cached module of the same size and second would hide the next change
+            sys.path[:] = [p for p in sys.path if ROOT not in (Path(p).resolve(), *Path(p).resolve().parents[:1])]
+            quick = ["-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception"]
+            quick.append(f"--basetemp={self.folder / 'tmp'}")
+            return int(pytest.main([*quick, *(f"tests/{test}" for test in tests)], plugins=[watch]))
+        except BaseException:
+            return 70
+
+
+def warm_up() -> None:
+    """What every fork would otherwise do again; forks of one process never share a thread pool."""
+    torch.set_num_threads(1)
+    gc.freeze()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and forks are cleared away
+    os.environ.update(OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="museum", PYTHONDONTWRITEBYTECODE="1")
