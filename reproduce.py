@@ -54,8 +54,8 @@ METHODS = {
 }
 # Learning rates, by final pass@1 on seeds 100 and 101 (report.md, last table), and the grids they are chosen from.
 RATES = {
-    ("addition", 256): {"grpo": "4e-4", "rlsd": "4e-4", "opsd": "8e-4", "sdpo": "1e-4"},
-    ("countdown", 256): {"grpo": "2e-4", "rlsd": "4e-4", "rlsd-wide": "2e-4", "opsd": "1e-4"},
+    ("addition", 256): {"grpo": "4e-4", "rlsd": "4e-4", "opsd": "8e-4", "opd": "8e-4", "sdpo": "1.25e-5"},
+    ("countdown", 256): {"grpo": "2e-4", "rlsd": "4e-4", "rlsd-wide": "2e-4", "opsd": "1.25e-5"},
     ("countdown", 32): {"grpo": "2e-4", "rlsd": "1e-4", "rlsd-wide": "1e-4"},
 }
 TUNED = {
@@ -63,9 +63,8 @@ TUNED = {
     ("countdown", 256): ("1e-4", "2e-4", "4e-4", "8e-4"),
     ("countdown", 32): ("5e-5", "1e-4", "2e-4", "4e-4"),
 }
-LATER = {  # rates below a grid whose lowest one was the best, and OPD's
+LATER = {  # rates below a grid whose lowest one was the best
     ("addition", 256, "sdpo"): ("1.25e-5", "2.5e-5", "5e-5"),
-    ("addition", 256, "opd"): ("2e-4", "4e-4", "8e-4", "1.6e-3"),
     ("countdown", 256, "opsd"): ("1.25e-5", "2.5e-5", "5e-5"),
 }
 SWAPPED = {"grpo-swapped": "4e-4", "rlsd-swapped": "2e-4"}  # on countdown, 256 samples

@@ -85,8 +85,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
             row |= ranks.agreed(evaluate(state.model, source, verifier, config))
-        row |= watch.look(row)
-        log(out, row)
+        log(out, row | watch.look(row))
         watch.stop_if_hopeless()
         state.keep_if_best(row, out)
         interrupt.signal = ranks.latest_signal(interrupt.signal)
