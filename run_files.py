@@ -143,6 +143,7 @@ PRINTED = (
     "teacher pass@1",
     "peak GiB",
     "verifier errors",
+    "skipped",
 )
 
 
