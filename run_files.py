@@ -200,6 +200,7 @@ PRINTED = (
     "teacher pass@1",
     "peak GiB",
     "verifier errors",
+    "skipped",
 )
 
 

@@ -35,7 +35,7 @@ import train  # noqa: E402
 STEPS, SAVE_EVERY = 8, 3
 SMALL = (
     "--hidden_size 32 --num_layers 1 --warm_steps 6 --warm_batch 8 --prompts_per_step 2 --group_size 4 "
-    "--chain 2 --max_new_tokens 32 --eval_every 4 --eval_problems 4 --lr 0.01 "
+    "--chain 1 --max_new_tokens 20 --eval_every 4 --eval_problems 4 --lr 0.01 "
     f"--steps {STEPS} --save_every {SAVE_EVERY}"
 )
 RECIPES = {
@@ -308,7 +308,7 @@ class Trial:
             if self.counts["kills"] >= self.kills:
                 fault = ""  # the last run comes to its end
             left = 1 - max(step, 0) / STEPS
-            at, moment = self.rng.randrange(1, int(left * steps) + 2), self.rng.uniform(0, self.pace * left * seconds)
+            at, moment = self.rng.randrange(1, int(left * steps) + 2), self.rng.uniform(0, 0.7 * self.pace * left * seconds)
             life = Life(options, folder, self.phase, fault, at if fault != "any moment" else -1)
             status = life.end(moment if fault == "any moment" else None)
             self.counts["lives"] += 1
