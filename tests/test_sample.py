@@ -225,6 +225,8 @@ def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     for row, (token, tip) in zip(rows, tips):
         assert row[0].strip() == f"'{plain(token)}'"
         names = ("P_S ", " P_T ", " Delta ", " w ", " A_hat ")
+        w, clipped = float(row[4]), re.findall(r" → (\S+)", plain(tip))
+        assert clipped == (["0.8"] if w < 0.8 else ["1.2"] if w > 1.2 else [])
         assert re.sub(r" → \S+", "", plain(tip)) == "".join(map("".join, zip(names, row[1:])))
     table = [[plain(cell) for cell in re.findall(r"<td>(.*?)</td>", line)] for line in re.findall(r"<tr.*?</tr>", text)]
     assert [cells[1:] for cells in table if cells] == [[row[0].strip(), *row[1:]] for row in rows]
@@ -270,7 +272,7 @@ def test_depth_runs_from_bound_to_bound():
     [
         (["two words"], "'two words' is no question of this run's task: ask like 4785+3626"),
         (["1" * 40 + "+" + "1" * 40], "tokens, and the run has room for 104"),
-        (["1+2", "--interactive"], "leave QUESTION out"),
+        (["--interactive", "1+2"], "leave QUESTION out"),
         (["1+2", "--tries", "0"], "--tries 0: at least 1"),
         (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
         (["1+2", "--seed", "-1"], "--seed -1: 0 to"),
