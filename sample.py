@@ -210,7 +210,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
     for name in ("rlsd_lambda", "rlsd_reweight_clip_range"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="in place of the run's")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)  # the question may stand behind the options
     if args.interactive and args.question is not None:
         raise UserError("--interactive asks for the questions: leave QUESTION out")
     if args.tries < 1:

@@ -1,6 +1,7 @@
 """sample.py: what it shows is what training would do, whatever the model wrote, and its errors are one line."""
 
 import dataclasses
+import html
 import json
 import math
 import re
@@ -216,14 +217,19 @@ def test_hostile_text_is_text_on_the_page():
 
 def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     figures = ask(run, "47+85", "--html", str(tmp_path / "page.html"), capsys=capsys)
-    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
-    for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M):
-        for text in row:
-            assert text in page.text
-    focusable = [attrs for tag, attrs in page.tags if "tabindex" in attrs]
-    assert (
-        len(focusable) == len(re.findall(r"^ *\d+ '", figures, re.M)) and sum("autofocus" in a for a in focusable) == 1
-    )
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    page, plain = Page(text), lambda part: html.unescape(re.sub(r"<[^>]*>", "", part))
+    rows = [list(row) for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)]
+    tips = re.findall(r'tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)
+    assert len(tips) == len(rows) > 10 and text.count("autofocus") == 1
+    for row, (token, tip) in zip(rows, tips):
+        assert row[0].strip() == f"'{plain(token)}'"
+        names = ("P_S ", " P_T ", " Delta ", " w ", " A_hat ")
+        w, clipped = float(row[4]), re.findall(r" → (\S+)", plain(tip))
+        assert clipped == (["0.8"] if w < 0.8 else ["1.2"] if w > 1.2 else [])
+        assert re.sub(r" → \S+", "", plain(tip)) == "".join(map("".join, zip(names, row[1:])))
+    table = [[plain(cell) for cell in re.findall(r"<td>(.*?)</td>", line)] for line in re.findall(r"<tr.*?</tr>", text)]
+    assert [cells[1:] for cells in table if cells] == [[row[0].strip(), *row[1:]] for row in rows]
     assert {"raised", "lowered"} <= {attrs.get("class") for tag, attrs in page.tags if tag == "section"}
     assert "every token raised (+)" in page.text and "every token lowered (-)" in page.text
     assert page.text.count("plain GRPO: ") == 2
@@ -266,7 +272,7 @@ def test_depth_runs_from_bound_to_bound():
     [
         (["two words"], "'two words' is no question of this run's task: ask like 4785+3626"),
         (["1" * 40 + "+" + "1" * 40], "tokens, and the run has room for 104"),
-        (["1+2", "--interactive"], "leave QUESTION out"),
+        (["--interactive", "1+2"], "leave QUESTION out"),
         (["1+2", "--tries", "0"], "--tries 0: at least 1"),
         (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
         (["1+2", "--seed", "-1"], "--seed -1: 0 to"),
