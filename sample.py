@@ -24,10 +24,10 @@ import torch
 import credit
 import tasks
 import verifiers
-from config import Config, Parser, check_ranges
+from config import Config, Parser, check_values
 from methods import group_hints, teacher_view
 from model import Transformer
-from run_files import UserError
+from run_files import UserError, fill, load, reading
 from state import build_model
 from train import load_source, rollout
 
@@ -46,33 +46,20 @@ class Run:
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
     path = folder / "config.json"
-    try:
+    if not path.is_file():
+        raise UserError(f"{folder} holds no config.json: give the folder of a run, as python train.py prints")
+    with reading(f"{path} is no configuration of this program"):
         saved = json.loads(path.read_text(encoding="utf-8"))
         saved.pop("fingerprint")
         config = Config(**{**saved, **given})
-        for f in dataclasses.fields(config):
-            if type(getattr(config, f.name)) is not f.type:
-                raise TypeError(f"{f.name} is {getattr(config, f.name)!r}")
-        check_ranges(config)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{folder} holds no config.json: give the folder of a run, as python train.py prints"
-        ) from error
-    except (ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} is no configuration of this program: {one_line(error)}") from error
+        check_values(config)
     if not torch.cuda.is_available():
         config = dataclasses.replace(config, device="cpu", bf16=False)
     source, verifier = load_source(config)
     model = build_model(config)
-    try:
-        model.load_state_dict(torch.load(folder / "best.pt", map_location=config.device, weights_only=True))
-    except Exception as error:  # missing, torn or foreign files: torch raises many kinds
-        raise UserError(f"{folder / 'best.pt'} is no checkpoint of this run: {one_line(error)}") from error
+    with reading(f"{folder / 'best.pt'} is no checkpoint of this run"):
+        fill(model, load(folder / "best.pt", config.device))
     return Run(folder, config, model, source, verifier)
-
-
-def one_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # ---- the question ----------------------------------------------------------------------------------------------------

@@ -308,7 +308,10 @@ class Trial:
             if self.counts["kills"] >= self.kills:
                 fault = ""  # the last run comes to its end
             left = 1 - max(step, 0) / STEPS
-            at, moment = self.rng.randrange(1, int(left * steps) + 2), self.rng.uniform(0, 0.7 * self.pace * left * seconds)
+            at, moment = (
+                self.rng.randrange(1, int(left * steps) + 2),
+                self.rng.uniform(0, 0.7 * self.pace * left * seconds),
+            )
             life = Life(options, folder, self.phase, fault, at if fault != "any moment" else -1)
             status = life.end(moment if fault == "any moment" else None)
             self.counts["lives"] += 1
