@@ -1,5 +1,6 @@
 """Several processes do what one does: run by torchrun, compared figure by figure."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -108,6 +109,7 @@ def test_equal_questions_stay_in_one_process(monkeypatch):
 
 # ---- --fsdp ----------------------------------------------------------------------------------------------------------
 
+PUBLISHED = all(map(importlib.util.find_spec, ("transformers", "tokenizers", "safetensors")))
 SHARES = """
 import sys
 
@@ -138,17 +140,20 @@ sys.exit(train.main(sys.argv[1:]))
 
 
 def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
-    """From a published model to a folder of one; every process holds half, and either way goes on from either's files.
+    """Every process holds half, and either way goes on from either's files; from and to a published folder, if it can.
 
     Two questions for one process and one for the other, in parts of some 300 tokens: passes differ in number.
     """
-    from test_pretrained import bpe, published  # skips where a package of theirs is missing
+    start = "--hidden_size 32 --num_layers 2 --warm_steps 0"
+    if PUBLISHED:
+        from test_pretrained import bpe, published
 
-    published(tmp_path / "tiny", "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
-    bpe("qwen", tmp_path / "tiny/tokenizer.json")
+        published(tmp_path / "tiny", "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
+        bpe("qwen", tmp_path / "tiny/tokenizer.json")
+        start = f"--init {tmp_path}/tiny"
     (tmp_path / "shares.py").write_text(SHARES)
     monkeypatch.setattr(tasks, "FORMAT", tasks.FORMAT)
-    new = f"--init {tmp_path}/tiny --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
+    new = f"{start} --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
     new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"
     new += " --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
     for options, whole, shared in ((new, "one", "two"), ("--resume --steps 4", "two", "one")):
@@ -161,8 +166,10 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
             assert {**b, "peak GiB": 0} == pytest.approx({**a, "peak GiB": 0}, rel=1e-4, abs=1e-6)
         states = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("one", "two")]
         a, b = (flat(state) for state in states)
-        assert list(a) == list(b) and len(a) > 50
+        assert list(a) == list(b) and len(a) > 40
         assert all(type(x) is torch.Tensor and torch.allclose(x, b[k], atol=1e-5) for k, x in a.items())
+        if not PUBLISHED:
+            continue
         exported = [pretrained.read_weights(tmp_path / name / "model") for name in ("one", "two")]
         assert all(torch.allclose(x, exported[1][k], atol=1e-5) for k, x in exported[0].items())
 
