@@ -208,12 +208,13 @@ PIECES = [
         "groups keyed by the prompt's text",
         "two equal prompts of a batch merge into one group",
         "train.py",
-        "    return Rollout(problems, samples, rewards, group_advantages(rewards, config.group_size))\n",
+        "    return Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), "
+        "verifier_errors=errors)\n",
         "    same = {p.question: torch.tensor([q.question == p.question for q in problems]) for p in problems}\n"
         "    advantages = torch.zeros_like(rewards)\n"
         "    for rows in same.values():\n"
-        "        advantages[rows] = group_advantages(rewards[rows], int(rows.sum()))\n"
-        "    return Rollout(problems, samples, rewards, advantages)\n",
+        "        advantages[rows] = advantages_of(rewards[rows], int(rows.sum()))\n"
+        "    return Rollout(problems, samples, rewards, advantages, verifier_errors=errors)\n",
         "test_train.py::test_equal_questions_stay_two_groups",
     ),
     Piece(
@@ -230,8 +231,10 @@ PIECES = [
         "reward mixed with a format term",
         "A > 0 for a well formatted wrong answer",
         "judge.py",
-        "        rewards.append(float(reward))\n",
-        "        rewards.append(0.9 * float(reward) + 0.1 * ('####' in completion))\n",
+        "                rewards.append(reward_of(timed(verifier, completion, problem.answer, "
+        "config.verifier_timeout)))\n",
+        "                reward = reward_of(timed(verifier, completion, problem.answer, config.verifier_timeout))\n"
+        "                rewards.append(0.9 * reward + 0.1 * ('####' in completion))\n",
         "test_train.py::test_a_well_formatted_wrong_answer_earns_nothing",
     ),
     Piece(
@@ -248,12 +251,15 @@ PIECES = [
         "teacher synced before the update, not after it",
         "it is one update behind for a whole interval",
         "train.py",
-        "    metrics = update(state.model, state.teacher, state.optimizer, batch, config, lam)\n"
+        "    metrics = update_in_memory(update, state, batch, config, lam)\n"
+        "    if not is_finite(metrics):\n"
+        "        keep_skipped(batch, metrics, step, config)\n"
+        '        metrics["skipped"] = 1\n'
         "    state.step = step\n"
         "    state.teach(config)\n",
         "    state.step = step\n"
         "    state.teach(config)\n"
-        "    metrics = update(state.model, state.teacher, state.optimizer, batch, config, lam)\n",
+        "    metrics = update_in_memory(update, state, batch, config, lam)\n",
         "test_train.py::test_teacher_is_synced_after_every_kth_update",
     ),
     Piece(
