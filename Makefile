@@ -10,7 +10,7 @@ train: $(VENV)/.train
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q $(ARGS)
 
-# 200 kills at random moments, inside writes included: about 10 minutes, figures to results/faults.json
+# 200 kills at random moments, inside writes included: 5 to 10 minutes, figures to results/faults.json
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/lives.py $(ARGS)
 

@@ -307,11 +307,9 @@ class Trial:
             fault = self.rng.choice(["kill"] * 3 + ["any moment"] * 4 + [self.rng.choice(list(ERRORS))])
             if self.counts["kills"] >= self.kills:
                 fault = ""  # the last run comes to its end
-            left = 1 - max(step, 0) / STEPS
-            at, moment = (
-                self.rng.randrange(1, int(left * steps) + 2),
-                self.rng.uniform(0, 0.7 * self.pace * left * seconds),
-            )
+            left = 1.25 - max(step, 0) / STEPS  # of a life: a run that has all of its steps still has to start and end
+            at = self.rng.randrange(1, int(left * steps) + 2)
+            moment = self.rng.uniform(0, 0.7 * self.pace * left * seconds)
             life = Life(options, folder, self.phase, fault, at if fault != "any moment" else -1)
             status = life.end(moment if fault == "any moment" else None)
             self.counts["lives"] += 1

@@ -51,6 +51,12 @@ def test_a_run_of_many_lives_is_the_run_that_was_never_killed(tmp_path):
     assert figures["kills"] == 6 and figures["finished runs"] >= 1 and figures["resumes"] >= 1
 
 
+def test_the_committed_figures_are_those_of_a_long_form_without_a_mismatch():
+    figures = json.loads((LIVES.parents[2] / "results" / "faults.json").read_text())
+    assert figures["kills"] == 200 and figures["mismatches"] == [] and figures["finished runs"] >= 20
+    assert sum(n for phase, n in figures["killed while"].items() if phase.startswith("writing")) >= 50
+
+
 # ---- one write, stopped at each of its stages ------------------------------------------------------------------------
 
 
