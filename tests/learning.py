@@ -2,9 +2,10 @@
 
     python tests/learning.py        20 seeds of every loss -> results/learning_test.json, 5 minutes on one thread
 
-Killed, it goes on where it was. A question is three digits. Of a completion of four characters the first has to be even or odd as the first digit, for
-half of the reward, and the last as the last digit, for the other half. Nothing stands before the first token that could
-be learned in its place, so a mask that leaves it out, and takes in a pad at the other end, leaves that half to chance.
+Killed, it goes on where it was. A question is three digits. Of a completion of four characters the first has to be
+even or odd as the first digit, for half of the reward, and the last as the last digit, for the other half. Nothing
+stands before the first token that could be learned in its place, so a mask that leaves it out, and takes in a pad at
+the other end, leaves that half to chance.
 """
 
 import contextlib
