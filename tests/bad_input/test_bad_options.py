@@ -8,7 +8,7 @@ import sys
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from refused import ROOT, TINY, TRIED, contents, one_line, refused
+from refused import ROOT, TINY, TRIED, contents, refused
 
 import bench
 import probe
@@ -213,10 +213,7 @@ def test_names_with_spaces_and_letters_of_any_alphabet(tmp_path):
     for argv in ([*TINY, *options, "--warm_dir", home / "warm"], ["--resume", "--out", home / "läuft", "--steps", "2"]):
         done = subprocess.run([*python, *argv], capture_output=True, env=env, cwd=home)
         assert done.returncode == 0 and not done.stderr, done.stderr.decode()
-    again = subprocess.run([*python, *TINY, "--out", home / "läuft"], capture_output=True, env=env, cwd=home)
-    assert again.returncode == 2
-    one_line(again.stderr.decode(), "train.py", "already holds a run")
-    TRIED["folders"] += 3
+    TRIED["folders"] += 2
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
