@@ -79,16 +79,17 @@ def report(error: BaseException, completion: str, problem: tasks.Problem, config
     trace = [] if isinstance(error, NoReward) else traceback.format_exception(error)
     where = f"{problem.origin} {problem.question[:60]!r} with the completion {completion[:60]!r}".strip()
     line = f"verifier, on {where}: {' '.join(text.split())}"
-    stop, path, first = config.on_verifier_error == "stop", Path(config.out) / "verifier_error.txt", True
+    stop, first = config.on_verifier_error == "stop", True
+    path = Path(config.out) / "verifier_error.txt"
     try:
-        with open(path, "w" if stop else "x") as file:
-            file.write(
-                "\n".join([line, "", "".join(trace), "question:", problem.question, "completion:", completion, ""])
-            )
-        line += f" (more in {path})"
+        if config.out:  # a run, not a probe
+            with open(path, "w" if stop else "x") as file:
+                told = [line, "", "".join(trace), "question:", problem.question, "completion:", completion, ""]
+                file.write("\n".join(told))
+            line += f" (more in {path})"
     except FileExistsError:
         first = False
-    except OSError:  # no run, hence no folder; or a full disk: the line says enough
+    except OSError:  # a full disk: the line says enough
         pass
     if stop:
         raise UserError(line) from error

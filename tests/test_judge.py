@@ -13,6 +13,7 @@ import torch
 import judge
 import tasks
 import train
+from config import Config
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
 from run_files import UserError
@@ -230,3 +231,11 @@ def test_a_run_counts_its_failures_and_resumes_with_another_policy(tmp_path, cap
     assert sum(row["verifier errors"] for row in rows[1:]) > 0 and all(
         "held-out verifier errors" in rows[i] for i in (0, 2, 4)
     )
+
+
+def test_without_a_run_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    samples = Samples.of([tasks.encode("x")], "cpu")
+    with pytest.raises(UserError, match="1 / 0|division"):
+        judge.verify(lambda completion, answer: 1 / 0, samples, [tasks.Problem("q", "a")], Config())
+    assert not list(tmp_path.iterdir())
