@@ -8,6 +8,7 @@ their tests have changed. Ends with exit code 1 where a survivor is not listed i
 
 import argparse
 import ast
+import collections
 import hashlib
 import json
 import os
@@ -23,6 +24,11 @@ CORE = {
     "verifiers.py": ["test_verifiers.py"],
     "baselines.py": ["test_baselines.py"],
     "model.py": ["test_model.py"],
+}
+# of these files not everything: the sampler, the cache it works on, and the scores
+PARTS = {
+    "model.py": "KVCache Samples sample _decode _prefill _draw row_noise token_logps completion_states _score _pad "
+    "_check_prompts"
 }
 REST = {
     "methods.py": ["test_methods.py", "test_train.py"],
@@ -172,7 +178,10 @@ def mutants(file: str, source: str) -> list[Mutant]:
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     raw = source.encode()
-    for node in visited(ast.parse(source)):
+    tree = ast.parse(source)
+    if file in PARTS:
+        tree.body = [node for node in tree.body if getattr(node, "name", "") in PARTS[file].split()]
+    for node in visited(tree):
         place = node.test if isinstance(node, (ast.If, ast.While)) else node
         whole = (
             (place.target, (place.ifs or [place.iter])[-1]) if isinstance(place, ast.comprehension) else (place,) * 2
@@ -189,11 +198,11 @@ def mutants(file: str, source: str) -> list[Mutant]:
                 new = f"({new})"
             text = (raw[:begin] + new.encode() + raw[end:]).decode()
             try:
-                tree = ast.dump(ast.parse(text))
+                same = ast.dump(ast.parse(text))
             except SyntaxError:
                 continue
             old = " ".join(raw[begin:end].decode().split())
-            found.setdefault(tree, Mutant(file, whole[0].lineno, old, " ".join(new.split()), text))
+            found.setdefault(same, Mutant(file, whole[0].lineno, old, " ".join(new.split()), text))
     return sorted((m for m in found.values() if m), key=lambda m: m.line)
 
 
@@ -218,13 +227,14 @@ def visited(node: ast.AST):
 
 def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
     """Try mutants one after the other; the tests that have killed most go first, then the quick ones."""
-    ranks: dict[str, dict[str, float]] = {}
+    kills = collections.Counter(row["test"] for row in rows_of(journal))
+    durations: dict[str, dict[str, float]] = {}
     with Copy() as copy:
         for i, (mutant, tests, state) in enumerate(todo):
-            rank = ranks.get(mutant.file) or ranks.setdefault(mutant.file, copy.durations(tests))
+            seconds = durations.get(mutant.file) or durations.setdefault(mutant.file, copy.durations(tests))
+            rank = {test: -kills[test] or seconds[test] for test in seconds}
             verdict = copy.verdict(mutant.file, mutant.text, tests, rank)
-            if verdict.outcome == "failed":
-                rank[verdict.test] = min(rank[verdict.test], 0.0) - 1.0
+            kills[verdict.test] += 1
             row = {"key": mutant.key, "state": state, "mutant": str(mutant), **vars(verdict)}
             with journal.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -234,8 +244,11 @@ def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
 
 def tried(journal: Path, state: str) -> dict[str, dict]:
     """What is known already of mutants by key: killed ones, and survivors of the tests as they are now."""
-    rows = [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
-    return {row["key"]: row for row in rows if row["outcome"] != "passed" or row["state"] == state}
+    return {row["key"]: row for row in rows_of(journal) if row["outcome"] != "passed" or row["state"] == state}
+
+
+def rows_of(journal: Path) -> list[dict]:
+    return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
 def state_of(tests: list[str]) -> str:

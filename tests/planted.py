@@ -25,6 +25,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CPU, WALL = 60, 900  # seconds; the first does not depend on what else the machine does, the second ends a sleep
 MEMORY = 3 * 2**30  # bytes a fork may map beyond what the warm process has: a mutant of a guard may ask for anything
+asked_to_stop: list[bool] = []
 
 
 @dataclass
@@ -107,6 +108,8 @@ class Copy:
         end, done = time.monotonic() + WALL, 0
         try:
             while not done and time.monotonic() < end:
+                if asked_to_stop:  # not raised by the handler itself: within a fork Python swallows it
+                    sys.exit(143)
                 time.sleep(0.01)
                 done, status = os.waitpid(pid, os.WNOHANG)
         finally:
@@ -139,6 +142,8 @@ class Copy:
 def warm_up() -> None:
     """What every fork would otherwise do again; forks of one process never share a thread pool."""
     torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)  # imports a second's worth of torch
+    torch.use_deterministic_algorithms(False)
     gc.freeze()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that copies and forks are cleared away
+    signal.signal(signal.SIGTERM, lambda *_: asked_to_stop.append(True))  # copies and forks are cleared away
     os.environ.update(OMP_NUM_THREADS="1", HYPOTHESIS_PROFILE="museum", PYTHONDONTWRITEBYTECODE="1")

@@ -220,6 +220,70 @@ def test_new_tokens_behind_a_past_need_a_mask():
         MODEL.hidden(torch.tensor([[4, 5]]), torch.tensor([[3, 4]]), caches)
 
 
+def test_finished_rows_leave_as_soon_as_a_quarter_has_finished(monkeypatch):
+    """Completions of given lengths, by noise that draws the first token or the last: rows and room that are left."""
+    lengths = [2, 3, 6, 6, 6, 4, 6, 6]
+    noise = torch.ones(8, 6)
+    noise[torch.arange(8), torch.tensor(lengths) - 1] = 1e-30
+    monkeypatch.setattr(model_module, "row_noise", lambda *_: noise)
+    steps, copies = [], []
+    hidden, rows = Transformer.hidden, model_module.KVCache.rows
+    monkeypatch.setattr(
+        Transformer, "hidden", lambda self, x, *a, **k: steps.append(len(x)) or hidden(self, x, *a, **k)
+    )
+    monkeypatch.setattr(
+        model_module.KVCache, "rows", lambda self, i, room=0: copies.append((len(i), room)) or rows(self, i, room)
+    )
+    s = draw([[1, 2], [3, 4, 5]], group_size=4, max_new_tokens=6, stop_token=0)
+    assert [len(c) for c in s.completions()] == lengths
+    # the two prompts, then 8 rows until 6 of them run on, and those 6 until the limit
+    assert steps == [2, 8, 8, 6, 6, 6] and copies == [(8, 6)] * 2 + [(6, 3)] * 2
+    steps.clear()
+    noise[:, 2] = 1e-30
+    s = draw([[1, 2], [3, 4, 5]], group_size=4, max_new_tokens=6, stop_token=0)
+    assert s.tokens.shape == (8, 3) and steps == [2, 8, 8]  # nothing is run once all have stopped
+
+
+def test_a_cache_with_room_is_written_in_place_and_nowhere_else():
+    keys, values = torch.randn(2, 3, 2, 4, 5).unbind()  # (B, K, S, D)
+    cache = model_module.KVCache(keys, values, 3)  # the fourth slot is not written yet
+    index = torch.tensor([2, 0, 2])
+    short, long = cache.rows(index), cache.rows(index, 4)
+    assert short.keys.shape[2] == 3 and long.keys.shape[2] == long.values.shape[2] == 7
+    for copy in (short, long):
+        assert torch.equal(copy.keys[:, :, :3], keys[index][:, :, :3]) and copy.length == 3
+        assert torch.equal(copy.values[:, :, :3], values[index][:, :, :3])
+    long.keys[:, :, 3:], long.values[:, :, 3:] = 7.0, 8.0
+    places = long.keys.data_ptr(), long.values.data_ptr()
+    k, v = torch.randn(2, 3, 2, 1, 5).unbind()
+    got = long.append(k, v)
+    assert places == (long.keys.data_ptr(), long.values.data_ptr()) and long.length == 4
+    assert torch.equal(got[0], torch.cat([keys[index][:, :, :3], k], dim=2))
+    assert torch.equal(got[1], torch.cat([values[index][:, :, :3], v], dim=2))
+    assert (long.keys[:, :, 4:] == 7).all() and (long.values[:, :, 4:] == 8).all()
+
+
+def test_prompts_of_one_length_need_no_mask():
+    prefill = model_module._prefill
+    assert prefill(MODEL, [[1, 2], [3, 4]], 2, 5)[3] is None and prefill(MODEL, [[1, 2], [3]], 2, 5)[3] is not None
+
+
+def test_every_tensor_is_made_where_the_model_is(monkeypatch):
+    """Another default device than the model's: a tensor that is not told where to be ends on it, and fails."""
+    prompts, noise = [[1], [2, 4, 5]], row_noise([[1], [2, 4, 5]], 3, 12, torch.Generator().manual_seed(0))
+    expected = draw(prompts)
+    monkeypatch.setattr(model_module, "row_noise", lambda *_: noise)
+    torch.set_default_device("meta")
+    try:
+        s = draw(prompts)
+        again = token_logps(MODEL, prompts, s, 1.0)
+        given = Samples.of(s.completions())
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(s.tokens, expected.tokens) and torch.allclose(again.float(), s.logps, atol=1e-5)
+    assert {x.device.type for x in (s.tokens, s.mask, s.logps, again, given.tokens, given.mask, given.logps)} == {"cpu"}
+
+
 def test_prompts_that_do_not_fit_are_refused():
     for prompts, words in (([[]], "empty"), ([], "at least one"), ([[1] * 39], "max_seq_len 40")):
         with pytest.raises(ValueError, match=words):
@@ -312,9 +376,11 @@ def test_samples_by_rows_and_from_lists():
     index = torch.tensor([4, 1])
     picked = s.rows(index)
     assert picked.completions() == [s.completions()[4], s.completions()[1]]
-    assert picked.tokens.shape[1] == max(map(len, picked.completions()))
+    assert picked.tokens.shape == picked.mask.shape == picked.logps.shape == (2, max(map(len, picked.completions())))
+    assert picked.tokens.shape[1] < s.tokens.shape[1]
     assert torch.equal(picked.logps[0, : len(picked.completions()[0])], s.logps[4][s.mask[4]])
-    assert Samples.of(s.completions()).completions() == s.completions()
+    given = Samples.of(s.completions())
+    assert given.completions() == s.completions() and given.logps.shape == s.logps.shape and (given.logps == 0).all()
 
 
 # ---- transformer -----------------------------------------------------------------------------------------------------

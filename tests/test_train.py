@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -479,6 +480,15 @@ def bad_data(tmp_path, text):
         (lambda p: ["--task", "addition", *bad_data(p, "")], "--data and --task"),
         (lambda p: ["--privileged_key", "rule"], "--privileged_key"),
         (lambda p: ["--bf16"], "--device cuda"),
+        (lambda p: ["--task", "nothing"], "--task 'nothing' is none of addition, countdown"),
+        (lambda p: ["--task", "reasoning_gym:chain_sum", "--chain", "2"], "--chain and --filler"),
+        (lambda p: ["--init", "x"], "--hidden_size and --num_layers"),
+        (lambda p: ["--dtype", "bfloat16"], "--dtype bfloat16 needs --init"),
+        pytest.param(
+            lambda p: ["--device", "cuda"],
+            "no CUDA device here",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
+        ),
         (lambda p: ["--verifier", "nothing"], "nothing"),
         (lambda p: ["--resume"], "--resume"),
         (lambda p: ["--seed", "9" * 30], "--seed 9999"),
@@ -544,6 +554,66 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
     (tmp_path / "run" / "last.pt").write_bytes(whole[: len(whole) // 2])
     assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
     assert "last.pt is no checkpoint" in capsys.readouterr().err
+
+
+def test_a_run_without_out_takes_the_first_free_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = []
+    for _ in range(3):
+        names.append(run_files.new_folder("addition-rlsd-0"))
+        Path(names[-1]).mkdir(parents=True)
+    assert names == ["runs/addition-rlsd-0", "runs/addition-rlsd-0.2", "runs/addition-rlsd-0.3"]
+
+
+def test_lines_behind_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [f'{{"step": {step}}}\n' for step in range(4)]
+    for text, kept in (("".join(lines), 3), ("".join(lines[:2]) + '{"step', 2), (lines[0] + '{"step": 1', 1)):
+        path.write_text(text)
+        run_files.truncate(path, 2)
+        assert path.read_text() == "".join(lines[:kept])
+    run_files.truncate(tmp_path / "none.jsonl", 2)
+    assert (tmp_path / "none.jsonl").read_text() == ""
+
+
+def test_peak_memory_is_in_gibibytes(monkeypatch):
+    """Of this process: more than what torch takes to be imported, less than a machine has."""
+    before = run_files.peak_memory("cpu")
+    assert 0.1 < before < 100
+    block = torch.ones(2**27)  # half a GiB, written to
+    assert run_files.peak_memory("cpu") > max(before, block.nbytes / 2**30)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    assert run_files.peak_memory("cpu") != run_files.peak_memory("cpu")  # nan: not told here
+
+
+def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        interrupt = run_files.Interrupt()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+    def interrupted(config, stack):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    assert train.main([]) == 130
+    err = capsys.readouterr().err
+    assert "interrupted at once" in err and err.count("\n") == 1
+
+
+def test_without_a_warm_start_the_weights_are_the_seeds(tmp_path):
+    config, state, source = setup("--warm_steps", "0", "--warm_dir", str(tmp_path / "warm"))
+    before = [p.detach().clone() for p in state.model.parameters()]
+    warm_start.warm_start(state.model, source, config, None)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+    assert not (tmp_path / "warm").exists()
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
