@@ -360,6 +360,22 @@ def quiet() -> Iterator[None]:
         yield
 
 
+def ours_first(base: type, device: str, ours: Trainer, our_tokens: list, ours_seconds: list, trl_seconds: list):
+    """A callback of TRL's trainer, whose loop calls it at the two ends of its step: ours goes first."""
+
+    class Turns(base):
+        def on_step_begin(self, *_, **__):
+            start = now(device)
+            our_tokens.append(ours.step(len(our_tokens) + 1))
+            ours_seconds.append(now(device) - start)
+            self.start = now(device)
+
+        def on_step_end(self, *_, **__):
+            trl_seconds.append(now(device) - self.start)
+
+    return Turns()
+
+
 def beside_trl(run: Run, **options) -> dict:
     """Seconds of a step of TRL's GRPOTrainer over those of ours, which goes first in every round."""
     with quiet():
@@ -381,25 +397,15 @@ def beside_trl(run: Run, **options) -> dict:
         trl_tokens.append(sum(map(len, completion_ids)))
         return [ours.verifier(completion, a) for completion, a in zip(completions, answer)]
 
-    class Turns(transformers.TrainerCallback):
-        """Our step, then TRL's: its own loop calls these at the two ends of its step."""
-
-        def on_step_begin(self, *_, **__):
-            start = now(run.device)
-            our_tokens.append(ours.step(len(our_tokens) + 1))
-            ours_seconds.append(now(run.device) - start)
-            self.start = now(run.device)
-
-        def on_step_end(self, *_, **__):
-            trl_seconds.append(now(run.device) - self.start)
-
     with quiet(), tempfile.TemporaryDirectory() as folder:
         trainer = trl.GRPOTrainer(
             to_transformers(ours.state.model),
             reward,
             processing_class=byte_tokenizer(),
             train_dataset=data,
-            callbacks=[Turns()],
+            callbacks=[
+                ours_first(transformers.TrainerCallback, run.device, ours, our_tokens, ours_seconds, trl_seconds)
+            ],
             args=trl.GRPOConfig(
                 folder,
                 per_device_train_batch_size=run.size.prompts * run.size.group,

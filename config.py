@@ -12,8 +12,9 @@ import torch
 
 import ranks
 import reasoning
-from methods import METHODS
 from run_files import UserError, one_line
+
+METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 
 
 def option(default, help, choices=None, low=None, high=None):
@@ -129,6 +130,9 @@ class Config:
 CHANGEABLE = ("steps", "verifier_timeout", "on_verifier_error", "micro_batch", "halve_micro_batch", "fsdp")
 
 
+USED_BY = {"opsd_beta": ("opsd", "sdpo", "grpo+opsd"), "opsd_weight": ("grpo+opsd",), "sdpo_ema": ("sdpo",)}
+
+
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message[:300]} (python {self.prog} --help lists the options)")
@@ -151,8 +155,11 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError(f"--method {config.method} has no use for --rlsd_ options and --evidence; --method rlsd has")
     if (config.method == "opd") != bool(config.opd_teacher):
         raise UserError("--method opd and --opd_teacher RUN go together")
-    if config.data and "task" in given:
-        raise UserError("--data and --task are two sources of problems: give one")
+    for name, methods in USED_BY.items():
+        if name in given and config.method not in methods:
+            raise UserError(f"--method {config.method} has no use for --{name}; {', '.join(methods)} has")
+    if config.data and {"task", "chain", "filler"} & given.keys():
+        raise UserError("--data and --task are two sources of problems: give one (--chain and --filler are of --task)")
     if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
         raise UserError("--chain and --filler are for addition and countdown; --task reasoning_gym:NAME,setting=value")
     if config.privileged_key and (not config.data or "privileged" in given):
@@ -213,7 +220,7 @@ def resumed(given: dict) -> Config:
                 f"--{name} {value} contradicts {path}, which has {getattr(config, name)!r}; only "
                 f"{', '.join(f'--{name}' for name in CHANGEABLE)} may change"
             )
-    config = dataclasses.replace(config, **{"fsdp": False, **given})
+    config = dataclasses.replace(config, **{"fsdp": False, **given})  # a checkpoint fits any number of processes
     if fingerprint != fingerprint_of(config):
         raise UserError(
             f"--data, --init or the file of --verifier has changed since {path} was written: start a new run"

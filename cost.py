@@ -43,7 +43,7 @@ def measure(options: list[str]) -> dict:
     lots = torch.Generator().manual_seed(0)
     verifier = lambda completion, answer: float(torch.rand(1, generator=lots) < 0.5)
     batch = train.rollout(state.model, tasks.generated("addition", 1), verifier, config, 1)
-    if config.method == "sdpo" or config.evidence == "contrastive":
+    if methods.takes_hints(config):
         batch.hints = [problem.answer for problem in batch.problems]
     scorings = []
     for room in (methods, model):  # every forward pass over the samples, of student and teacher, goes through here

@@ -18,7 +18,7 @@ from methods import Rollout, evidence, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, token_advantages
 
-PAGE = Path(__file__).with_name("credit.html")
+PAGE = Path(__file__).with_name("credit_page.html")  # a template
 INK = {1: (195, 153, 111, 69, 25), -1: (230, 223, 215, 208, 166), 0: (252, 250, 248, 245, 240)}  # of 256, by sign of A
 
 

@@ -13,21 +13,16 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 import baselines
 import tasks
+from config import Config
 from model import Samples, Transformer, completion_states, token_logps
 from rlsd import rlsd_loss
 from verifiers import MARKER, final_answer
-
-if TYPE_CHECKING:
-    from config import Config
-
-METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 
 
 @dataclass
@@ -45,6 +40,10 @@ class Rollout:
     hints: list[str | None] = field(default_factory=list)
     verifier_errors: int = 0
 
+    def right_and_wrong(self) -> Tensor:
+        """The sample of the highest and that of the lowest reward; dropped ones (nan) are neither."""
+        return torch.stack([self.rewards.nan_to_num(-1.0).argmax(), self.rewards.nan_to_num(2.0).argmin()])
+
     def rows(self, index: Tensor) -> "Rollout":
         picked = index.tolist()
         return Rollout(
@@ -56,23 +55,23 @@ class Rollout:
         )
 
 
-def teacher_view(problem: tasks.Problem, config: "Config") -> list[int]:
+def teacher_view(problem: tasks.Problem, config: Config) -> list[int]:
     if config.privileged_key:
         return tasks.prompt(problem, problem.privileged)
     return tasks.teacher_prompt(problem, config.privileged)
 
 
-def autocast(config: "Config"):
+def autocast(config: Config):
     return torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else nullcontext()
 
 
-def score(model: Transformer, batch: Rollout, config: "Config", view: Callable[[tasks.Problem], list[int]]) -> Tensor:
+def score(model: Transformer, batch: Rollout, config: Config, view: Callable[[tasks.Problem], list[int]]) -> Tensor:
     """Log-probabilities (N,T) of the batch's completions after the prompts that `view` makes of its problems."""
     with autocast(config):
         return token_logps(model, [view(p) for p in batch.problems], batch.samples, config.temperature)
 
 
-def rows_of(batch: Rollout, config: "Config") -> Tensor:
+def rows_of(batch: Rollout, config: Config) -> Tensor:
     """The samples that move the policy: with an advantage (rlsd, grpo), another right sample (sdpo), or any reward."""
     if config.method in ("rlsd", "grpo"):
         return batch.advantages.nonzero().squeeze(1)
@@ -82,7 +81,7 @@ def rows_of(batch: Rollout, config: "Config") -> Tensor:
     return (~batch.rewards.isnan()).nonzero().squeeze(1)
 
 
-def micro_batches(batch: Rollout, rows: Tensor, config: "Config") -> list[Tensor]:
+def micro_batches(batch: Rollout, rows: Tensor, config: Config) -> list[Tensor]:
     """The rows, in order, in parts of at most micro_batch rows and micro_tokens tokens; a longer row is one by itself.
 
     A part's tokens are rows x (longest prompt + longest completion), as padding makes them.
@@ -102,7 +101,7 @@ def micro_batches(batch: Rollout, rows: Tensor, config: "Config") -> list[Tensor
     return [torch.tensor(part, device=rows.device) for part in parts]
 
 
-def longest_view(batch: Rollout, i: int, config: "Config") -> int:
+def longest_view(batch: Rollout, i: int, config: Config) -> int:
     """Tokens of the longest prompt that sample i is scored after, by the policy or by the teacher."""
     problem, hint = batch.problems[i], batch.hints[i] if batch.hints else None
     prompts = [tasks.student_prompt(problem)]
@@ -112,7 +111,7 @@ def longest_view(batch: Rollout, i: int, config: "Config") -> int:
 
 
 def loss_of(
-    model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", lam: float, tokens: Tensor
+    model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float, tokens: Tensor
 ) -> tuple[Tensor, dict[str, float]]:
     """The loss of the configured method on (a part of) a batch of `tokens` tokens in all, and rlsd_loss's metrics."""
     if config.method in ("opsd", "sdpo", "opd"):
@@ -147,7 +146,7 @@ def loss_or_nan(
 
 
 @torch.no_grad()
-def evidence(teacher: Transformer | None, batch: Rollout, config: "Config", student_logps: Tensor) -> Tensor:
+def evidence(teacher: Transformer | None, batch: Rollout, config: Config, student_logps: Tensor) -> Tensor:
     """The one extra forward pass: the same completions after the prompt that shows the reference; then its readings."""
     assert teacher is not None  # every method but grpo has one
     teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
@@ -171,7 +170,7 @@ def evidence(teacher: Transformer | None, batch: Rollout, config: "Config", stud
 
 
 def distillation(
-    model: Transformer, teacher: Transformer | None, batch: Rollout, config: "Config", tokens: Tensor
+    model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, tokens: Tensor
 ) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples."""
     assert teacher is not None  # every method but grpo has one
@@ -201,7 +200,12 @@ def logits(model: Transformer, prompts: list[list[int]], samples: Samples, tempe
 # ---- privileged text from the group itself ---------------------------------------------------------------------------
 
 
-def group_hints(batch: Rollout, config: "Config") -> list[str | None]:
+def takes_hints(config: Config) -> bool:
+    """Does a sample of the group serve as privileged text?"""
+    return config.method == "sdpo" or config.evidence == "contrastive"
+
+
+def group_hints(batch: Rollout, config: Config) -> list[str | None]:
     """SDPO: another sample of the group that is right, whole. Contrastive evidence: a wrong final answer of it."""
     texts = [tasks.decode(c) for c in batch.samples.completions()]
     fits = lambda text: len(tasks.encode(text)) <= config.max_new_tokens  # bytes that are no UTF-8 come back longer

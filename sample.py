@@ -1,7 +1,7 @@
 """Ask a trained run a question, and see which tokens of its answers the credit falls on.
 
 python sample.py runs/addition-rlsd-0 "4785+3626"                      # in colour; figures where there is no terminal
-python sample.py runs/addition-rlsd-0 "4785+3626" --html credit.html   # a page that needs nothing else
+python sample.py runs/addition-rlsd-0 "4785+3626" --html page.html   # a page that needs nothing else
 python sample.py runs/addition-rlsd-0 --interactive
 
 best.pt samples groups in the student's view, as a training step does, until one has both right and wrong samples, and
@@ -27,7 +27,7 @@ import verifiers
 from config import Config, Parser, check_values
 from methods import group_hints, teacher_view
 from model import Transformer
-from run_files import UserError, fill, load, reading
+from run_files import UserError, fill, load, one_line, reading
 from state import build_model
 from train import load_source, rollout
 
@@ -72,9 +72,9 @@ def find_problem(run: Run, question: str) -> tasks.Problem | None:
     """
     words = " ".join(question.split())
     known = {" ".join(problem.question.split()): problem for problem in run.source.known}
-    if words in known or run.config.data or run.config.task not in tasks.GENERATORS:
+    if words in known or run.config.data or run.config.task not in MADE:
         return known.get(words)
-    return (made_addition if run.config.task == "addition" else made_countdown)(run.source, words)
+    return MADE[run.config.task](run.source, words)
 
 
 def made_addition(source: tasks.Source, question: str) -> tasks.Problem:
@@ -99,6 +99,9 @@ def made_countdown(source: tasks.Source, question: str) -> tasks.Problem | None:
         if found.answer.endswith(f"= {int(match[1])}"):
             return found
     return None
+
+
+MADE = {"addition": made_addition, "countdown": made_countdown}
 
 
 def completed(run: Run, question: str, found: tasks.Problem | None, answer: str, reference: str) -> tasks.Problem:
@@ -136,7 +139,7 @@ def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[c
             break
     if run.config.evidence == "contrastive":
         batch.hints = group_hints(batch, run.config)
-    picked = torch.stack([batch.rewards.argmax(), batch.rewards.argmin()]) if spread else torch.tensor([0])
+    picked = batch.right_and_wrong() if spread else torch.tensor([0])
     samples = credit.credited(run.model, batch.rows(picked), run.config)
     right = f"{int((batch.rewards == 1).sum())} of {len(batch.rewards)} samples right"
     if not spread:
@@ -179,7 +182,7 @@ def interact(run: Run, args: argparse.Namespace) -> None:
             try:
                 answer_question(run, question, args)
             except UserError as error:
-                print(f"sample.py: {error}", file=sys.stderr)
+                print(f"sample.py: {one_line(error)}", file=sys.stderr)
     except EOFError:
         pass
 
@@ -218,11 +221,8 @@ def main(argv: list[str]) -> int:
             held_out = run.source.held_out
             question = held_out[args.seed % len(held_out)].question if args.question is None else args.question
             answer_question(run, question, args)
-    except UserError as error:
-        print(f"sample.py: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"sample.py: {error.filename or 'output'}: {error.strerror}", file=sys.stderr)
+    except (UserError, OSError) as error:
+        print(f"sample.py: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -28,7 +28,17 @@ from config import Config, fingerprint_of, parse_config
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
-from methods import Rollout, autocast, group_hints, loss_of, loss_or_nan, micro_batches, rows_of, teacher_view
+from methods import (
+    Rollout,
+    autocast,
+    group_hints,
+    loss_of,
+    loss_or_nan,
+    micro_batches,
+    rows_of,
+    takes_hints,
+    teacher_view,
+)
 from model import Samples, Transformer, sample
 from rlsd import lambda_at
 from rounded_adam import RoundedAdam
@@ -125,7 +135,7 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
         verifier = verifiers.load(config.verifier or source.verifier)
         for problem in source.known:
             longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
-            if config.method == "sdpo" or config.evidence == "contrastive":  # a sample may be shown as the reference
+            if takes_hints(config):  # a sample may be shown as the reference
                 longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
             completion = tasks.target(problem)
             solution = len(completion)
@@ -184,7 +194,7 @@ def one_step(
         else 0.0
     )
     batch = rollout(state.model, source, verifier, config, step)
-    if config.method == "sdpo" or config.evidence == "contrastive":
+    if takes_hints(config):
         batch.hints = group_hints(batch, config)
     if step % config.eval_every == 0:
         for row in credited_samples(state.model, state.teacher, batch, config, lam):
@@ -304,12 +314,9 @@ def main(argv: list[str]) -> int:
     try:
         with contextlib.ExitStack() as stack:
             return train(parse_config(argv), stack)
-    except UserError as error:
+    except (UserError, OSError) as error:
         if ranks.speaks():
             print(f"train.py: {one_line(error)}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print(

@@ -41,14 +41,15 @@ def changed_copy(name: str, folder: Path) -> Path:
 
 
 def curve(name: str, seed: int, warm: Path) -> dict[str, list[float]]:
-    """pass@1, reward, entropy and mean weight at some updates of a default run with this change."""
+    """pass@1, reward, entropy and mean weight at some updates of a run of 100 updates with this change."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = changed_copy(name, Path(temporary))
-        command = [sys.executable, "train.py", "--seed", str(seed), "--warm_dir", str(warm), "--out", "run"]
+        options = ["--steps", "100", "--eval_every", "20", "--seed", str(seed), "--warm_dir", str(warm), "--out", "run"]
+        command = [sys.executable, "train.py", *options]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
-    at = (20, 60, 200)
+    at = (20, 60, 100)
     figures = {"pass@1": [rows[0]["pass@1"]] + [rows[step]["pass@1"] for step in at]}
     for figure in ("entropy", "length", "weight", "grad_norm"):
         figures[figure] = [round(rows[step].get(figure, 0.0), 5) for step in (1, *at)]
@@ -64,7 +65,7 @@ def main() -> None:
     found = {"nothing": first}
     for (name, _), figures in zip(jobs, rest):
         found.setdefault(name, []).append(figures)
-    result = {"command": "python docs/exercises.py", "updates": [0, 20, 60, 200], "seeds": SEEDS, "runs": found}
+    result = {"command": "python docs/exercises.py", "updates": [0, 20, 60, 100], "seeds": SEEDS, "runs": found}
     (ROOT / "results" / "exercises.json").write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in found.items():
         print(name, [run["pass@1"] for run in runs], "weight", [run["weight"] for run in runs])

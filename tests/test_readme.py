@@ -1,5 +1,6 @@
 """The README's table of equations points at the right lines, and its figures stand in the committed results."""
 
+import ast
 import json
 import re
 from pathlib import Path
@@ -82,3 +83,35 @@ def test_ratios_of_the_bench_are_those_of_its_last_run():
     assert len(quoted) == len(rows)
     for line, row in zip(quoted, rows):
         assert f"{row['ratio']:.3g}" == cells(line)[2] and row["work"] in page
+
+
+def test_the_lines_shown_are_the_lines_of_the_code():
+    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = "\n".join(line.strip() for line in (ROOT / "rlsd.py").read_text().splitlines())
+    assert len(blocks) == 3 and all(block.strip() in code for block in blocks)
+
+
+def test_every_program_is_named_where_one_looks_for_it():
+    contributing = (ROOT / "CONTRIBUTING.md").read_text()
+    assert [p.name for p in ROOT.glob("*.py") if f"`{p.name}`" not in contributing and p.name not in contributing] == []
+
+
+def test_files_that_the_pages_name_are_there():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"):
+        named = re.findall(
+            r"(?<![\w/])(?:results|docs|tests|examples)/[\w/]+\.(?:md|json|png|py|jsonl)", page.read_text()
+        )
+        assert [name for name in named if not (ROOT / name).exists()] == [], page.name
+
+
+def test_no_function_is_longer_than_sixty_lines():
+    for path in ROOT.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
+
+
+def test_options_that_may_change_are_named():
+    import config
+
+    assert all(f"`--{name}`" in README for name in config.CHANGEABLE)
