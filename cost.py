@@ -23,7 +23,7 @@ METHODS = {
     "sdpo": "--method sdpo",
     "grpo+opsd": "--method grpo+opsd",
 }
-ROUNDS, UPDATES = 5, 4
+ROUNDS, UPDATES = 5, 3
 
 
 def measure(options: list[str]) -> dict:

@@ -107,6 +107,9 @@ def read_config(folder: Path) -> ModelConfig:
     if family not in ARCHITECTURES:
         raise UserError(f"{path}: model_type {family!r} is not supported; {' and '.join(ARCHITECTURES)} are")
     rope = {"rope_theta": c.get("rope_theta"), **(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind != "default":
         raise UserError(f"{path}: rope type {kind!r} is not supported; 'default' is")

@@ -3,6 +3,10 @@
     VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo ... \\
         +rlsd.rlsd_lambda=0.5 +rlsd.rlsd_lambda_decay_steps=50            # in the folder that holds rlsd.py
 
+On a cluster that `ray start` made, the variable has to reach the workers as well, and the folder has to be importable
+on every node: +ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd. Without it verl
+takes its own trainer and says nothing; rlsd/lambda among the metrics shows that this one runs.
+
 verl's registry of advantage estimators hands over rewards and masks, never a model. So the override asks the actor for
 log-probabilities of the same responses behind the teacher's prompts, as verl asks it for old_log_probs, and stores
 RLSD's advantages over GRPO's. The reference is `reward_model.ground_truth`, which verl's data sets carry; override

@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_every_equation_points_at_its_function():
     rows = re.findall(r"`(\w+)`, (\w+\.py):(\d+)", README)
-    assert len(rows) >= 7
+    assert len({row[0] for row in rows}) >= 5
     for function, file, line in rows:
         text = (ROOT / file).read_text().splitlines()[int(line) - 1]
         assert text.startswith(f"def {function}("), f"README: {function} is not at {file}:{line}"
