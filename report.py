@@ -256,9 +256,14 @@ def families(probes: list[dict]) -> dict[str, list[dict]]:
 
 
 def worth(family: list[dict], weighting: str, kind: str) -> Estimate:
-    """How many times GRPO's samples a weighting's gradient is worth: over policies, or over the batches of one."""
-    each = [samples_worth(probe[kind][weighting], probe[kind]["GRPO"]) for probe in family]
-    return mean(value for value, _, _ in each) if len(each) > 1 else Estimate(*each[0], 1)
+    """How many times GRPO's samples a weighting's gradient is worth: over policies, or over the batches of one.
+
+    Of the mean cosines over all policies, since one policy's few batches may leave GRPO's close to 0.
+    """
+    if len(family) == 1:
+        return Estimate(*samples_worth(family[0][kind][weighting], family[0][kind]["GRPO"]), 1)
+    theirs, grpo = ([float(np.mean(probe[kind][name])) for probe in family] for name in (weighting, "GRPO"))
+    return Estimate(*samples_worth(theirs, grpo), len(family))
 
 
 def probe_tables(probes: list[dict]) -> str:
@@ -585,8 +590,8 @@ shown a worked solution; each of them leads to the reference it is shown, slips 
 evidence for that reference (Thm 4) and not a mode. RLSD: r = the final answer, lambda 0.5 to 0 over the first
 50 updates (the paper: 50 of 200). OPSD: r = the worked solution. SDPO: on addition a right sample has one
 derivation, so another right sample shows little new; countdown is its fairer test. OPD: a teacher of twice the
-size, taught without slips. Rates: OPSD's on countdown and SDPO's on addition are the lowest of their grids:
-what a step teaches them harms more, the longer it is. The grid is thinned to countdown, three seeds a cell:
+size, taught without slips. Rates: OPSD's on countdown and SDPO's are the lowest
+of their grids: larger steps end lower, and SDPO's in citing. The grid is thinned to countdown, three seeds a cell:
 eps_w 0.9, 4 and 20 and agreement go with a constant lambda of 1; solution, frozen and live with eps_w 0.9;
 constant and contrastive are the paper's with one change (constant at the rate of rlsd-wide). The two warm
 starts of addition make two OPSDs, so its intervals are those of a mixture. Cells of 32 samples have three

@@ -14,7 +14,7 @@ SHOW = Path(__file__).with_name("museum") / "show.py"
 
 @pytest.fixture(scope="module")
 def verdicts():
-    done = subprocess.run([sys.executable, str(SHOW), "--quick"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(SHOW), "--print"], capture_output=True, text=True)
     assert len(done.stdout.splitlines()) == len(PIECES), done.stderr
     return {row["number"]: row for row in map(json.loads, done.stdout.splitlines())}
 

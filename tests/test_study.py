@@ -200,6 +200,7 @@ def test_cosines_by_hand():
     assert table["GRPO"] == pytest.approx([5**-0.5, 5**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
     assert table["twice"] == table["GRPO"]
     assert probe.samples_worth([0.4, 0.4], [0.2, 0.2]) == pytest.approx((4, 4, 4))
+    assert probe.samples_worth([-0.4, -0.4], [0.2, 0.2]) == pytest.approx((-4, -4, -4))  # leads away
 
 
 def test_gains_of_adams_step_by_hand():
@@ -292,7 +293,7 @@ def test_what_a_probe_of_five_policies_says():
     for one in probes:
         one |= {"adam": one["cosines"], "pass@1": 0.1, "teacher pass@1": 0.9, "samples": 32}
     found = report.worth(probes, report.WIDE, "adam")
-    assert found.n == 5 and found.value == pytest.approx(np.mean([(1 + 0.1 * k) ** 2 for k in range(5)]))
+    assert found.n == 5 and found.value == pytest.approx(np.mean([1 + 0.1 * k for k in range(5)]) ** 2)
     assert found.low < found.value < found.high
     (row,) = report.credit_claims(probes)
     assert row[0] == "Wide weights are worth more samples (countdown, before RL)" and row[-1] == "holds"

@@ -1,7 +1,8 @@
 """Make every mistake of the museum in a copy of the code, and say which test notices it.
 
-python tests/museum/show.py          # all test files of the changed module, to the first failure: results/museum.json
-python tests/museum/show.py --quick  # the test alone that the piece names, as make test does
+python tests/museum/show.py           # the test alone that the piece names, as make test does: results/museum.json
+python tests/museum/show.py --whole   # all test files of the changed module, to the first failure
+python tests/museum/show.py --print   # the first, and nothing is written
 """
 
 import json
@@ -16,28 +17,28 @@ from planted import ROOT, Copy, Verdict, warm_up
 from museum.pieces import PIECES, Piece
 
 
-def show(copy: Copy, piece: Piece, quick: bool) -> Verdict:
+def show(copy: Copy, piece: Piece, whole: bool) -> Verdict:
     text = (ROOT / piece.file).read_text()
     if text.count(piece.old) != 1:
         return Verdict("broken", f"{piece.file} has {text.count(piece.old)} places for mistake {piece.number}")
-    tests = [piece.noticed_by] if quick else (CORE | REST)[piece.file]
+    tests = (CORE | REST)[piece.file] if whole else [piece.noticed_by]
     return copy.verdict(piece.file, text.replace(piece.old, piece.new), tests)
 
 
-def main(quick: bool) -> int:
+def main(options: list[str]) -> int:
     warm_up()
     rows = []
     with Copy() as copy:
         for piece in PIECES:
-            verdict = show(copy, piece, quick)
+            verdict = show(copy, piece, "--whole" in options)
             rows.append({"number": piece.number, "mistake": piece.mistake, "file": piece.file, **vars(verdict)})
             print(json.dumps(rows[-1]), flush=True)
     caught = sum(row["outcome"] == "failed" for row in rows)
-    if not quick:
+    if "--print" not in options:
         result = {"command": "make museum", "caught": caught, "pieces": len(rows), "rows": rows}
         (ROOT / "results" / "museum.json").write_text(json.dumps(result, indent=1) + "\n")
     return int(caught < len(rows))
 
 
 if __name__ == "__main__":
-    sys.exit(main("--quick" in sys.argv))
+    sys.exit(main(sys.argv[1:]))
