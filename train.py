@@ -318,15 +318,15 @@ def main(argv: list[str]) -> int:
         if ranks.speaks():
             print(f"train.py: {one_line(error)}", file=sys.stderr)
         return 2
-    except RuntimeError as error:
-        if ranks.world() == 1 or "onnection closed" not in str(error):
-            raise
-        print(f"train.py: process {ranks.rank()} ends, as another one has ended", file=sys.stderr)
-        return 2
     except torch.OutOfMemoryError:
         print(
             "train.py: the GPU's memory is too small for the model: a smaller one, or --dtype bfloat16", file=sys.stderr
         )
+        return 2
+    except RuntimeError as error:
+        if ranks.world() == 1 or "onnection closed" not in str(error):
+            raise
+        print(f"train.py: process {ranks.rank()} ends, as another one has ended", file=sys.stderr)
         return 2
     except Interrupted as interrupted:
         number, where = interrupted.args

@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -115,3 +116,17 @@ def test_options_that_may_change_are_named():
     import config
 
     assert all(f"`--{name}`" in README for name in config.CHANGEABLE)
+
+
+def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():
+    sys.path.insert(0, str(ROOT / "docs"))
+    from exercises import EXERCISES
+
+    found = json.loads((ROOT / "results" / "exercises.json").read_text())["runs"]
+    assert found.keys() == EXERCISES.keys()
+    for name, (file, old, _) in EXERCISES.items():
+        figures = ", ".join(f"{run['pass@1'][-1]:.3f}" for run in found[name])
+        assert figures in README, name
+        if old:
+            assert (ROOT / file).read_text().count(old) == 1, name
+            assert any(old in line and figures in line for line in README.splitlines()), name
