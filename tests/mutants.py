@@ -73,12 +73,18 @@ OTHER = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.spli
 class Mutant:
     file: str
     line: int
+    code: str  # that line, as it is
     old: str
     new: str
     text: str  # of the whole changed file
 
     def __str__(self):
-        return f"{self.file}:{self.line}: {self.old}  ->  {self.new}"
+        return f"{self.file}:{self.line}: {self.entry}"
+
+    @property
+    def entry(self) -> str:
+        """As it stands in tests/mutation.md, where line numbers would soon be wrong."""
+        return f"{self.code}  |  {self.old}  ->  {self.new}"
 
     @property
     def key(self) -> str:
@@ -202,7 +208,9 @@ def mutants(file: str, source: str) -> list[Mutant]:
             except SyntaxError:
                 continue
             old = " ".join(raw[begin:end].decode().split())
-            found.setdefault(same, Mutant(file, whole[0].lineno, old, " ".join(new.split()), text))
+            line = whole[0].lineno
+            code = source.splitlines()[line - 1].strip()
+            found.setdefault(same, Mutant(file, line, code, old, " ".join(new.split()), text))
     return sorted((m for m in found.values() if m), key=lambda m: m.line)
 
 
@@ -226,13 +234,13 @@ def visited(node: ast.AST):
 
 
 def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
-    """Try mutants one after the other; the tests that have killed most go first, then the quick ones."""
+    """Try mutants one after the other; the tests that kill most in a second go first."""
     kills = collections.Counter(row["test"] for row in rows_of(journal))
     durations: dict[str, dict[str, float]] = {}
     with Copy() as copy:
         for i, (mutant, tests, state) in enumerate(todo):
             seconds = durations.get(mutant.file) or durations.setdefault(mutant.file, copy.durations(tests))
-            rank = {test: -kills[test] or seconds[test] for test in seconds}
+            rank = {test: -(kills[test] + 0.5) / (seconds[test] + 0.01) for test in seconds}
             verdict = copy.verdict(mutant.file, mutant.text, tests, rank)
             kills[verdict.test] += 1
             row = {"key": mutant.key, "state": state, "mutant": str(mutant), **vars(verdict)}
@@ -290,7 +298,7 @@ def main() -> int:
 
 def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict]) -> int:
     """Counts and survivors to results/mutants.json and the screen; 1 where tests/mutation.md lacks a survivor."""
-    reasons = (ROOT / "tests" / "mutation.md").read_text() if (ROOT / "tests" / "mutation.md").exists() else ""
+    listed = (ROOT / "tests" / "mutation.md").read_text().split("\n## ")
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make mutants", "files": {}}
     unexplained = 0
     for file in files:
@@ -303,7 +311,8 @@ def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dic
             "share": round(killed / len(rows), 4),
             "survivors": [str(m) for m in survivors],
         }
-        unexplained += sum(f"{m.old}  ->  {m.new}" not in reasons for m in survivors)
+        reasons = [line.strip() for part in listed if part.startswith(file) for line in part.splitlines()]
+        unexplained += sum(m.entry not in reasons for m in survivors)
         print(f"{file}: {killed} of {len(rows)} killed, {killed / len(rows):.1%}")
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{unexplained} survivors without a reason in tests/mutation.md")

@@ -178,6 +178,15 @@ def test_large_logits_neither_overflow_nor_vanish():
     assert token.tolist() == [1, 1] and torch.allclose(logp, torch.tensor([p, 1 - p]).log())
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_temperature_divides_the_logits(temperature):
+    logits, noise = torch.randn(50, VOCAB, generator=torch.Generator().manual_seed(0)), torch.linspace(0.01, 1, 50)
+    tokens, logps = _draw(logits, noise, temperature)
+    assert torch.equal(tokens, _draw(logits / temperature, noise, 1.0)[0])
+    expected = (logits / temperature).log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    assert torch.allclose(logps, expected, atol=1e-5)
+
+
 def test_greedy_takes_the_most_likely_token():
     prompts = [[1, 2], [4, 5, 6, 7, 8]]
     s = draw(prompts, temperature=0.0, group_size=2)
@@ -225,6 +234,7 @@ def test_finished_rows_leave_as_soon_as_a_quarter_has_finished(monkeypatch):
     lengths = [2, 3, 6, 6, 6, 4, 6, 6]
     noise = torch.ones(8, 6)
     noise[torch.arange(8), torch.tensor(lengths) - 1] = 1e-30
+    noise[:, 5] = 1.0  # the limit ends them, not the stop token
     monkeypatch.setattr(model_module, "row_noise", lambda *_: noise)
     steps, copies = [], []
     hidden, rows = Transformer.hidden, model_module.KVCache.rows
@@ -276,6 +286,7 @@ def test_every_tensor_is_made_where_the_model_is(monkeypatch):
     torch.set_default_device("meta")
     try:
         s = draw(prompts)
+        assert draw(prompts, temperature=0.0).logps.device.type == "cpu"
         again = token_logps(MODEL, prompts, s, 1.0)
         given = Samples.of(s.completions())
     finally:
@@ -285,9 +296,19 @@ def test_every_tensor_is_made_where_the_model_is(monkeypatch):
 
 
 def test_prompts_that_do_not_fit_are_refused():
-    for prompts, words in (([[]], "empty"), ([], "at least one"), ([[1] * 39], "max_seq_len 40")):
+    for prompts, words in (
+        ([[]], "empty"),
+        ([[1], []], "empty"),
+        ([], "at least one"),
+        ([[1] * 29], "29 prompt tokens \\+ 12 new ones exceed max_seq_len 40"),
+        ([[1] * 29, [1]], "max_seq_len 40"),
+    ):
         with pytest.raises(ValueError, match=words):
             draw(prompts)
+        with pytest.raises(ValueError, match=words):
+            token_logps(MODEL, prompts, Samples.of([[2] * 12] * max(1, len(prompts))), 1.0)
+    s = draw([[1] * 28])  # to the last place
+    assert torch.isfinite(token_logps(MODEL, [[1] * 28], s, 1.0)).all()
     with pytest.raises(ValueError, match="temperature"):
         token_logps(MODEL, [[1]], draw([[1]]), 0.0)
     with pytest.raises(ValueError, match="multiple"):
@@ -351,12 +372,25 @@ def test_completions_of_one_token_are_scored_from_the_prompt_alone():
 
 
 def test_scoring_in_chunks_changes_nothing(monkeypatch):
-    prompts, results = [[1, 2], [4, 5, 6]], []
+    prompts, results, chunks = [[1, 2], [4, 5, 6]], [], []
     s = draw(prompts, 3)
-    for size in (2**24, 5 * VOCAB, 1):
+    M = int(s.mask.sum())
+    original = model_module.checkpoint
+    monkeypatch.setattr(
+        model_module, "checkpoint", lambda f, x, y, **k: chunks.append(len(x)) or original(f, x, y, **k)
+    )
+    for size, expected in (
+        (2**24, []),
+        (M * VOCAB, []),  # all at once, and nothing is computed twice
+        (M * VOCAB - 1, [M - 1, 1]),
+        (5 * VOCAB, [5] * (M // 5) + [M % 5] * (M % 5 > 0)),
+        (1, [1] * M),
+    ):
+        chunks.clear()
         monkeypatch.setattr(model_module, "SCORE_CHUNK", size)
         MODEL.zero_grad()
         logps = token_logps(MODEL, prompts, s, 1.0)
+        assert chunks == expected
         logps.square().sum().backward()
         results.append((logps.detach(), MODEL.embed.weight.grad.clone()))
     for logps, gradient in results[1:]:
