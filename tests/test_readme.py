@@ -130,3 +130,16 @@ def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():
         if old:
             assert (ROOT / file).read_text().count(old) == 1, name
             assert any(old in line and figures in line for line in README.splitlines()), name
+
+
+def test_reliability_quotes_the_recorded_figures():
+    page, read = (
+        (ROOT / "results" / "reliability.md").read_text(),
+        lambda name: json.loads((ROOT / "results" / f"{name}.json").read_text()),
+    )
+    for file, of in read("mutants")["files"].items():
+        assert f"{of['killed']} of {of['mutants']}" in page, file
+    faults, museum = read("faults"), read("museum")
+    assert f"{faults['kills']} of {faults['kills']}" in page and f"one of {faults['finished runs']}" in page
+    assert f"{museum['caught']} of {museum['pieces']}" in page
+    assert f"{read('bad_input')['inputs_tried']:,}" in page and f"asks for {read('learning_test')['margin']}" in page
