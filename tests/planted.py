@@ -23,7 +23,7 @@ import tiktoken  # noqa: F401
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-CPU, WALL = 60, 900  # seconds; the first does not depend on what else the machine does, the second ends a sleep
+CPU, WALL = 120, 900  # seconds; the first does not depend on what else the machine does, the second ends a sleep
 MEMORY = 3 * 2**30  # bytes a fork may map beyond what the warm process has: a mutant of a guard may ask for anything
 asked_to_stop: list[bool] = []
 

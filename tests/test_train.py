@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ import tasks
 import train
 import warm_start
 from model import Samples, token_logps
-from rlsd import group_advantages, rlsd_loss
+from rlsd import group_advantages, rlsd_loss, token_advantages
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
@@ -115,8 +116,9 @@ def test_a_run_leaves_its_files(tmp_path, capsys):
         "tokens/s",
     ):
         assert len(re.findall(rf"\b{name}=\S+", printed)) >= 5, name
-    for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    shown = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()]
+    assert {row["step"] for row in shown} == {3, 6}
+    for row in shown:
         assert len(row["tokens"]) == len(row["credit"]) and {"question", "completion", "reward", "step"} <= row.keys()
         assert all((c > 0) == (row["credit"][0] > 0) for c in row["credit"])
     assert (
@@ -246,6 +248,23 @@ def test_rollout_keeps_each_question_with_its_own_group():
     assert batch.rewards.tolist() == [0, 0, 1, 0, 0, 1, 0, 0]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
     assert [tasks.decode(c) for c in batch.samples.completions()] == [c for c, _ in seen]
+
+
+def test_every_step_and_every_seed_draws_problems_and_noise_of_its_own():
+    def drawn(source, step, seed="0"):
+        config, state, _ = setup()
+        config.seed = int(seed)  # the weights stay
+        batch = train.rollout(state.model, source, lambda c, a: 0.0, config, step)
+        return [p.question for p in batch.problems], batch.samples.completions()
+
+    generated = tasks.generated("addition", 5)
+    first, same = drawn(generated, 1), drawn(generated, 1)
+    assert first == same
+    for other in (drawn(generated, 2), drawn(generated, 1, seed="1")):
+        assert not set(other[0]) & set(first[0])
+    fixed = tasks.Source(lambda rng, n: [Problem("1+1", "2")] * n, [], [], "number", None)
+    completions = [drawn(fixed, step, seed)[1] for step, seed in ((1, "0"), (2, "0"), (1, "1"))]
+    assert completions[0] != completions[1] != completions[2] != completions[0]
 
 
 def test_equal_questions_stay_two_groups():
@@ -448,6 +467,44 @@ def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
     assert 0 < sum(right["student"]) < 0.5 * len(right["student"])  # right only where nothing was to be carried
     logps = original(state.model, [p for p, _ in shown], Samples.of([c for _, c in shown]), 1.0)
     assert loss.item() == pytest.approx((-logps.sum() / sum(len(c) for _, c in shown)).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_warm_start_shares_reach_the_view_they_are_of(monkeypatch, share):
+    """All or none of the teacher's examples: in its view, citing, shown a solution. The student's never cite."""
+    for name in ("warm_teacher_share", "warm_cite", "warm_solutions"):
+        shares = {"warm_teacher_share": 0.5, "warm_cite": 0.0, "warm_solutions": 0.0, name: share}
+        config, state, source = setup("--warm_batch", "60", *(f"--{key}={value}" for key, value in shares.items()))
+        shown = []
+        original = warm_start.token_logps
+        spy = lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t)
+        monkeypatch.setattr(warm_start, "token_logps", spy)
+        warm_start.imitation_loss(state.model, source, config, random.Random(0))
+        monkeypatch.undo()
+        teachers = [(prompt, tasks.decode(c)) for prompt, c in shown if tasks.REFERENCE in prompt]
+        cited = [text.startswith(tasks.CITATION) for _, text in teachers]
+        solutions = [tasks.encode("=")[0] in prompt for prompt, _ in teachers]
+        expected = {"warm_teacher_share": len(teachers) == 60 * share}
+        expected |= {"warm_cite": cited == [bool(share)] * len(cited)}
+        expected |= {"warm_solutions": solutions == [bool(share)] * len(solutions)}
+        assert expected[name] and (teachers or name == "warm_teacher_share")
+        assert not any(tasks.CITATION in tasks.decode(c) for p, c in shown if tasks.REFERENCE not in p)
+
+
+def test_warm_start_learning_rate_gradient_and_problems_step_by_step(tmp_path, monkeypatch):
+    """Up over 20 steps, down to a tenth at the last one; gradients clipped to 1; every step other problems."""
+    config, state, source = setup("--warm_steps", "30", "--warm_lr", "0.5", "--warm_dir", str(tmp_path))
+    rates, norms, draws = [], [], []
+    step, clip, loss = torch.optim.Adam.step, torch.nn.utils.clip_grad_norm_, warm_start.imitation_loss
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: norms.append(n) or clip(p, n))
+    monkeypatch.setattr(
+        warm_start, "imitation_loss", lambda m, s, c, rng: draws.append(rng.getstate()) or loss(m, s, c, rng)
+    )
+    warm_start.warm_start(state.model, source, config, SimpleNamespace(signal=0))
+    expected = [0.5 * min(1, n / 20) * (1 - 0.9 * n / 30) for n in range(1, 31)]
+    assert rates == pytest.approx(expected) and rates[-1] == pytest.approx(0.05)
+    assert norms == [1.0] * 30 and len(set(draws)) == 30
 
 
 # ---- a user's mistakes: one line, exit code 2 ------------------------------------------------------------------------
@@ -699,6 +756,32 @@ def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
     assert asked[2][1] == [teacher_prompt(p, "answer") for p in problems]
 
 
+def test_credited_samples_are_the_best_and_the_worst_of_the_first_group_with_spread():
+    config, state, source = setup(
+        "--prompts_per_step", "4", "--rlsd_reweight_clip_range", "0.3", "--temperature", "0.9"
+    )
+    with torch.no_grad():
+        for p in state.teacher.parameters():
+            p.mul_(1.1)
+    rewards = [1, 1, 1, 1, 0.5, 1, 0, 0.5, 1, 0, 0, 0, 0, 0, 0, 0]
+    answers = iter(rewards)
+    batch = train.rollout(state.model, source, lambda c, a: float(next(answers)), config, 1)
+    logps = token_logps(state.model, [student_prompt(p) for p in batch.problems], batch.samples, 0.9).detach()
+    by_teacher = token_logps(state.teacher, [teacher_prompt(p) for p in batch.problems], batch.samples, 0.9).detach()
+    for lam, teacher in ((0.6, state.teacher), (0.0, None)):
+        shown = evaluation.credited_samples(state.model, teacher, batch, config, lam)
+        credit = token_advantages(batch.advantages, by_teacher, logps, batch.samples.mask, lam, 0.3)
+        for row, i in zip(shown, (5, 6), strict=True):
+            tokens = batch.samples.completions()[i]
+            assert row["question"] == batch.problems[i].question and row["reward"] == rewards[i]
+            assert row["completion"] == tasks.decode(tokens) and len(row["tokens"]) == len(tokens)
+            assert row["tokens"] == [tasks.TOKENIZER.decode([t]) for t in tokens]
+            assert row["credit"] == pytest.approx(credit[i, : len(tokens)].tolist(), abs=1e-4)
+            assert all(c == round(c, 4) for c in row["credit"])
+    batch.advantages = torch.zeros(16)
+    assert evaluation.credited_samples(state.model, state.teacher, batch, config, 0.5) == []
+
+
 def test_figures_of_a_rollout_by_hand():
     config, _, _ = setup()
     samples = Samples.of([[1, 2, 3], [4], [5, 6], [7], *[[8, 9]] * 4])
@@ -725,6 +808,17 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
     assert state["best"] == metrics(tmp_path, "run")[0]["pass@1"] > metrics(tmp_path, "run")[3]["pass@1"]
     assert same_state(best, torch.load(tmp_path / "run" / "best.pt", weights_only=True))
     assert not same_state(best, state["model"])
+
+
+def test_of_equally_good_policies_the_first_is_kept(tmp_path):
+    config, state, _ = setup()
+    for row, best in (({"pass@1": 0.0}, 0.0), ({"pass@1": 0.5}, 0.5), ({"pass@1": 0.5}, 0.5), ({}, 0.5)):
+        with torch.no_grad():
+            state.model.norm.weight.add_(1.0)
+        state.keep_if_best(row, tmp_path)
+        assert state.best == best
+    kept = torch.load(tmp_path / "best.pt", weights_only=True)["norm.weight"]
+    assert torch.equal(kept, state.model.norm.weight - 2.0)
 
 
 def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):
