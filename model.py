@@ -92,9 +92,7 @@ class Attention(nn.Module):
         B, T, _ = x.shape
         H, K, D = self.heads, self.kv_heads, self.head_dim
         qk, v = self.qkv(x).view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
-        if (
-            self.q_norm is not None and self.k_norm is not None
-        ):  # queries and keys are of one shape: normalised and rotated together
+        if self.q_norm is not None and self.k_norm is not None:  # of one shape: normalised and rotated together
             scale = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
             qk = F.rms_norm(qk, (D,), eps=self.q_norm.eps) * scale.to(qk.dtype)
         q, k = rotate(qk, rope).split([H, K], dim=2)
@@ -330,6 +328,7 @@ def _draw(logits: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, Te
     cumulative = logits.exp().cumsum(dim=-1)  # its last entry is the softmax's denominator
     # noise <= 1 keeps the threshold at or below the last entry; noise > 0 skips tokens of probability 0 in front
     token = torch.searchsorted(cumulative, noise[:, None] * cumulative[:, -1:])
+    token = token.clamp(max=logits.shape[-1] - 1)  # of logits that are nan: a token, and a log-probability of nan
     return token.squeeze(1), (logits.gather(1, token) - cumulative[:, -1:].log()).squeeze(1)
 
 

@@ -171,6 +171,14 @@ def test_impossible_tokens_are_never_drawn():
     assert token.tolist() == [1, 3, 3] and torch.allclose(logp, torch.full((3,), math.log(0.5)))
 
 
+def test_logits_that_are_no_numbers_give_a_token_of_the_vocabulary_and_no_log_probability():
+    logits = torch.tensor([[0.0, 1.0, 2.0], [math.nan] * 3, [math.inf, 0.0, 0.0]])
+    tokens, logps = _draw(logits, torch.tensor([0.5, 0.5, 0.5]), 1.0)
+    assert tokens.min() >= 0 and tokens.max() <= 2
+    assert logps.isnan().tolist() == [False, True, True]
+
+
+
 def test_large_logits_neither_overflow_nor_vanish():
     logits = torch.tensor([[500.0, 501.0, -500.0], [-500.0, -501.0, -1500.0]])
     token, logp = _draw(logits, torch.tensor([0.9, 0.9]), 1.0)
