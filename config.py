@@ -201,31 +201,41 @@ def check_values(config: Config) -> None:
 
 def resumed(given: dict) -> Config:
     """The config of the run in --out; of the options given again only CHANGEABLE ones may differ."""
-    path = Path(given.get("out", "")) / "config.json"
-    if "out" not in given or not path.is_file() or not (path.parent / "last.pt").is_file():
+    out = Path(given.get("out", ""))
+    if "out" not in given or not (out / "config.json").is_file() or not (out / "last.pt").is_file():
         raise UserError(
             "--resume needs --out with the folder of a run that has config.json and last.pt; a run that ended before "
             "its first checkpoint is started again by the same command without --resume"
         )
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        fingerprint = saved.pop("fingerprint")
-        config = Config(**saved)  # an older run's: options that came later have their defaults
-        check_values(config)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, UserError) as error:
-        raise UserError(f"{path} is no configuration of this program: {one_line(error)}") from error
+    config, fingerprint = config_of(out)
     for name, value in given.items():
         if name not in ("out", "resume", *CHANGEABLE) and getattr(config, name) != value:
             raise UserError(
-                f"--{name} {value} contradicts {path}, which has {getattr(config, name)!r}; only "
+                f"--{name} {value} contradicts {out / 'config.json'}, which has {getattr(config, name)!r}; only "
                 f"{', '.join(f'--{name}' for name in CHANGEABLE)} may change"
             )
     config = dataclasses.replace(config, **{"fsdp": False, **given})  # a checkpoint fits any number of processes
     if fingerprint != fingerprint_of(config):
         raise UserError(
-            f"--data, --init or the file of --verifier has changed since {path} was written: start a new run"
+            f"--data, --init or the file of --verifier has changed since {out / 'config.json'} was written: "
+            "start a new run"
         )
     return config
+
+
+def config_of(run: Path, **given) -> tuple[Config, str]:
+    """Options of the run in a folder, those given in place of its own, and its fingerprint; UserError if none."""
+    path = run / "config.json"
+    if not path.is_file():
+        raise UserError(f"{run} holds no config.json: give the folder of a run, as python train.py prints")
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        fingerprint = saved.pop("fingerprint")
+        config = Config(**{**saved, **given})  # an older run's: options that came later have their defaults
+        check_values(config)
+    except (ValueError, TypeError, AttributeError, KeyError, RecursionError, UserError) as error:
+        raise UserError(f"{path} is no configuration of this program: {one_line(error)}") from error
+    return config, fingerprint
 
 
 def fingerprint_of(config: Config) -> str:

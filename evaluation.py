@@ -67,21 +67,16 @@ def credited_samples(
     """One right and one wrong sample of the first group with spread, with the credit of each token."""
     spread = batch.advantages.nonzero().squeeze(1)
     first = int(spread[0]) // config.group_size * config.group_size if len(spread) else 0
-    rewards = batch.rewards[first : first + config.group_size]
-    best, worst = rewards.nan_to_num(-1.0).argmax(), rewards.nan_to_num(2.0).argmin()  # nan: dropped
-    pair = batch.rows(first + torch.stack([best, worst]))
+    group = batch.rows(torch.arange(first, first + config.group_size))
+    pair = group.rows(group.right_and_wrong())
     with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
         logps = score(model, pair, config, tasks.student_prompt)
     with torch.no_grad(), ranks.whole(teacher):
         teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
-        credit = token_advantages(
-            pair.advantages, teacher_logps, logps, pair.samples.mask, lam, config.rlsd_reweight_clip_range
-        )
-    rows = (
-        ()
-        if len(spread) == 0
-        else zip(pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist())
-    )
+    mask = pair.samples.mask
+    if len(spread) == 0 or not (teacher_logps - logps)[mask].isfinite().all():
+        return []
+    credit = token_advantages(pair.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
     return [
         {
             "question": problem.question,
@@ -90,5 +85,7 @@ def credited_samples(
             "tokens": [tasks.FORMAT.tokenizer.decode([t]) for t in tokens],
             "credit": [round(c, 4) for c in values[: len(tokens)]],
         }
-        for problem, tokens, reward, values in rows
+        for problem, tokens, reward, values in zip(
+            pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist()
+        )
     ]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 import baselines
+import ranks
 import tasks
 from config import Config
 from model import Samples, Transformer, completion_states, token_logps
@@ -79,6 +80,25 @@ def rows_of(batch: Rollout, config: Config) -> Tensor:
         has_hint = [hint is not None for hint in batch.hints]
         return torch.tensor(has_hint, device=batch.rewards.device).nonzero().squeeze(1)
     return (~batch.rewards.isnan()).nonzero().squeeze(1)
+
+
+def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
+    """The rows of a batch, in order, in parts of one forward and backward pass each (`micro_batches`).
+
+    With --fsdp all processes run a block together, and as often: where there are fewer parts, on nothing. Completions
+    of one token would run the blocks once in place of twice (model.completion_states): they get a pad.
+    """
+    parts = [batch.rows(index) for index in micro_batches(batch, rows, config)]
+    if not config.fsdp:
+        return parts
+    nothing = batch.rows(torch.zeros(1, dtype=torch.long))
+    nothing.samples.mask = torch.zeros_like(nothing.samples.mask)
+    parts = parts + [nothing] * (ranks.most(len(parts)) - len(parts))
+    for part in parts:
+        s = part.samples
+        if s.tokens.shape[1] == 1:
+            part.samples = Samples(*(torch.nn.functional.pad(x, (0, 1)) for x in (s.tokens, s.mask, s.logps)))
+    return parts
 
 
 def micro_batches(batch: Rollout, rows: Tensor, config: Config) -> list[Tensor]:

@@ -20,11 +20,13 @@ import baselines
 import tasks
 import train
 from config import Config, Parser, parse_config
+from console import Interrupt, Interrupted
+from data import load_source
 from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import Interrupt, Interrupted, UserError, fill, load, one_line, reading, replace
+from run_files import UserError, fill, load, one_line, reading, replace
 from state import build_model
 from verifiers import Verifier
 from warm_start import warm_start
@@ -217,7 +219,7 @@ def show(found: dict) -> None:
 def main(argv: list[str]) -> int:
     try:
         own, config = parse(argv)
-        source, verifier = train.load_source(config)
+        source, verifier = load_source(config)
         model = policy_of(own.policy, config, source)
         found = measure(model, source, verifier, config, own.batches)
         show(found)

@@ -1,11 +1,9 @@
-"""What a run leaves on disk, and how it ends cleanly: folder, log lines, checkpoints, curves, Ctrl-C."""
+"""What a run leaves on disk: folder, checkpoints, lines of metrics; and the one line that a user's mistake becomes."""
 
 import contextlib
 import json
 import os
 import pickle
-import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -37,10 +35,6 @@ def reading(what: str):
         raise
     except BaseException as error:  # torch and tiktoken raise many kinds, a panic of Rust's among them
         raise UserError(f"{what}: {one_line(error)}") from error
-
-
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, at a point where the run can end; args: the signal's number and what is left behind."""
 
 
 def new_folder(name: str) -> str:
@@ -129,13 +123,17 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
     with writing(path):
         try:
             write(temporary)
-            with open(temporary, "rb+") as file:  # on the disk before the name is: power may fail in between
-                os.fsync(file.fileno())
+            to_disk(temporary)  # before the name is: power may fail in between
             os.replace(temporary, path)
         except BaseException:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
             raise
+
+
+def to_disk(path: Path) -> None:
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -182,89 +180,6 @@ def append(path: Path, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-PRINTED = (
-    "step",
-    "reward",
-    "length",
-    "entropy",
-    "no_spread",
-    "grad_norm",
-    "lambda",
-    "weight",
-    "clipped_low",
-    "clipped_high",
-    "tokens/s",
-    "pass@1",
-    "greedy",
-    "leakage",
-    "teacher pass@1",
-    "peak GiB",
-    "verifier errors",
-    "skipped",
-)
-
-
-def log(out: Path, row: dict) -> None:
-    """One line for people and grep, another for each note, the whole row to metrics.jsonl."""
-    append(out / "metrics.jsonl", row)
-    shown = {name: row[name] for name in PRINTED if name in row}
-    print(" ".join(f"{name.replace(' ', '_')}={value:.4g}" for name, value in shown.items()), flush=True)
-    for note in row.get("notes", ()):
-        print(f"note: {note}", flush=True)
-
-
-def peak_memory(device: str) -> float:
-    """Highest use so far, in GiB: allocated on the GPU, or resident in this process (nan where that is not told)."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**30
-    try:
-        import resource
-    except ImportError:  # Windows
-        return float("nan")
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def finish(out: Path) -> None:
-    """Say what the run reached, and draw its curves where matplotlib is installed."""
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    evaluated = [row for row in rows if "pass@1" in row]
-    if not evaluated:  # of a resumed run whose earlier lines somebody took away
-        return
-    first, last = evaluated[0], evaluated[-1]
-    print(
-        f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
-        f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)"
-    )
-    try:
-        import plot
-    except ImportError:
-        print("curves.png left out: matplotlib is not installed")
-        return
-    print(f"curves: {plot.curves([out], out / 'curves.png')}")
-
-
-class Interrupt:
-    """Ctrl-C and SIGTERM ask for a clean end after the current step; a second Ctrl-C ends at once."""
-
-    def __init__(self):
-        self.signal = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self.handle)
-
-    def handle(self, number, frame):
-        self.signal = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def end_after(self, step: int, out: Path) -> None:
-        """Where a checkpoint has just been written: end the run, if that was asked for."""
-        if self.signal:
-            raise Interrupted(self.signal, f"after step {step}; python train.py --resume --out {out} goes on")
-
-
-def progress(steps: range):
-    """The steps, with a bar on standard error where that is a terminal and tqdm is installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return steps
-    return tqdm(steps, disable=not sys.stderr.isatty())
+def rows_of(out: Path) -> list[dict]:
+    """The lines of metrics.jsonl, a dict each."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

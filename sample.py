@@ -11,7 +11,6 @@ scores two of them in both views. Without a question, a held-out problem: anothe
 import argparse
 import dataclasses
 import io
-import json
 import os
 import random
 import re
@@ -24,12 +23,13 @@ import torch
 import credit
 import tasks
 import verifiers
-from config import Config, Parser, check_values
+from config import Config, Parser, config_of
+from data import load_source
 from methods import group_hints, teacher_view
 from model import Transformer
 from run_files import UserError, fill, load, one_line, reading
 from state import build_model
-from train import load_source, rollout
+from train import rollout
 
 SEARCH = 20_000  # random combinations tried for a countdown target; five numbers took at most 5,000
 
@@ -45,14 +45,7 @@ class Run:
 
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder} holds no config.json: give the folder of a run, as python train.py prints")
-    with reading(f"{path} is no configuration of this program"):
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        saved.pop("fingerprint")
-        config = Config(**{**saved, **given})
-        check_values(config)
+    config, _ = config_of(folder, **given)
     if not torch.cuda.is_available():
         config = dataclasses.replace(config, device="cpu", bf16=False)
     source, verifier = load_source(config)

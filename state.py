@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import json
 from pathlib import Path
 
 import torch
@@ -10,10 +9,10 @@ import torch
 import pretrained
 import ranks
 import tasks
-from config import CHANGEABLE, Config, check_values
+from config import CHANGEABLE, Config, config_of
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
-from run_files import UserError, fill, load, reading, save
+from run_files import UserError, fill, load, reading, save, to_disk
 
 MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
 
@@ -56,14 +55,16 @@ def published_model(config: Config) -> Transformer:
 def external_teacher(config: Config) -> Transformer:
     """The best policy of another run of this program, of its own size: OPD's teacher."""
     folder = Path(config.opd_teacher)
-    with reading(f"--opd_teacher {folder}: no run with config.json and best.pt"):
-        saved = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        options = {name: saved[name] for name in ("hidden_size", "num_layers", "max_seq_len")}
-        size = dataclasses.replace(config, **options, init=saved.get("init", ""))
-        check_values(size)
-        if size.max_seq_len < config.max_seq_len:
-            raise ValueError(f"it was made with --max_seq_len {size.max_seq_len}, and {config.max_seq_len} are needed")
-        teacher = build_model(size)
+    try:
+        run, _ = config_of(folder)
+    except UserError as error:
+        raise UserError(f"--opd_teacher {folder}: {error}") from error
+    if run.max_seq_len < config.max_seq_len:
+        raise UserError(
+            f"--opd_teacher {folder}: it was made with --max_seq_len {run.max_seq_len}, {config.max_seq_len} is needed"
+        )
+    with reading(f"--opd_teacher {folder}: no run with best.pt"):
+        teacher = build_model(dataclasses.replace(run, device=config.device, dtype=config.dtype))
         fill(teacher, load(folder / "best.pt", config.device))
     return teacher
 
@@ -112,6 +113,8 @@ class State:
             save(ranks.weights(self.model), out / "best.pt")
 
     def save(self, path: Path, config: Config) -> None:
+        for lines in path.parent.glob("*.jsonl"):  # of the steps that the checkpoint tells of: power may fail after it
+            to_disk(lines)
         save(
             {
                 "step": self.step,
@@ -147,3 +150,11 @@ class State:
             self.micro_batch = min(sizes, default=0)  # halved before, or asked to be smaller now
             if self.step < 0:
                 raise ValueError(f"step {self.step}")
+
+
+def export(state: State, config: Config, out: Path) -> None:
+    """best.pt as a folder that transformers and --init read."""
+    model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
+    fill(model, load(out / "best.pt", "cpu" if config.fsdp else config.device))
+    pretrained.save(model, out / "model", config.init)
+    print(f"best.pt as a folder for transformers and --init: {out / 'model'}")

@@ -1,19 +1,17 @@
 """Problems, the two views of a problem (student and teacher), and the tokenizer."""
 
-import json
 import random
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
-from pathlib import Path
 
 import tiktoken
 import torch
 from torch import Tensor
 
-from verifiers import MARKER, MAX_COMPLETION
+from verifiers import MARKER
 
 CITATION = "reference says"  # how a completion cites the reference; a student that was shown none should never
 
@@ -29,10 +27,6 @@ class Problem:
     solution: str | None = None
     privileged: str | None = None
     origin: str = field(default="", compare=False)  # file and line, for messages
-
-
-class DataError(ValueError):
-    """A data file that cannot be used: says file, line and what is wrong."""
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
@@ -301,74 +295,3 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
 def _numbers(problem: Problem) -> tuple[str, ...]:
     """The numbers of a question in order of size: 12+34 and 34+12 are one problem, whichever of them is held out."""
     return tuple(sorted(re.findall(r"\d+", problem.question)))
-
-
-def from_file(path: str, held_out: int, verifier: str, privileged_key: str | None = None) -> Source:
-    """The user's own problems; up to `held_out`, at most a tenth, are set aside, the same ones for every seed."""
-    problems = load_problems(path, privileged_key)
-    if len(problems) < 2:
-        raise DataError(f"{path}: {len(problems)} problem(s); at least 2 are needed, one of them to hold out")
-    shuffled = random.Random("held out").sample(problems, len(problems))
-    cut = max(1, min(held_out, len(problems) // 10))
-    train = shuffled[cut:]
-    return Source(
-        lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
-        shuffled[:cut],
-        problems,
-        verifier,
-        careless=lambda problem, rng, slip: problem,
-    )
-
-
-def load_problems(path: str, privileged_key: str | None = None) -> list[Problem]:
-    """Read a JSONL file of {"question", "answer", "solution"?, privileged_key?} objects; blank lines are skipped.
-
-    Raises DataError, naming file, line and fault, for the first line that is not sound.
-    """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    problems: list[Problem] = []
-    line_of: dict[str, int] = {}
-    for i, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            problem = _problem(line, privileged_key, f"{path}:{i}")
-            question = " ".join(problem.question.split())
-            if question in line_of:
-                raise ValueError(f"the question of line {line_of[question]} again; remove one of the two")
-        except ValueError as error:
-            raise DataError(f"{path}:{i}: {error}") from error
-        line_of[question] = i
-        problems.append(problem)
-    return problems
-
-
-def _problem(line: bytes, privileged_key: str | None, origin: str) -> Problem:
-    try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is needed, not {type(row).__name__}")
-    required = ["question", "answer"] + ([privileged_key] if privileged_key else [])
-    for key in required:
-        if key not in row:
-            raise ValueError(f"no key {key!r}")
-    for key in (*required, "solution"):
-        value = row.get(key)
-        if value is not None and not isinstance(value, str):
-            raise ValueError(f"{key!r} must be a string, not {type(value).__name__}")
-        if (key in required or value is not None) and not (value or "").strip():
-            raise ValueError(f"{key!r} is empty")
-        if value is not None and len(value) > MAX_COMPLETION:
-            raise ValueError(f"{key!r} has {len(value)} characters; {MAX_COMPLETION} are the most that is read")
-        if key != privileged_key and MARKER in (value or ""):
-            raise ValueError(f"{key!r} contains {MARKER}, which is put before the answer for you; leave it out")
-    return Problem(
-        row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None, origin
-    )

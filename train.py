@@ -19,47 +19,22 @@ from typing import Any
 
 import torch
 
-import pretrained
+import console
 import ranks
-import reasoning
+import run_files
 import tasks
 import verifiers
 from config import Config, fingerprint_of, parse_config
+from data import load_source
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
-from methods import (
-    Rollout,
-    autocast,
-    group_hints,
-    loss_of,
-    loss_or_nan,
-    micro_batches,
-    rows_of,
-    takes_hints,
-    teacher_view,
-)
-from model import Samples, Transformer, sample
+from methods import Rollout, autocast, group_hints, loss_of, loss_or_nan, parts_of, rows_of, takes_hints
+from model import Transformer, sample
 from rlsd import lambda_at
 from rounded_adam import RoundedAdam
-from run_files import (
-    Interrupt,
-    Interrupted,
-    UserError,
-    append,
-    fill,
-    finish,
-    load,
-    locked,
-    log,
-    new_folder,
-    one_line,
-    open_folder,
-    peak_memory,
-    progress,
-    truncate,
-)
-from state import State, build_model
+from run_files import UserError
+from state import State, export
 from warm_start import warm_start
 
 
@@ -69,7 +44,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     source, verifier = load_source(config)
     ranks.apart = True
     ranks.join(config.device)
-    interrupt, state = Interrupt(), State(config)
+    interrupt, state = console.Interrupt(), State(config)
     out = begin(config, state, stack)
     if not config.resume:
         warm_start(state.model, source, config, interrupt)
@@ -81,7 +56,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
             **ranks.agreed(evaluate(state.model, source, verifier, config)),
             **evaluate_teacher(state.model, source, verifier, config),
         }
-        log(out, row)
+        console.log(out, row)
         state.keep_if_best(row, out)
         state.save(out / "last.pt", config)
     ranks.same_weights(state.model, state.teacher)
@@ -91,11 +66,11 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     interrupt.end_after(state.step, out)
 
     watch = Watch(config, state.step)
-    for step in progress(range(state.step + 1, config.steps + 1)):
+    for step in console.progress(range(state.step + 1, config.steps + 1)):
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
             row |= ranks.agreed(evaluate(state.model, source, verifier, config))
-        log(out, row | watch.look(row))
+        console.log(out, row | watch.look(row))
         watch.stop_if_hopeless()
         state.keep_if_best(row, out)
         interrupt.signal = ranks.latest_signal(interrupt.signal)
@@ -103,69 +78,23 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
             state.save(out / "last.pt", config)
         interrupt.end_after(step, out)
     if ranks.rank() == 0:
-        finish(out)
+        console.finish(out)
         if config.init:
             export(state, config, out)
     ranks.stop()
     return 0
 
 
-def export(state: State, config: Config, out: Path) -> None:
-    """best.pt as a folder that transformers and --init read."""
-    model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
-    fill(model, load(out / "best.pt", "cpu" if config.fsdp else config.device))
-    pretrained.save(model, out / "model", config.init)
-    print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
-
-
 # ---- before the first step -------------------------------------------------------------------------------------------
-
-
-def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
-    """Problems and their verifier; every prompt and worked solution is checked to fit before anything is trained."""
-    try:
-        tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
-        source = (
-            tasks.from_file(config.data, config.eval_problems, config.verifier or "exact", config.privileged_key)
-            if config.data
-            else reasoning.source(config.task, config.eval_problems)
-            if config.task.startswith(reasoning.PREFIX)
-            else tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
-        )
-        verifier = verifiers.load(config.verifier or source.verifier)
-        for problem in source.known:
-            longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
-            if takes_hints(config):  # a sample may be shown as the reference
-                longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
-            completion = tasks.target(problem)
-            solution = len(completion)
-            if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
-                raise UserError(
-                    f"{problem.origin}: no completion can earn a reward: the verifier does not accept the "
-                    f"reference answer {problem.answer[:60]!r} itself"
-                )
-            if solution > config.max_new_tokens:
-                raise UserError(
-                    f"the solution of {problem.question[:60]!r} has {solution} tokens, more than "
-                    f"--max_new_tokens {config.max_new_tokens}; raise it"
-                )
-            if longest + config.max_new_tokens > config.max_seq_len:
-                raise UserError(
-                    f"the prompt of {problem.question[:60]!r} has {longest} tokens; with --max_new_tokens "
-                    f"{config.max_new_tokens} that exceeds --max_seq_len {config.max_seq_len}; raise it"
-                )
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    return source, verifier
 
 
 def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
     """The run's folder, made or taken up again where its last checkpoint left it; the checkpoint's state in `state`."""
     name = Path(config.data).stem or config.task.replace(":", "-")
-    config.out = config.out or new_folder(f"{name}-{config.method}-{config.seed}")
+    config.out = config.out or run_files.new_folder(f"{name}-{config.method}-{config.seed}")
     out = Path(config.out)
     if ranks.rank() == 0:
-        stack.enter_context(locked(out))
+        stack.enter_context(run_files.locked(out))
     if config.resume:
         state.load(out / "last.pt", config)
     if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
@@ -174,9 +103,9 @@ def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
     if config.resume:
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
-        truncate(out / "metrics.jsonl", state.step)
-        truncate(out / "samples.jsonl", state.step)
-    open_folder(out, {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}, config.resume)
+        run_files.truncate(out / "metrics.jsonl", state.step)
+        run_files.truncate(out / "samples.jsonl", state.step)
+    run_files.open_folder(out, {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}, config.resume)
     return out
 
 
@@ -198,7 +127,7 @@ def one_step(
         batch.hints = group_hints(batch, config)
     if step % config.eval_every == 0:
         for row in credited_samples(state.model, state.teacher, batch, config, lam):
-            append(out / "samples.jsonl", {"step": step, **row})
+            run_files.append(out / "samples.jsonl", {"step": step, **row})
     metrics = update_in_memory(update, state, batch, config, lam)
     if not is_finite(metrics):
         keep_skipped(batch, metrics, step, config)
@@ -217,7 +146,7 @@ def one_step(
     if config.on_verifier_error != "stop":
         row["verifier errors"] = ranks.total(torch.tensor(batch.verifier_errors, device=config.device)).item()
     if config.init:
-        row["peak GiB"] = peak_memory(config.device)
+        row["peak GiB"] = console.peak_memory(config.device)
     return row
 
 
@@ -268,8 +197,7 @@ def update(
         return metrics | {"loss": ranks.total((0 * loss).abs()).item(), "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    parts = [batch.rows(index) for index in micro_batches(batch, rows, config)]
-    for part in in_step(parts, batch) if config.fsdp else parts:
+    for part in parts_of(batch, rows, config):
         loss, means = loss_of(model, teacher, part, config, lam, tokens)
         loss.backward()
         metrics["loss"] += loss.item()
@@ -283,21 +211,6 @@ def update(
     metrics["grad_norm"] = ranks.total_norm(norm).item()
     take_step(optimizer, metrics)
     return metrics
-
-
-def in_step(parts: list[Rollout], batch: Rollout) -> list[Rollout]:
-    """With --fsdp all processes run a block together, and as often: where there are fewer parts, on nothing.
-
-    Completions of one token would run the blocks once in place of twice (model.completion_states): they get a pad.
-    """
-    nothing = batch.rows(torch.zeros(1, dtype=torch.long))
-    nothing.samples.mask = torch.zeros_like(nothing.samples.mask)
-    parts = parts + [nothing] * (ranks.most(len(parts)) - len(parts))
-    for part in parts:
-        s = part.samples
-        if s.tokens.shape[1] == 1:
-            part.samples = Samples(*(torch.nn.functional.pad(x, (0, 1)) for x in (s.tokens, s.mask, s.logps)))
-    return parts
 
 
 def describe(batch: Rollout, config: Config) -> dict[str, float]:
@@ -316,7 +229,7 @@ def main(argv: list[str]) -> int:
             return train(parse_config(argv), stack)
     except (UserError, OSError) as error:
         if ranks.speaks():
-            print(f"train.py: {one_line(error)}", file=sys.stderr)
+            print(f"train.py: {run_files.one_line(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print(
@@ -328,7 +241,7 @@ def main(argv: list[str]) -> int:
             raise
         print(f"train.py: process {ranks.rank()} ends, as another one has ended", file=sys.stderr)
         return 2
-    except Interrupted as interrupted:
+    except console.Interrupted as interrupted:
         number, where = interrupted.args
         print(f"interrupted {where}", flush=True)
         return 128 + number

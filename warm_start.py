@@ -12,10 +12,11 @@ import reasoning
 import tasks
 import worker
 from config import Config
+from console import Interrupt, Interrupted
 from guards import out_of_memory
 from methods import autocast, teacher_view
 from model import Samples, Transformer, token_logps
-from run_files import Interrupt, Interrupted, UserError, fill, load, one_line, reading, save
+from run_files import UserError, fill, load, one_line, reading, save
 from state import warm_seed
 
 
@@ -102,7 +103,7 @@ def warm_start_key(config: Config) -> str:
         "warm_teacher_slip",
         "warm_cite",
     )
-    rooms = ("model.py", "tasks.py", "verifiers.py", "state.py", "warm_start.py")
+    rooms = ("model.py", "tasks.py", "data.py", "methods.py", "verifiers.py", "state.py", "warm_start.py")
     files = [Path(__file__).with_name(name) for name in rooms]
     files += [Path(reasoning.__file__), Path(worker.__file__)] if config.task.startswith(reasoning.PREFIX) else []
     files += [Path(config.data)] if config.data else []

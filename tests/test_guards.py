@@ -52,6 +52,15 @@ def spoil(monkeypatch, steps):
 # ---- not finite ------------------------------------------------------------------------------------------------------
 
 
+def test_a_policy_whose_logits_overflow_ends_in_one_line(tmp_path, monkeypatch, capsys):
+    """Its weights are finite, and what it computes is not: no sample has a log-probability."""
+    monkeypatch.setattr(train, "warm_start", lambda model, *rest: model.norm.weight.data.fill_(3e38))
+    assert train.main(options(tmp_path, "a", "--steps", "12")) == 2
+    assert "10 updates in a row were skipped" in capsys.readouterr().err
+    assert [row.get("skipped", 0) for row in rows(tmp_path, "a")] == [0] + 10 * [1]
+    assert all(math.isnan(row["entropy"]) for row in rows(tmp_path, "a")[1:])
+
+
 def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monkeypatch):
     spoil(monkeypatch, [2])
     before = []

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import judge
+import methods
 import tasks
 import train
 from config import Config
@@ -180,7 +181,7 @@ def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, met
     rest = batch.rows(kept)
     if method == "rlsd":
         with torch.no_grad():
-            views = [train.teacher_view(p, config) for p in rest.problems]
+            views = [methods.teacher_view(p, config) for p in rest.problems]
             teacher_logps = token_logps(state.teacher, views, rest.samples, 1.0)
         logps = token_logps(state.model, [student_prompt(p) for p in rest.problems], rest.samples, 1.0)
         loss, _ = rlsd_loss(logps, rest.samples.logps, teacher_logps, rest.advantages, rest.samples.mask)

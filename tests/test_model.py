@@ -178,7 +178,6 @@ def test_logits_that_are_no_numbers_give_a_token_of_the_vocabulary_and_no_log_pr
     assert logps.isnan().tolist() == [False, True, True]
 
 
-
 def test_large_logits_neither_overflow_nor_vanish():
     logits = torch.tensor([[500.0, 501.0, -500.0], [-500.0, -501.0, -1500.0]])
     token, logp = _draw(logits, torch.tensor([0.9, 0.9]), 1.0)

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
+import data  # noqa: E402
 import evaluation  # noqa: E402
 import model as model_file  # noqa: E402
 import pretrained  # noqa: E402
@@ -583,9 +584,9 @@ def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_form
 
 
 def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder, restore_format):
-    train.load_source(train.parse_config(options(tmp_path, folder, "a")))
+    data.load_source(train.parse_config(options(tmp_path, folder, "a")))
     assert tasks.FORMAT is not tasks.BYTES
-    train.load_source(train.parse_config(["--eval_problems", "4"]))
+    data.load_source(train.parse_config(["--eval_problems", "4"]))
     assert tasks.FORMAT is tasks.BYTES
 
 

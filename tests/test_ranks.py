@@ -1,5 +1,6 @@
 """Several processes do what one does: run by torchrun, compared figure by figure."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import methods
 import pretrained
 import ranks
 import tasks
@@ -183,7 +185,7 @@ def test_processes_with_fewer_parts_keep_step_with_passes_on_nothing(monkeypatch
     samples = Samples.of([[5] * length, [6] * length])
     batch = train.Rollout([tasks.Problem("1+1", "2")] * 2, samples, rewards, group_advantages(rewards, 2))
     monkeypatch.setattr(ranks, "most", lambda n: 3)
-    parts = train.in_step([batch.rows(torch.tensor([1]))], batch)
+    parts = methods.parts_of(batch, torch.tensor([1]), dataclasses.replace(config, fsdp=True))
     assert [int(part.samples.mask.sum()) for part in parts] == [length, 0, 0]
     runs, hidden = [], state.model.hidden
     monkeypatch.setattr(state.model, "hidden", lambda *a, **k: runs.append(1) or hidden(*a, **k))

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import console
 import evaluation
 import methods
 import run_files
@@ -635,18 +636,18 @@ def test_lines_behind_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
 
 def test_peak_memory_is_in_gibibytes(monkeypatch):
     """Of this process: more than what torch takes to be imported, less than a machine has."""
-    before = run_files.peak_memory("cpu")
+    before = console.peak_memory("cpu")
     assert 0.1 < before < 100
     block = torch.ones(2**27)  # half a GiB, written to
-    assert run_files.peak_memory("cpu") > max(before, block.nbytes / 2**30)
+    assert console.peak_memory("cpu") > max(before, block.nbytes / 2**30)
     monkeypatch.setitem(sys.modules, "resource", None)
-    assert run_files.peak_memory("cpu") != run_files.peak_memory("cpu")  # nan: not told here
+    assert console.peak_memory("cpu") != console.peak_memory("cpu")  # nan: not told here
 
 
 def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        interrupt = run_files.Interrupt()
+        interrupt = console.Interrupt()
         os.kill(os.getpid(), signal.SIGINT)
         assert interrupt.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refused import TINY, TRIED, Evil, contents, refused
 
+import console
 import probe
 import run_files
 import tasks
@@ -81,7 +82,7 @@ def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(fin
     for content in (*(whole[: i * len(whole) // 20] for i in TWENTIETHS), *(f.getvalue() for f in made), evil):
         path.write_bytes(content)
         model = build_model(config)
-        warm_start.warm_start(model, source, config, run_files.Interrupt())
+        warm_start.warm_start(model, source, config, console.Interrupt())
         assert "made anew" in capsys.readouterr().out and path.read_bytes() != content
         assert all(torch.equal(right[name], x) for name, x in model.state_dict().items())
         TRIED["warm starts"] += 1

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from refused import ROOT, TINY, TRIED, one_line, refused
 
+import data
 import tasks
 import train
 
@@ -98,10 +99,10 @@ def test_what_is_read_as_it_stands(tmp_path):
 
     Of a key that stands twice the last value counts, as everywhere in JSON.
     """
-    sound = tasks.load_problems(write(tmp_path, SOUND))
-    assert tasks.load_problems(write(tmp_path, b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n\r\n")[:-4])) == sound
-    assert tasks.load_problems(write(tmp_path, SOUND.replace(b"}", b', "note": 7}'))) == sound
-    (twice,) = tasks.load_problems(write(tmp_path, b'{"question": "a", "question": "b", "answer": "c"}'))
+    sound = data.load_problems(write(tmp_path, SOUND))
+    assert data.load_problems(write(tmp_path, b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n\r\n")[:-4])) == sound
+    assert data.load_problems(write(tmp_path, SOUND.replace(b"}", b', "note": 7}'))) == sound
+    (twice,) = data.load_problems(write(tmp_path, b'{"question": "a", "question": "b", "answer": "c"}'))
     assert twice.question == "b"
 
 
@@ -135,8 +136,8 @@ def test_any_bytes_are_read_or_refused_by_line(tmp_path_factory, lines, end, key
     path.write_bytes(end.join(lines))
     TRIED["data, fuzzed"] += 1
     try:
-        problems = tasks.load_problems(str(path), key)
-    except tasks.DataError as error:
+        problems = data.load_problems(str(path), key)
+    except data.DataError as error:
         assert str(error).startswith(f"{path}:") and "\n" not in str(error)
         return
     for problem in problems:

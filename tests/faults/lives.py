@@ -176,7 +176,7 @@ class Life:
             setattr(train, name, phase.follow(getattr(train, name), text))
         for name in ("evaluate", "evaluate_teacher"):
             setattr(train, name, phase.follow(getattr(train, name), "evaluation"))
-        train.finish = lambda out: None  # curves: seconds of matplotlib, and no state
+        train.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
         disk = Disk(folder, phase, fault, at)
         disk.install()
         phase.set("between")
