@@ -130,6 +130,7 @@ class Config:
 CHANGEABLE = ("steps", "verifier_timeout", "on_verifier_error", "micro_batch", "halve_micro_batch", "fsdp")
 
 
+SLIPS = ("warm_slip", "warm_teacher_slip")
 USED_BY = {"opsd_beta": ("opsd", "sdpo", "grpo+opsd"), "opsd_weight": ("grpo+opsd",), "sdpo_ema": ("sdpo",)}
 
 
@@ -151,6 +152,13 @@ def parse_config(argv: list[str]) -> Config:
         parser.add_argument(f"--{f.name}", help=f"{f.metadata['help']} (default: {f.default!r})", **how)
     given = vars(parser.parse_args(argv))
     config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
+    check_together(config, given)
+    check_values(config)
+    return config
+
+
+def check_together(config: Config, given: dict) -> None:
+    """Options that contradict each other, and given ones that would change nothing."""
     if config.method != "rlsd" and any(name.startswith("rlsd_") or name == "evidence" for name in given):
         raise UserError(f"--method {config.method} has no use for --rlsd_ options and --evidence; --method rlsd has")
     if (config.method == "opd") != bool(config.opd_teacher):
@@ -158,6 +166,11 @@ def parse_config(argv: list[str]) -> Config:
     for name, methods in USED_BY.items():
         if name in given and config.method not in methods:
             raise UserError(f"--method {config.method} has no use for --{name}; {', '.join(methods)} has")
+    for name in (*SLIPS, "warm_cite", "warm_solutions", "warm_teacher_share"):
+        if name in given and config.warm_steps == 0:
+            raise UserError(f"--{name} has no use without a warm start: leave it out, or raise --warm_steps")
+        if name in given and config.data and name in SLIPS:
+            raise UserError(f"--{name} is for built-in tasks: nobody knows the slips of your own problems")
     if config.data and {"task", "chain", "filler"} & given.keys():
         raise UserError("--data and --task are two sources of problems: give one (--chain and --filler are of --task)")
     if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
@@ -178,8 +191,6 @@ def parse_config(argv: list[str]) -> Config:
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; leave it out to run on the CPU")
-    check_values(config)
-    return config
 
 
 def check_values(config: Config) -> None:

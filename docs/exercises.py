@@ -21,8 +21,8 @@ EXERCISES = {  # name: file, the line as it is, the line as it is tried
     "std": ("rlsd.py", "torch.where(no_spread, 0.0, centred / (std + eps))", "torch.where(no_spread, 0.0, centred)"),
     "teacher": (
         "methods.py",
-        "return tasks.teacher_prompt(problem, config.privileged)",
-        "return tasks.student_prompt(problem)",
+        "teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))",
+        "teacher_logps = score(teacher, batch, config, tasks.student_prompt)",
     ),
     "direction": ("rlsd.py", "loss = -surrogate.sum()", "loss = surrogate.sum()"),
 }
