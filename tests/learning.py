@@ -76,13 +76,13 @@ def gain(folder: Path, seed: int, name: str = "as it is") -> float:
     )
     (folder / "rule.py").write_text(RULE)
     files = ["--data", f"{folder}/digits.jsonl", "--verifier", f"{folder}/rule.py:check", "--out", f"{folder}/run"]
-    original, finish = methods.rlsd_loss, train.finish
+    original, finish = methods.rlsd_loss, console.finish
     methods.rlsd_loss = lambda *args, **rest: LOSSES[name](original, *args, **rest)
-    train.finish = lambda out: None  # curves take a second
+    console.finish = lambda out: None  # curves take a second
     try:
         status = train.main([*OPTIONS.split(), *files, "--seed", str(seed)])
     finally:
-        methods.rlsd_loss, train.finish = original, finish
+        methods.rlsd_loss, console.finish = original, finish
     assert status == 0, f"train.py ended with {status}"
     rewards = [row["reward"] for row in map(json.loads, (folder / "run" / "metrics.jsonl").open()) if row["step"]]
     return round(sum(rewards[-10:]) / 10 - sum(rewards[:10]) / 10, 4)

@@ -32,13 +32,15 @@ PARTS = {
 }
 REST = {
     "methods.py": ["test_methods.py", "test_train.py"],
-    "train.py": ["test_train.py", "test_methods.py"],
-    "state.py": ["test_train.py", "test_methods.py"],
-    "judge.py": ["test_train.py"],
-    "evaluation.py": ["test_train.py"],
-    "warm_start.py": ["test_train.py"],
+    "judge.py": ["test_judge.py", "test_train.py"],
+    "guards.py": ["test_guards.py"],
+    "state.py": ["test_methods.py", "test_train.py"],
+    "train.py": ["test_methods.py", "test_train.py", "test_guards.py"],
+    "evaluation.py": ["test_train.py", "test_guards.py"],
+    "data.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
     "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py"],
-    "config.py": ["test_train.py"],
+    "warm_start.py": ["test_train.py"],
+    "config.py": ["bad_input/test_bad_options.py", "test_train.py"],
 }
 RESULTS = ROOT / "results" / "mutants.json"
 
