@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
+import console  # noqa: E402
 import methods  # noqa: E402
 import train  # noqa: E402
 
