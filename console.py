@@ -49,6 +49,11 @@ def finish(out: Path) -> None:
         f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
         f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)"
     )
+    if last["step"] < rows[-1]["step"]:
+        print(
+            f"best.pt is of update {last['step']} or before: none after it was evaluated; "
+            f"--eval_every {rows[-1]['step']} or less would have"
+        )
     try:
         import plot
     except ImportError:

@@ -90,6 +90,15 @@ def checkpoint(tmp_path, name):
 # ---- a whole run -----------------------------------------------------------------------------------------------------
 
 
+def test_a_run_says_that_its_last_updates_were_not_evaluated(tmp_path, capsys):
+    """best.pt, and what is exported of it, may be the weights that a short run began with."""
+    said = "best.pt is of update 2 or before: none after it was evaluated; --eval_every 3 or less would have"
+    assert train.main(options(tmp_path, "run", "--steps", "3", "--eval_every", "2")) == 0
+    assert said in capsys.readouterr().out
+    assert train.main(options(tmp_path, "other", "--steps", "2", "--eval_every", "2")) == 0
+    assert "best.pt is of" not in capsys.readouterr().out
+
+
 def test_a_run_leaves_its_files(tmp_path, capsys):
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, SOME_REWARD))) == 0
     files = {p.name for p in (tmp_path / "run").iterdir()}
