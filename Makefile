@@ -46,6 +46,13 @@ mutants: $(VENV)/.test
 museum: $(VENV)/.test
 	$(BIN)/python tests/museum/show.py
 
+# lines and branches of the core files that the suite goes through: results/coverage.txt; under 95 % it fails
+coverage: $(VENV)/.all
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q $(ARGS)
+	$(BIN)/coverage combine -q
+	$(BIN)/coverage report > results/coverage.txt; status=$$?; cat results/coverage.txt; exit $$status
+
 # verl has an environment of its own: it holds back other packages, and needs Python 3.10 to 3.12
 test-verl: $(VERL_VENV)/.test
 	$(VERL_VENV)/bin/python -m pytest -q tests/test_verl.py $(ARGS)
@@ -59,4 +66,4 @@ $(VERL_VENV)/.test: requirements-verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-all test-verl faults mutants museum lint clean
+.PHONY: train test test-all test-verl faults mutants museum coverage lint clean
