@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from test_train import TINY, checkpoint, metrics, options, same_state, sharp_state, verifier_file
@@ -145,6 +147,16 @@ def group(texts, rewards, size):
     rewards = torch.tensor(rewards)
     problems = [Problem(str(i // size), "9") for i in range(len(texts))]
     return methods.Rollout(problems, samples, rewards, group_advantages(rewards, size))
+
+
+@pytest.mark.parametrize(
+    "rewards, picked",
+    [([0.5, 0.2, 0.9, 0.1], [2, 3]), ([math.nan, 0.2, 0.9, 0.1], [2, 3]), ([0.3, math.nan, 0.6, math.nan], [2, 0])],
+)
+def test_right_and_wrong_are_the_best_and_the_worst_that_were_judged(rewards, picked):
+    batch = group(["a", "b", "c", "d"], [0.0] * 4, 4)
+    batch.rewards = torch.tensor(rewards)
+    assert batch.right_and_wrong().tolist() == picked
 
 
 def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
