@@ -107,6 +107,12 @@ def test_files_that_the_pages_name_are_there():
         assert [name for name in named if not (ROOT / name).exists()] == [], page.name
 
 
+def test_no_line_is_longer_than_those_of_the_code():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
+        assert [line for line in lines if len(line) > 120] == [], page.name
+
+
 def test_no_function_is_longer_than_sixty_lines():
     for path in ROOT.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
