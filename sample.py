@@ -159,8 +159,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     for name in ("rlsd_lambda", "rlsd_reweight_clip_range"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="in place of the run's")
     args = parser.parse_intermixed_args(argv)  # the question may stand behind the options
-    if args.interactive and args.question is not None:
-        raise UserError("--interactive asks for the questions: leave QUESTION out")
+    if args.interactive and (args.question is not None or args.answer):
+        raise UserError("--interactive asks for questions and answers: leave QUESTION and --answer out")
     if args.tries < 1:
         raise UserError(f"--tries {args.tries}: at least 1 is needed")
     given = {name: value for name, value in vars(args).items() if name == "seed" or name.startswith("rlsd_")}

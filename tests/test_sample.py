@@ -279,7 +279,8 @@ def test_depth_runs_from_bound_to_bound():
     [
         (["two words"], "'two words' is no question of this run's task: ask like 4785+3626"),
         (["1" * 40 + "+" + "1" * 40], "tokens, and the run has room for 104"),
-        (["--interactive", "1+2"], "leave QUESTION out"),
+        (["--interactive", "1+2"], "leave QUESTION and --answer out"),
+        (["--interactive", "--answer", "3"], "leave QUESTION and --answer out"),
         (["1+2", "--tries", "0"], "--tries 0: at least 1"),
         (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
         (["1+2", "--seed", "-1"], "--seed -1: 0 to"),
