@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent
-METHODS = {
+OPTIONS = {
     "grpo": "--method grpo",
     "rlsd": "--rlsd_lambda_decay_steps 0",
     "rlsd-contrastive": "--rlsd_lambda_decay_steps 0 --evidence contrastive",
@@ -67,11 +67,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--only", default="", help="measure one method here and print its figures")
     args = parser.parse_args(argv)
     if args.only:
-        print(json.dumps(measure(METHODS[args.only].split())))
+        print(json.dumps(measure(OPTIONS[args.only].split())))
         return 0
-    found: dict[str, dict] = {name: {"seconds": [], "peak MiB": []} for name in METHODS}
+    found: dict[str, dict] = {name: {"seconds": [], "peak MiB": []} for name in OPTIONS}
     for _ in range(ROUNDS):
-        for name in METHODS:
+        for name in OPTIONS:
             command = [sys.executable, str(ROOT / "cost.py"), "--only", name]
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
             figures = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)

@@ -161,34 +161,36 @@ def page(title: str, facts: list[str], samples: list[Sample], config: Config) ->
 
 
 def _column(sample: Sample, config: Config) -> str:
-    """One sample: RLSD's credit with the figures of a token on hover, plain GRPO's beneath."""
+    """One sample: RLSD's credit, the figures of the token farthest from plain GRPO's above it, plain GRPO's beneath."""
     depths = [depth(sample, token, config) for token in sample.tokens]
-    first = max(range(len(depths)), key=lambda t: abs(depths[t]))  # its figures are open when the page is
+    farthest = max(range(len(depths)), key=lambda t: abs(depths[t]))
     rlsd, grpo = [], []
     for t, (token, deep) in enumerate(zip(sample.tokens, depths)):
         text, end = html.escape(visible(token.text)), "<br>" if token.text.endswith("\n") else ""
-        focus = " autofocus" if t == first and sample.sign < 0 else ""
-        tip = _tip(token, config)
         far = " far" if abs(deep) >= 0.5 else ""
-        rlsd.append(f'<span class="t{far}" tabindex="0"{focus} style="--d:{deep:.3f}">{text}{tip}</span>{end}')
+        far += " farthest" if t == farthest and deep else ""
+        tip = f'<span class="tip">{_figures(token, config)}</span>'
+        rlsd.append(f'<span class="t{far}" tabindex="0" style="--d:{deep:.3f}">{text}{tip}</span>{end}')
         grpo.append(f'<span class="t" style="--d:0">{text}</span>{end}')
     mark = {1: "raised", -1: "lowered", 0: "still"}[sample.sign]
+    outlined = sample.tokens[farthest]
+    figures = f"<b>{html.escape(visible(outlined.text))}</b> {_figures(outlined, config)}"
+    figures = f'<p class="figures">{figures}</p>' if depths[farthest] else ""
     return (
         f'<section class="{mark}"><h2>{html.escape(headline(sample))}</h2>\n'
-        f'<h3>RLSD</h3><p class="tokens">{"".join(rlsd)}</p>\n'
+        f'<h3>RLSD</h3>{figures}<p class="tokens">{"".join(rlsd)}</p>\n'
         f"<h3>plain GRPO: {sample.advantage:+.4f} for every token</h3>"
         f'<p class="tokens">{"".join(grpo)}</p></section>'
     )
 
 
-def _tip(token: Token, config: Config) -> str:
+def _figures(token: Token, config: Config) -> str:
     p_student, p_teacher, delta, weight, a_hat = columns(token)
     eps_w = config.rlsd_reweight_clip_range
     clipped = min(max(token.weight, 1 - eps_w), 1 + eps_w)
     weight += f" → {clipped:.4g}" if clipped != token.weight else ""
     rows = {"P_S": p_student, "P_T": p_teacher, "Delta": delta, "w": weight, "A_hat": a_hat}
-    figures = " ".join(f"<span><i>{name}</i> {text}</span>" for name, text in rows.items())
-    return f'<span class="tip">{figures}</span>'
+    return " ".join(f"<span><i>{name}</i> {text}</span>" for name, text in rows.items())
 
 
 def _table(sample: Sample, config: Config) -> str:

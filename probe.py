@@ -22,6 +22,7 @@ import train
 from config import Config, Parser, parse_config
 from console import Interrupt, Interrupted
 from data import load_source
+from estimates import samples_worth
 from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
@@ -137,17 +138,6 @@ def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[
                 | {f"moved {k}": share(moved, at) for k, at in kinds.items()}
             )
     return rows
-
-
-def samples_worth(values: list[float], grpo: list[float], draws: int = 10_000) -> tuple[float, float, float]:
-    """Squared ratio of the mean cosines, its sign kept, with its 95 % bootstrap interval over batches, paired."""
-    pairs = np.array([values, grpo])
-    pick = np.random.default_rng(0).integers(pairs.shape[1], size=(draws, pairs.shape[1]))
-    means = pairs[:, pick].mean(axis=2)
-    ratio = means[0] / np.where(means[1] == 0, np.nan, means[1])
-    signed = np.nan_to_num(np.sign(ratio) * ratio**2)  # a direction that leads away is worth less than nothing
-    whole = pairs[0].mean() / pairs[1].mean() if pairs[1].any() else 0.0
-    return float(np.sign(whole) * whole**2), *np.quantile(signed, [0.025, 0.975]).tolist()
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:

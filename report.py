@@ -1,24 +1,33 @@
-"""Tables and figures of the study from its finished runs: called by reproduce.py."""
+"""The study's report: tables, claims with their verdicts, and what stands around them; called by reproduce.py."""
 
-import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import numpy as np
 
-from plot import COLOURS, STYLES
-from probe import samples_worth
+from estimates import (
+    FEWEST,
+    Estimate,
+    Study,
+    area,
+    clip_share,
+    entropy_while_learning,
+    families,
+    final,
+    held_out,
+    leakage,
+    mean,
+    peak_and_fall,
+    ratio,
+    seconds,
+    start,
+    worth,
+)
+from figures import credit_figure, curves_figure
 
-DRAWS = 10_000
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
 LEAKS = 0.01  # share of completions from which a method is said to leak
-FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
+WIDE_WEIGHTS = "RLSD, eps_w 4, lambda 1"  # of probe.WEIGHTINGS
 RULES = f"""
 Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
 margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed
@@ -26,158 +35,6 @@ margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} see
 never reaches the target of a speed is counted at its last update. Bootstrap intervals of 95 % are narrower than
 they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %), and they are given the
 one or two warm starts and the held-out problems that all runs of a task share."""
-
-
-# ---- one run ---------------------------------------------------------------------------------------------------------
-
-
-def evaluations(run: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Updates and held-out pass@1 of a run's evaluations."""
-    rows = [row for row in run["curve"] if "pass@1" in row]
-    return np.array([row["step"] for row in rows]), np.array([row["pass@1"] for row in rows])
-
-
-def start(run: dict) -> float:
-    return float(evaluations(run)[1][0])
-
-
-def final(run: dict) -> float:
-    """Mean pass@1 of the last two evaluations."""
-    return float(evaluations(run)[1][-2:].mean())
-
-
-def area(run: dict) -> float:
-    """Mean pass@1 over all evaluations: high for a run that gets there early."""
-    return float(evaluations(run)[1].mean())
-
-
-def updates_to(run: dict, target: float) -> float:
-    """Updates until pass@1 first reaches the target, interpolated; NaN where it never does."""
-    steps, values = evaluations(run)
-    above = np.flatnonzero(values >= target)
-    if len(above) == 0:
-        return float("nan")
-    i = int(above[0])
-    if i == 0:
-        return 1.0
-    share = (target - values[i - 1]) / (values[i] - values[i - 1])
-    return float(max(1.0, steps[i - 1] + share * (steps[i] - steps[i - 1])))
-
-
-def entropy_while_learning(run: dict) -> float:
-    """Mean entropy of the updates whose reward lies between 0.5 and 0.9: methods are compared at equal accuracy."""
-    values = [row["entropy"] for row in run["curve"] if 0.5 <= row.get("reward", -1) <= 0.9]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def clip_share(run: dict, of_all: bool) -> float:
-    """Mean share of tokens at the evidence clip while lambda > 0: of all tokens, or of those with an advantage."""
-    rows = [row for row in run["curve"] if row.get("lambda", 0) > 0 and row["no_spread"] < 1]
-    return float(
-        np.mean([(row["clipped_low"] + row["clipped_high"]) * (1 - row["no_spread"] if of_all else 1) for row in rows])
-    )
-
-
-def seconds(run: dict) -> float:
-    """Median seconds of the first ten updates, where lambda is above 0 and most groups have spread."""
-    return float(np.median([row["seconds"] for row in run["curve"] if 1 <= row["step"] <= 10]))
-
-
-def held_out(run: dict) -> int:
-    return int(run["options"].split("--eval_problems ")[1].split()[0])
-
-
-def leakage(run: dict) -> float:
-    return float([row["leakage"] for row in run["curve"] if "leakage" in row][-1])
-
-
-# ---- many runs -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Estimate:
-    """A figure with its 95 % interval over n seeds."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def text(self, digits: int = 3) -> str:
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]" if self.n else "-"
-
-    def verdict(self, mark: float, margin: float = 0.0) -> str:
-        if self.n >= FEWEST and self.low > mark:
-            return "holds"
-        return "does not hold" if self.n >= FEWEST and self.high <= mark + margin else "undecided"
-
-
-def mean(values: Iterable[float]) -> Estimate:
-    """Mean over seeds; runs without the figure (NaN) are left out and not counted."""
-    kept = np.array([v for v in values if np.isfinite(v)])
-    if len(kept) == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    draws = kept[np.random.default_rng(0).integers(len(kept), size=(DRAWS, len(kept)))].mean(axis=1)
-    return Estimate(float(kept.mean()), *np.quantile(draws, [0.025, 0.975]).tolist(), len(kept))
-
-
-def ratio(above: list[float], below: list[float]) -> Estimate:
-    """Ratio of the means of figures paired by seed; pairs with a missing one are left out."""
-    pairs = np.array([p for p in zip(above, below) if np.isfinite(p).all()]).reshape(-1, 2)
-    if len(pairs) == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    draws = pairs[np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs)))].mean(axis=1)
-    value = pairs.mean(axis=0)
-    return Estimate(
-        float(value[0] / value[1]), *np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975]).tolist(), len(pairs)
-    )
-
-
-class Study:
-    """Finished runs by (task, method, samples an update, fresh): each cell a dict from seed to run."""
-
-    def __init__(self, runs: list[dict]):
-        self.tuning = [run for run in runs if run["lr"]]
-        self.cells: dict[tuple, dict[int, dict]] = defaultdict(dict)
-        for run in runs:
-            if not run["lr"]:
-                self.cells[run["task"], run["method"], run["samples"], run["seed"] >= 10][run["seed"]] = run
-
-    def runs(self, task: str, method: str, samples: int = 256, fresh: bool = False) -> list[dict]:
-        return list(self.cells.get((task, method, samples, fresh), {}).values())
-
-    def pairs(
-        self,
-        figure: Callable[[dict], float],
-        task: str,
-        method: str,
-        other: str,
-        samples: int = 256,
-        fresh: bool = False,
-    ) -> tuple[list[float], list[float]]:
-        """The figure of both methods on the seeds that both have."""
-        a, b = (self.cells.get((task, m, samples, fresh), {}) for m in (method, other))
-        shared = sorted(a.keys() & b.keys())
-        return [figure(a[s]) for s in shared], [figure(b[s]) for s in shared]
-
-    def gain(self, figure: Callable[[dict], float], task: str, method: str, other: str, *cell) -> Estimate:
-        """Paired difference: method minus other."""
-        mine, theirs = self.pairs(figure, task, method, other, *cell)
-        return mean(np.array(mine) - np.array(theirs))
-
-    def speed(
-        self, task: str, method: str, samples: int = 256, fresh: bool = False
-    ) -> tuple[Estimate, int, float] | None:
-        """GRPO's updates over the method's, to 90 % of GRPO's gain: (ratio, runs that never got there, target)."""
-        grpo = self.runs(task, "grpo", samples, fresh)
-        low, high = (np.mean([f(run) for run in grpo]) if grpo else 0.0 for f in (start, final))
-        if high - low < 0.05:
-            return None
-        target = float(low + 0.9 * (high - low))
-        theirs, mine = self.pairs(lambda run: updates_to(run, target), task, "grpo", method, samples, fresh)
-        last = float(evaluations(grpo[0])[0][-1])  # a run that never gets there is counted at its end: a bound
-        bounded = [[last if np.isnan(x) else x for x in side] for side in (theirs, mine)]
-        return ratio(*bounded), int(np.isnan(theirs + mine).sum()), target
 
 
 # ---- tables ----------------------------------------------------------------------------------------------------------
@@ -245,25 +102,6 @@ def tuning_table(study: Study) -> str:
         rows.append([task, str(n), m, f"{lr:g}", *figures, str(len(runs))])
     header = ["task", "samples an update", "method", "learning rate", "final pass@1", "mean over the run", "seeds"]
     return table(header, rows)
-
-
-def families(probes: list[dict]) -> dict[str, list[dict]]:
-    """Probes of the same kind, of one policy each: their names differ in the last number."""
-    found = defaultdict(list)
-    for probe in probes:
-        found[probe["name"].rpartition("-")[0]].append(probe)
-    return found
-
-
-def worth(family: list[dict], weighting: str, kind: str) -> Estimate:
-    """How many times GRPO's samples a weighting's gradient is worth: over policies, or over the batches of one.
-
-    Of the mean cosines over all policies, since one policy's few batches may leave GRPO's close to 0.
-    """
-    if len(family) == 1:
-        return Estimate(*samples_worth(family[0][kind][weighting], family[0][kind]["GRPO"]), 1)
-    theirs, grpo = ([float(np.mean(probe[kind][name])) for probe in family] for name in (weighting, "GRPO"))
-    return Estimate(*samples_worth(theirs, grpo), len(family))
 
 
 def probe_tables(probes: list[dict]) -> str:
@@ -357,16 +195,6 @@ def best_cell(study: Study) -> tuple[str, str, int] | None:
     return max((cell for cell in cells if gains[cell].n), key=lambda cell: gains[cell].value, default=None)
 
 
-def peak_and_fall(runs: list[dict]) -> tuple[Estimate, Estimate]:
-    """Rise to the peak and fall from it; each run's peak is the one of the others' mean curve, so noise is no peak."""
-    curves = np.array([evaluations(run)[1] for run in runs])
-    peaks = [int((curves.sum(axis=0) - curve).argmax()) for curve in curves]
-    return (
-        mean(curve[p] - curve[0] for curve, p in zip(curves, peaks)),
-        mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs)),
-    )
-
-
 def leakage_claims(study: Study) -> list[list[str]]:
     rows = []
     for task in ("addition", "countdown"):
@@ -428,9 +256,6 @@ def cost_claims(study: Study, costs: dict) -> list[list[str]]:
     return [row("One extra forward pass", measured, figure, cheap, 2)]
 
 
-WIDE = "RLSD, eps_w 4, lambda 1"
-
-
 def credit_claims(probes: list[dict]) -> list[list[str]]:
     """What the probes say: where the weight falls, and what it is worth early and late in training."""
     found, rows = families(probes), []
@@ -452,83 +277,10 @@ def credit_claims(probes: list[dict]) -> list[list[str]]:
     )
     for name, when in (("countdown", "before RL"), ("countdown-after-grpo", "after 60 updates of GRPO")):
         if name in found:
-            figure = worth(found[name], WIDE, "adam")
+            figure = worth(found[name], WIDE_WEIGHTS, "adam")
             claim = f"Wide weights are worth more samples (countdown, {when})"
             rows.append(row(claim, measured, figure, figure.verdict(1.0), 2, " policies"))
     return rows
-
-
-# ---- figures ---------------------------------------------------------------------------------------------------------
-
-PANELS = {
-    "pass@1": "held-out pass@1",
-    "leakage": "leakage",
-    "entropy": "entropy, nats a token",
-    "clipped": "tokens at the evidence clip, of those with an advantage",
-}
-
-
-LOOKS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd", "rlsd-contrastive")  # a method looks alike everywhere
-
-
-def band(runs: list[dict], name: str) -> list[tuple[float, Estimate]]:
-    """(sampled tokens in thousands, mean and interval over the runs) of a figure, update by update."""
-    points = defaultdict(list)
-    for run in runs:
-        tokens = np.cumsum([row.get("length", 0) * run["samples"] for row in run["curve"]])
-        for row, sampled in zip(run["curve"], tokens):
-            value = row.get(name)
-            if name == "clipped" and row.get("lambda"):
-                value = row["clipped_low"] + row["clipped_high"]
-            if value is not None:
-                points[row["step"]].append((sampled / 1000, value))
-    return [(float(np.mean([p[0] for p in at])), mean(p[1] for p in at)) for _, at in sorted(points.items())]
-
-
-def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh: bool = False) -> None:
-    """A cell's methods over sampled tokens: pass@1, leakage, entropy, clip share; mean and interval over seeds."""
-    methods = sorted({m for t, m, n, f in study.cells if (t, n, f) == (task, samples, fresh)})
-    many = [m for m in methods if len(study.runs(task, m, samples, fresh)) >= FEWEST]
-    methods = many or methods  # cells of three seeds stand in the table alone
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
-    for method in methods:
-        i = LOOKS.index(method) if method in LOOKS else len(LOOKS)
-        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
-        runs = study.runs(task, method, samples, fresh)
-        for axis, name in zip(axes.flat, PANELS):
-            line = band(runs, name)
-            if line:
-                x, values = zip(*line)
-                axis.plot(x, [v.value for v in values], label=f"{method} ({len(runs)})", **look)
-                axis.fill_between(
-                    x, [v.low for v in values], [v.high for v in values], alpha=0.15, color=look["color"], linewidth=0
-                )
-    for axis, title in zip(axes.flat, PANELS.values()):  # after the last line: an earlier limit would cut the others
-        axis.set(title=title, xlabel="sampled tokens, thousands", ylim=(0, None))
-        axis.grid(alpha=0.3)
-    if methods:
-        lines = axes.flat[0].get_legend_handles_labels()
-        figure.legend(*lines, loc="outside lower center", ncols=len(methods), title="method (seeds)", frameon=False)
-    figure.suptitle(f"{task}, {samples} samples an update" + (", fresh seeds" if fresh else ""))
-    figure.savefig(out, dpi=100)
-    plt.close(figure)
-
-
-def credit_figure(samples: Path, out: Path) -> None:
-    """Token credit of one right and one wrong sample of a group, from a run's samples.jsonl."""
-    rows = [json.loads(line) for line in samples.read_text().splitlines()][:2]
-    figure, axes = plt.subplots(2, 1, figsize=(11, 5), constrained_layout=True)
-    for axis, row in zip(axes, rows):
-        plain = float(np.median(row["credit"]))  # most tokens have no evidence: A itself
-        share = [credit / plain - 1 for credit in row["credit"]]
-        axis.bar(range(len(share)), share, bottom=1, color=COLOURS[0 if row["reward"] else 1])
-        axis.axhline(1, color="black", linewidth=0.8)
-        axis.set_xticks(range(len(share)), [repr(t)[1:-1].replace("<|end|>", "end") for t in row["tokens"]], fontsize=8)
-        axis.set_ylabel("A_hat / median token's")
-        says = "right, praise" if row["reward"] else "wrong, blame"
-        axis.set_title(f"{row['question']}: {says} of each token (1: plain GRPO's)", fontsize=10)
-    figure.savefig(out, dpi=100)
-    plt.close(figure)
 
 
 def write(runs: list[dict], probes: list[dict], costs: dict, samples: Path, out: Path) -> Path:
@@ -556,13 +308,13 @@ def write(runs: list[dict], probes: list[dict], costs: dict, samples: Path, out:
         "Final pass@1 on addition by warm start, of which even and odd seeds have one each:",
         by_warm_start(study),
         "## What an update costs",
-        COSTS,
+        ABOUT_COSTS,
         cost_table(costs),
         "## Probe: few policies, many batches (of `results/probe`)",
-        PROBED,
+        ABOUT_PROBES,
         probe_tables(probes),
         "## Learning rates",
-        TUNING,
+        ABOUT_RATES,
         tuning_table(study),
         LIMITS,
     ]
@@ -570,15 +322,15 @@ def write(runs: list[dict], probes: list[dict], costs: dict, samples: Path, out:
     return out / "report.md"
 
 
-COSTS = """
+ABOUT_COSTS = """
 Updates on one batch of 256 samples, sampling aside, `python cost.py`: processor seconds in one thread beside
 GRPO's in the same round (median and range of five), and peak memory of the process. OPD needs a teacher of its
 own and is not listed."""
-PROBED = """
+ABOUT_PROBES = """
 Cosine of one batch's gradient with the mean GRPO gradient of the other batches; squared and over GRPO's it is a
 ratio of samples, where noise rules (small cosines) and the expected direction is GRPO's. The last column takes
 the step that Adam makes of the gradient (each coordinate over the root of its mean square) in its place."""
-TUNING = """
+ABOUT_RATES = """
 By final pass@1, on seeds 100 and 101 and a warm start of their own. Methods that are not listed take the rate
 of RLSD (its variants that of rlsd-wide where it is listed) or OPSD (SDPO, OPD), other tasks those of addition
 (256 samples) or countdown (32)."""

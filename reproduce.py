@@ -30,8 +30,8 @@ TASKS = {
     "countdown": "--task countdown --chain 3 --warm_slip 0.3",
 }
 FEW = "--prompts_per_step 4 --group_size 8 --steps 240 --eval_every 20 --save_every 240"  # 32 samples, not 256
-WIDE = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
-METHODS = {
+LAMBDA_1 = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
+VARIANTS = {
     "grpo": "--method grpo",
     "rlsd": "--method rlsd",
     "opsd": "--method opsd --privileged solution",
@@ -42,13 +42,13 @@ METHODS = {
     "rlsd-agreement": "--method rlsd --evidence agreement --rlsd_lambda 1 --rlsd_lambda_decay_steps 0 "
     "--rlsd_reweight_clip_range 1",
     "rlsd-constant": "--method rlsd --rlsd_lambda_decay_steps 0",
-    "rlsd-wide": f"--method rlsd {WIDE} 0.9",
+    "rlsd-wide": f"--method rlsd {LAMBDA_1} 0.9",
     "rlsd-early": "--method rlsd --rlsd_lambda 1 --rlsd_lambda_decay_steps 20 --rlsd_reweight_clip_range 4",
-    "rlsd-4": f"--method rlsd {WIDE} 4",
-    "rlsd-20": f"--method rlsd {WIDE} 20",
-    "rlsd-solution": f"--method rlsd {WIDE} 0.9 --privileged solution",
-    "rlsd-frozen": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 0",
-    "rlsd-live": f"--method rlsd {WIDE} 0.9 --rlsd_teacher_sync_interval 1",
+    "rlsd-4": f"--method rlsd {LAMBDA_1} 4",
+    "rlsd-20": f"--method rlsd {LAMBDA_1} 20",
+    "rlsd-solution": f"--method rlsd {LAMBDA_1} 0.9 --privileged solution",
+    "rlsd-frozen": f"--method rlsd {LAMBDA_1} 0.9 --rlsd_teacher_sync_interval 0",
+    "rlsd-live": f"--method rlsd {LAMBDA_1} 0.9 --rlsd_teacher_sync_interval 1",
     "grpo-swapped": "--method grpo",  # each at the other's learning rate
     "rlsd-swapped": "--method rlsd",
 }
@@ -107,7 +107,7 @@ class Run:
             [
                 SHARED,
                 TASKS[self.task],
-                METHODS[self.method],
+                VARIANTS[self.method],
                 FEW if self.samples == 32 else "",
                 f"--lr {self.lr or rate_of(self.task, self.samples, self.method)}",
                 f"--seed {self.seed} --warm_seed {self.warm_seed}",
@@ -125,7 +125,7 @@ class Run:
 
 PLAIN, BEST = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
 FRESH = (*PLAIN, "rlsd-constant")  # the best of the grid's three seeds goes on to ten others
-GRID = tuple(method for method in METHODS if method in PLAIN or method.startswith("rlsd-") and method not in SWAPPED)
+GRID = tuple(method for method in VARIANTS if method in PLAIN or method.startswith("rlsd-") and method not in SWAPPED)
 
 
 def cell(task: str, samples: int, methods: tuple[str, ...], seeds: range) -> list[Run]:
@@ -155,10 +155,10 @@ def quick() -> list[Run]:
 
 
 def quick_probes() -> dict[str, tuple[str, Run | None]]:
-    return {"addition-0": (f"{PROBED} {TASKS['addition']} --batches 5 --seed 0 --warm_seed 0", None)}
+    return {"addition-0": (f"{PROBE_OPTIONS} {TASKS['addition']} --batches 5 --seed 0 --warm_seed 0", None)}
 
 
-PROBED = "--warm_cite 0.5 --warm_solutions 0.3 --eval_problems 400"
+PROBE_OPTIONS = "--warm_cite 0.5 --warm_solutions 0.3 --eval_problems 400"
 ONE_POLICY = {  # 32 samples a batch
     "filler-32": TASKS["addition-filler"],
     "chain-6-32": TASKS["addition-6"],
@@ -175,20 +175,23 @@ def probes() -> dict[str, tuple[str, Run | None]]:
     found: dict[str, tuple[str, Run | None]] = {}
     for seed in range(5):
         for task in ("addition", "countdown"):
-            found[f"{task}-{seed}"] = f"{PROBED} {TASKS[task]} --batches 10 --seed {seed} --warm_seed {seed}", None
+            found[f"{task}-{seed}"] = (
+                f"{PROBE_OPTIONS} {TASKS[task]} --batches 10 --seed {seed} --warm_seed {seed}",
+                None,
+            )
         run = Run("countdown", 256, "grpo", seed)
-        options = f"{PROBED} {TASKS['countdown']} --batches 10 --seed {seed} --warm_seed {run.warm_seed}"
+        options = f"{PROBE_OPTIONS} {TASKS['countdown']} --batches 10 --seed {seed} --warm_seed {run.warm_seed}"
         found[f"countdown-after-grpo-{seed}"] = options, run
     for family, options in ONE_POLICY.items():
         few = "--prompts_per_step 4 --group_size 8 --batches 60"
-        found[f"{family}-0"] = f"{PROBED} {options} {few} --seed 0 --warm_seed 0", None
+        found[f"{family}-0"] = f"{PROBE_OPTIONS} {options} {few} --seed 0 --warm_seed 0", None
     return found
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
 
-KEPT = "step reward length entropy no_spread lambda clipped_low clipped_high grad_norm seconds".split()
-KEPT += ["pass@1", "greedy", "leakage", "teacher pass@1"]
+CURVE = "step reward length entropy no_spread lambda clipped_low clipped_high grad_norm seconds".split()
+CURVE += ["pass@1", "greedy", "leakage", "teacher pass@1"]
 
 
 def execute(runs: list[Run], folder: Path, results: Path) -> None:
@@ -215,7 +218,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
 def curve_of(run: Run, folder: Path) -> list[dict]:
     train(run.arguments(folder), run.out(folder))
     rows = [json.loads(line) for line in (run.out(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: round(row[k], 5) for k in KEPT if k in row} for row in rows]
+    return [{k: round(row[k], 5) for k in CURVE if k in row} for row in rows]
 
 
 def record(run: Run, curve: list[dict], results: Path) -> None:

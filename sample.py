@@ -12,8 +12,6 @@ import argparse
 import dataclasses
 import io
 import os
-import random
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,11 +25,10 @@ from config import Config, Parser, config_of
 from data import load_source
 from methods import group_hints, teacher_view
 from model import Transformer
+from questions import find_problem
 from run_files import UserError, fill, load, one_line, reading
 from state import build_model
 from train import rollout
-
-SEARCH = 20_000  # random combinations tried for a countdown target; five numbers took at most 5,000
 
 
 @dataclass
@@ -56,45 +53,6 @@ def load_run(folder: Path, given: dict) -> Run:
 
 
 # ---- the question ----------------------------------------------------------------------------------------------------
-
-
-def find_problem(run: Run, question: str) -> tasks.Problem | None:
-    """The run's own problem of this question, or one made of it where the task is built in; None: the answer is needed.
-
-    Raises UserError for a question that the built-in task would never ask.
-    """
-    words = " ".join(question.split())
-    known = {" ".join(problem.question.split()): problem for problem in run.source.known}
-    if words in known or run.config.data or run.config.task not in MADE:
-        return known.get(words)
-    return MADE[run.config.task](run.source, words)
-
-
-def made_addition(source: tasks.Source, question: str) -> tasks.Problem:
-    match = re.fullmatch(r"(\d{1,40}) ?\+ ?(\d{1,40})", question, re.ASCII)
-    if not match:
-        raise UserError(f"{question[:60]!r} is no question of this run's task: ask like 4785+3626")
-    a, b = match.groups()
-    problem = tasks.Problem(f"{a}+{b}", str(int(a) + int(b)))
-    columns = len(a) == len(b) and a[0] != "0" != b[0]
-    return source.careless(problem, random.Random(0), 0.0) if columns else problem  # never a slip: worked, and right
-
-
-def made_countdown(source: tasks.Source, question: str) -> tasks.Problem | None:
-    match = re.fullmatch(r"(\d{1,2}) from ([1-9]\d?(?: [1-9]\d?){1,5})", question, re.ASCII)
-    if not match:
-        raise UserError(
-            f"{question[:60]!r} is no question of this run's task: ask like '27 from 8 2 4 3' (1 to 99 each)"
-        )
-    problem, rng = tasks.Problem(question, ""), random.Random(0)
-    for _ in range(SEARCH):
-        found = source.careless(problem, rng, 1.0)  # always a slip: the numbers combined at random
-        if found.answer.endswith(f"= {int(match[1])}"):
-            return found
-    return None
-
-
-MADE = {"addition": made_addition, "countdown": made_countdown}
 
 
 def completed(run: Run, question: str, found: tasks.Problem | None, answer: str, reference: str) -> tasks.Problem:
@@ -149,7 +107,7 @@ def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[c
 
 def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
     """Ask one question; print what came, and write the page if there is to be one."""
-    found = find_problem(run, question)
+    found = find_problem(run.source, run.config, question)
     answer = args.answer
     if args.interactive and found is None and not answer:
         answer = input("reference answer> ")
@@ -194,8 +152,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     for name in ("rlsd_lambda", "rlsd_reweight_clip_range"):
         parser.add_argument(f"--{name}", type=float, default=argparse.SUPPRESS, help="in place of the run's")
     args = parser.parse_intermixed_args(argv)  # the question may stand behind the options
-    if args.interactive and args.question is not None:
-        raise UserError("--interactive asks for the questions: leave QUESTION out")
+    if args.interactive and (args.question is not None or args.answer):
+        raise UserError("--interactive asks for questions and answers: leave QUESTION and --answer out")
     if args.tries < 1:
         raise UserError(f"--tries {args.tries}: at least 1 is needed")
     given = {name: value for name, value in vars(args).items() if name == "seed" or name.startswith("rlsd_")}

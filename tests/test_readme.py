@@ -15,7 +15,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_every_equation_points_at_its_function():
-    rows = re.findall(r"`(\w+)`, (\w+\.py):(\d+)", README)
+    rows = re.findall(r"`(\w+)`,\s(\w+\.py):(\d+)", README)
     assert len({row[0] for row in rows}) >= 5
     for function, file, line in rows:
         text = (ROOT / file).read_text().splitlines()[int(line) - 1]
@@ -79,11 +79,13 @@ def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
 
 def test_ratios_of_the_bench_are_those_of_its_last_run():
     rows = json.loads((ROOT / "results" / "bench.json").read_text())["rows"]
-    page = (ROOT / "results" / "bench.md").read_text()
-    quoted = README.split("| work | beside | ratio | goal |")[1].split("\n\n")[0].splitlines()[2:]
+    page, table = (ROOT / "results" / "bench.md").read_text(), (ROOT / "docs" / "speed.md").read_text()
+    quoted = table.split("| work | beside | ratio | goal |")[1].split("\n\n")[0].splitlines()[2:]
     assert len(quoted) == len(rows)
     for line, row in zip(quoted, rows):
         assert f"{row['ratio']:.3g}" == cells(line)[2] and row["work"] in page
+    (summary,) = re.findall(r"^Speed, by .*?\n\n", README, re.DOTALL | re.MULTILINE)
+    assert set(re.findall(r"\d+\.\d+", summary)) == {f"{rows[i]['ratio']:.3g}" for i in (0, 2, 3, 4)}
 
 
 def test_the_lines_shown_are_the_lines_of_the_code():
@@ -105,6 +107,12 @@ def test_files_that_the_pages_name_are_there():
         assert [name for name in named if not (ROOT / name).exists()] == [], page.name
 
 
+def test_no_line_is_longer_than_those_of_the_code():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
+        assert [line for line in lines if len(line) > 120] == [], page.name
+
+
 def test_no_function_is_longer_than_sixty_lines():
     for path in ROOT.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -115,7 +123,8 @@ def test_no_function_is_longer_than_sixty_lines():
 def test_options_that_may_change_are_named():
     import config
 
-    assert all(f"`--{name}`" in README for name in config.CHANGEABLE)
+    page = (ROOT / "docs" / "faults.md").read_text()
+    assert all(f"`--{name}`" in page for name in config.CHANGEABLE)
 
 
 def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():

@@ -17,6 +17,7 @@ import tasks
 from config import Config
 from credit import Sample, Token
 from model import Samples, token_logps
+from questions import find_problem
 from run_files import save
 from state import build_model
 from verifiers import expression
@@ -128,14 +129,15 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
 
 
 def test_built_in_questions_are_worked_out(run, tmp_path):
+    ask_for = lambda run, text: find_problem(run.source, run.config, text)
     loaded = sample.load_run(run, {})
-    assert sample.find_problem(loaded, " 47 + 85 ") == tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
-    assert sample.find_problem(loaded, "999+1") == tasks.Problem("999+1", "1000")
+    assert ask_for(loaded, " 47 + 85 ") == tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
+    assert ask_for(loaded, "999+1") == tasks.Problem("999+1", "1000")
     loaded = sample.load_run(make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56), {})
-    made = sample.find_problem(loaded, "27 from 8 2 4 3")
+    made = ask_for(loaded, "27 from 8 2 4 3")
     assert made is not None and expression(made.answer, "8 2 4 3 = 27") == 1.0
     assert made.solution is not None and made.solution.count("\n") == 2
-    assert sample.find_problem(loaded, "97 from 1 1 1") is None
+    assert ask_for(loaded, "97 from 1 1 1") is None
 
 
 def test_a_question_of_the_file_needs_no_answer_and_another_does(tmp_path, capsys):
@@ -206,10 +208,11 @@ def test_hostile_text_is_text_on_the_page():
     )
     assert {tag for tag, _ in page.tags} <= allowed
     assert {name for _, attrs in page.tags for name in attrs} <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "style", "tabindex", "autofocus"
+        "lang", "charset", "http-equiv", "content", "name", "class", "style", "tabindex"
     }  # fmt: skip
     for shown in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', r"\x1b[2J\x07", r"\u202eabc", "&amp;"):
-        assert page.text.count(shown) == 6, shown  # two samples, each as RLSD, as GRPO and in the table
+        farthest = shown == HOSTILE[0]  # of equals the first: its figures are open
+        assert page.text.count(shown) == 6 + 2 * farthest, shown  # two samples, each as RLSD, as GRPO and in the table
     assert "<b>title</b> $low" in page.text and "<i>fact</i>" in page.text and "$title" in page.text
     assert "\x1b" not in text and "‮" not in text
     assert dict(page.tags)["meta"] and "default-src 'none'" in text and "://" not in text and "url(" not in text
@@ -221,7 +224,11 @@ def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     page, plain = Page(text), lambda part: html.unescape(re.sub(r"<[^>]*>", "", part))
     rows = [list(row) for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)]
     tips = re.findall(r'tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)
-    assert len(tips) == len(rows) > 10 and text.count("autofocus") == 1
+    assert len(tips) == len(rows) > 10
+    shown = re.findall(r'<p class="figures"><b>(.*?)</b> (.*?)</p>', text)
+    outlined = re.findall(r'farthest" tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)
+    assert [[plain(x) for x in pair] for pair in shown] == [[plain(x) for x in pair] for pair in outlined]
+    assert len(shown) == 2
     for row, (token, tip) in zip(rows, tips):
         assert row[0].strip() == f"'{plain(token)}'"
         names = ("P_S ", " P_T ", " Delta ", " w ", " A_hat ")
@@ -272,7 +279,8 @@ def test_depth_runs_from_bound_to_bound():
     [
         (["two words"], "'two words' is no question of this run's task: ask like 4785+3626"),
         (["1" * 40 + "+" + "1" * 40], "tokens, and the run has room for 104"),
-        (["--interactive", "1+2"], "leave QUESTION out"),
+        (["--interactive", "1+2"], "leave QUESTION and --answer out"),
+        (["--interactive", "--answer", "3"], "leave QUESTION and --answer out"),
         (["1+2", "--tries", "0"], "--tries 0: at least 1"),
         (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
         (["1+2", "--seed", "-1"], "--seed -1: 0 to"),

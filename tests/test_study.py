@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import estimates
 import probe
 import report
 import reproduce
@@ -46,27 +47,33 @@ def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **ex
 
 def test_figures_of_a_run_by_hand():
     r = run([0.2, 0.4, 0.8, 0.9], no_spread=0.25)
-    assert report.final(r) == pytest.approx(0.85) and report.area(r) == pytest.approx(0.575) and report.start(r) == 0.2
-    assert report.updates_to(r, 0.4) == 5 and report.updates_to(r, 0.6) == 7.5 and report.updates_to(r, 0.1) == 1
-    assert np.isnan(report.updates_to(r, 0.95))  # never is not late
-    assert report.entropy_while_learning(r) == pytest.approx(0.15)
-    assert report.clip_share(r, of_all=False) == pytest.approx(0.04) and report.clip_share(
+    assert (
+        estimates.final(r) == pytest.approx(0.85)
+        and estimates.area(r) == pytest.approx(0.575)
+        and estimates.start(r) == 0.2
+    )
+    assert (
+        estimates.updates_to(r, 0.4) == 5 and estimates.updates_to(r, 0.6) == 7.5 and estimates.updates_to(r, 0.1) == 1
+    )
+    assert np.isnan(estimates.updates_to(r, 0.95))  # never is not late
+    assert estimates.entropy_while_learning(r) == pytest.approx(0.15)
+    assert estimates.clip_share(r, of_all=False) == pytest.approx(0.04) and estimates.clip_share(
         r, of_all=True
     ) == pytest.approx(0.03)
     r["curve"][0] |= {"lambda": 0.0, "clipped_low": 9.0}
     r["curve"][1] |= {"no_spread": 1.0, "clipped_low": 9.0}
-    assert report.clip_share(r, of_all=False) == pytest.approx(0.04)  # without evidence there is nothing to clip
-    assert report.leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
+    assert estimates.clip_share(r, of_all=False) == pytest.approx(0.04)  # without evidence there is nothing to clip
+    assert estimates.leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
 
 
 def test_intervals():
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
-    e = report.mean([*values, float("nan")])
+    e = estimates.mean([*values, float("nan")])
     assert e.n == 400 and e.value == pytest.approx(values.mean())
     assert e.high - e.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    e = report.ratio([2, 4, 6, float("nan")], [1, 2, 3, 4])
+    e = estimates.ratio([2, 4, 6, float("nan")], [1, 2, 3, 4])
     assert (e.value, e.low, e.high, e.n) == pytest.approx((2, 2, 2, 3))
-    assert report.mean([]).n == report.ratio([], []).n == 0
+    assert estimates.mean([]).n == estimates.ratio([], []).n == 0
 
 
 @pytest.mark.parametrize(
@@ -81,32 +88,32 @@ def test_intervals():
     ],
 )
 def test_verdicts(low, high, n, expected):
-    assert report.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
+    assert estimates.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
 
 
 def test_pairs_and_speed_take_the_same_seeds():
     """Every seed has a curve of its own, so a pairing by place instead of seed would show."""
     grpo = {s: [0.1 * s, 0.5, 0.9 - 0.1 * s, 1.0, 1.0] for s in (0, 1, 2)}
     rlsd = {s: [0.1 * s, 0.9 - 0.1 * s, 1.0, 1.0, 1.0] for s in (2, 1, 7)}
-    study = report.Study([run(v, s) for s, v in grpo.items()] + [run(v, s, "rlsd") for s, v in rlsd.items()])
-    mine, theirs = study.pairs(report.area, "addition", "rlsd", "grpo")
+    study = estimates.Study([run(v, s) for s, v in grpo.items()] + [run(v, s, "rlsd") for s, v in rlsd.items()])
+    mine, theirs = study.pairs(estimates.area, "addition", "rlsd", "grpo")
     assert mine == pytest.approx([np.mean(rlsd[s]) for s in (1, 2)]) and theirs == pytest.approx(
         [np.mean(grpo[s]) for s in (1, 2)]
     )
     figure, never, target = study.speed("addition", "rlsd")
     assert target == pytest.approx(0.1 + 0.9 * 0.9) and never == 0 and figure.n == 2
-    to = lambda v: report.updates_to(run(v), target)
+    to = lambda v: estimates.updates_to(run(v), target)
     assert figure.value == pytest.approx((to(grpo[1]) + to(grpo[2])) / (to(rlsd[1]) + to(rlsd[2])))
-    assert report.Study([run([0.5, 0.52])]).speed("addition", "rlsd") is None  # nothing was gained
+    assert estimates.Study([run([0.5, 0.52])]).speed("addition", "rlsd") is None  # nothing was gained
 
 
 def test_a_peak_is_one_in_the_other_runs_too():
     noise = np.random.default_rng(0).normal(0, 0.03, (10, 12))
     flat = [run(list(0.9 + row)) for row in noise]
-    rise, fall = report.peak_and_fall(flat)
+    rise, fall = estimates.peak_and_fall(flat)
     assert fall.low < 0.02  # the highest of twelve noisy values is no peak
     hill = [run([0.2, 0.9, 0.5, 0.4, 0.4], s) for s in range(5)]
-    rise, fall = report.peak_and_fall(hill)
+    rise, fall = estimates.peak_and_fall(hill)
     assert (rise.value, fall.value) == pytest.approx((0.7, 0.5))
 
 
@@ -152,14 +159,14 @@ def test_names_and_options_of_the_study_are_sound(tmp_path):
 
 def test_learning_rates_are_the_best_of_the_committed_tuning():
     """By final pass@1; of two that end alike, the one that got there earlier."""
-    tuning = report.Study(reproduce.read(reproduce.ROOT / "results" / "study")).tuning
+    tuning = estimates.Study(reproduce.read(reproduce.ROOT / "results" / "study")).tuning
     for (task, samples), rates in reproduce.RATES.items():
         for method, rate in rates.items():
             scores = {}
             for lr in reproduce.TUNED[task, samples] + reproduce.LATER.get((task, samples, method), ()):
                 name = f"{task}/{method}-{samples}-lr{lr}/"
                 runs = [r for r in tuning if r["name"].startswith(name)]
-                scores[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (report.final, report.area)]
+                scores[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (estimates.final, estimates.area)]
             assert rate == max(scores, key=scores.get), (task, samples, method, scores)
 
 
@@ -199,8 +206,8 @@ def test_cosines_by_hand():
     table = probe.cosines([{"GRPO": v, "twice": 2 * v} for v in vectors])
     assert table["GRPO"] == pytest.approx([5**-0.5, 5**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
     assert table["twice"] == table["GRPO"]
-    assert probe.samples_worth([0.4, 0.4], [0.2, 0.2]) == pytest.approx((4, 4, 4))
-    assert probe.samples_worth([-0.4, -0.4], [0.2, 0.2]) == pytest.approx((-4, -4, -4))  # leads away
+    assert estimates.samples_worth([0.4, 0.4], [0.2, 0.2]) == pytest.approx((4, 4, 4))
+    assert estimates.samples_worth([-0.4, -0.4], [0.2, 0.2]) == pytest.approx((-4, -4, -4))  # leads away
 
 
 def test_gains_of_adams_step_by_hand():
@@ -292,7 +299,7 @@ def test_what_a_probe_of_five_policies_says():
     ]
     for one in probes:
         one |= {"adam": one["cosines"], "pass@1": 0.1, "teacher pass@1": 0.9, "samples": 32}
-    found = report.worth(probes, report.WIDE, "adam")
+    found = estimates.worth(probes, report.WIDE_WEIGHTS, "adam")
     assert found.n == 5 and found.value == pytest.approx(np.mean([1 + 0.1 * k for k in range(5)]) ** 2)
     assert found.low < found.value < found.high
     (row,) = report.credit_claims(probes)

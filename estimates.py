@@ -1,0 +1,205 @@
+"""Figures of the study's finished runs, and what many of them say together: means, ratios, intervals. numpy alone."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 10_000  # of the bootstrap
+FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
+
+
+# ---- one run ---------------------------------------------------------------------------------------------------------
+
+
+def evaluations(run: dict) -> tuple[np.ndarray, np.ndarray]:
+    """Updates and held-out pass@1 of a run's evaluations."""
+    rows = [row for row in run["curve"] if "pass@1" in row]
+    return np.array([row["step"] for row in rows]), np.array([row["pass@1"] for row in rows])
+
+
+def start(run: dict) -> float:
+    return float(evaluations(run)[1][0])
+
+
+def final(run: dict) -> float:
+    """Mean pass@1 of the last two evaluations."""
+    return float(evaluations(run)[1][-2:].mean())
+
+
+def area(run: dict) -> float:
+    """Mean pass@1 over all evaluations: high for a run that gets there early."""
+    return float(evaluations(run)[1].mean())
+
+
+def updates_to(run: dict, target: float) -> float:
+    """Updates until pass@1 first reaches the target, interpolated; NaN where it never does."""
+    steps, values = evaluations(run)
+    above = np.flatnonzero(values >= target)
+    if len(above) == 0:
+        return float("nan")
+    i = int(above[0])
+    if i == 0:
+        return 1.0
+    share = (target - values[i - 1]) / (values[i] - values[i - 1])
+    return float(max(1.0, steps[i - 1] + share * (steps[i] - steps[i - 1])))
+
+
+def entropy_while_learning(run: dict) -> float:
+    """Mean entropy of the updates whose reward lies between 0.5 and 0.9: methods are compared at equal accuracy."""
+    values = [row["entropy"] for row in run["curve"] if 0.5 <= row.get("reward", -1) <= 0.9]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def clip_share(run: dict, of_all: bool) -> float:
+    """Mean share of tokens at the evidence clip while lambda > 0: of all tokens, or of those with an advantage."""
+    rows = [row for row in run["curve"] if row.get("lambda", 0) > 0 and row["no_spread"] < 1]
+    return float(
+        np.mean([(row["clipped_low"] + row["clipped_high"]) * (1 - row["no_spread"] if of_all else 1) for row in rows])
+    )
+
+
+def seconds(run: dict) -> float:
+    """Median seconds of the first ten updates, where lambda is above 0 and most groups have spread."""
+    return float(np.median([row["seconds"] for row in run["curve"] if 1 <= row["step"] <= 10]))
+
+
+def held_out(run: dict) -> int:
+    return int(run["options"].split("--eval_problems ")[1].split()[0])
+
+
+def leakage(run: dict) -> float:
+    return float([row["leakage"] for row in run["curve"] if "leakage" in row][-1])
+
+
+# ---- many runs -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Estimate:
+    """A figure with its 95 % interval over n seeds."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def text(self, digits: int = 3) -> str:
+        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]" if self.n else "-"
+
+    def verdict(self, mark: float, margin: float = 0.0) -> str:
+        if self.n >= FEWEST and self.low > mark:
+            return "holds"
+        return "does not hold" if self.n >= FEWEST and self.high <= mark + margin else "undecided"
+
+
+def mean(values: Iterable[float]) -> Estimate:
+    """Mean over seeds; runs without the figure (NaN) are left out and not counted."""
+    kept = np.array([v for v in values if np.isfinite(v)])
+    if len(kept) == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    draws = kept[np.random.default_rng(0).integers(len(kept), size=(DRAWS, len(kept)))].mean(axis=1)
+    return Estimate(float(kept.mean()), *np.quantile(draws, [0.025, 0.975]).tolist(), len(kept))
+
+
+def ratio(above: list[float], below: list[float]) -> Estimate:
+    """Ratio of the means of figures paired by seed; pairs with a missing one are left out."""
+    pairs = np.array([p for p in zip(above, below) if np.isfinite(p).all()]).reshape(-1, 2)
+    if len(pairs) == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    draws = pairs[np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs)))].mean(axis=1)
+    value = pairs.mean(axis=0)
+    return Estimate(
+        float(value[0] / value[1]), *np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975]).tolist(), len(pairs)
+    )
+
+
+class Study:
+    """Finished runs by (task, method, samples an update, fresh): each cell a dict from seed to run."""
+
+    def __init__(self, runs: list[dict]):
+        self.tuning = [run for run in runs if run["lr"]]
+        self.cells: dict[tuple, dict[int, dict]] = defaultdict(dict)
+        for run in runs:
+            if not run["lr"]:
+                self.cells[run["task"], run["method"], run["samples"], run["seed"] >= 10][run["seed"]] = run
+
+    def runs(self, task: str, method: str, samples: int = 256, fresh: bool = False) -> list[dict]:
+        return list(self.cells.get((task, method, samples, fresh), {}).values())
+
+    def pairs(
+        self,
+        figure: Callable[[dict], float],
+        task: str,
+        method: str,
+        other: str,
+        samples: int = 256,
+        fresh: bool = False,
+    ) -> tuple[list[float], list[float]]:
+        """The figure of both methods on the seeds that both have."""
+        a, b = (self.cells.get((task, m, samples, fresh), {}) for m in (method, other))
+        shared = sorted(a.keys() & b.keys())
+        return [figure(a[s]) for s in shared], [figure(b[s]) for s in shared]
+
+    def gain(self, figure: Callable[[dict], float], task: str, method: str, other: str, *cell) -> Estimate:
+        """Paired difference: method minus other."""
+        mine, theirs = self.pairs(figure, task, method, other, *cell)
+        return mean(np.array(mine) - np.array(theirs))
+
+    def speed(
+        self, task: str, method: str, samples: int = 256, fresh: bool = False
+    ) -> tuple[Estimate, int, float] | None:
+        """GRPO's updates over the method's, to 90 % of GRPO's gain: (ratio, runs that never got there, target)."""
+        grpo = self.runs(task, "grpo", samples, fresh)
+        low, high = (np.mean([f(run) for run in grpo]) if grpo else 0.0 for f in (start, final))
+        if high - low < 0.05:
+            return None
+        target = float(low + 0.9 * (high - low))
+        theirs, mine = self.pairs(lambda run: updates_to(run, target), task, "grpo", method, samples, fresh)
+        last = float(evaluations(grpo[0])[0][-1])  # a run that never gets there is counted at its end: a bound
+        bounded = [[last if np.isnan(x) else x for x in side] for side in (theirs, mine)]
+        return ratio(*bounded), int(np.isnan(theirs + mine).sum()), target
+
+
+def peak_and_fall(runs: list[dict]) -> tuple[Estimate, Estimate]:
+    """Rise to the peak and fall from it; each run's peak is the one of the others' mean curve, so noise is no peak."""
+    curves = np.array([evaluations(run)[1] for run in runs])
+    peaks = [int((curves.sum(axis=0) - curve).argmax()) for curve in curves]
+    return (
+        mean(curve[p] - curve[0] for curve, p in zip(curves, peaks)),
+        mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs)),
+    )
+
+
+# ---- probes ----------------------------------------------------------------------------------------------------------
+
+
+def samples_worth(values: list[float], grpo: list[float], draws: int = DRAWS) -> tuple[float, float, float]:
+    """Squared ratio of the mean cosines, its sign kept, with its 95 % bootstrap interval over batches, paired."""
+    pairs = np.array([values, grpo])
+    pick = np.random.default_rng(0).integers(pairs.shape[1], size=(draws, pairs.shape[1]))
+    means = pairs[:, pick].mean(axis=2)
+    ratio = means[0] / np.where(means[1] == 0, np.nan, means[1])
+    signed = np.nan_to_num(np.sign(ratio) * ratio**2)  # a direction that leads away is worth less than nothing
+    whole = pairs[0].mean() / pairs[1].mean() if pairs[1].any() else 0.0
+    return float(np.sign(whole) * whole**2), *np.quantile(signed, [0.025, 0.975]).tolist()
+
+
+def families(probes: list[dict]) -> dict[str, list[dict]]:
+    """Probes of the same kind, of one policy each: their names differ in the last number."""
+    found = defaultdict(list)
+    for probe in probes:
+        found[probe["name"].rpartition("-")[0]].append(probe)
+    return found
+
+
+def worth(family: list[dict], weighting: str, kind: str) -> Estimate:
+    """How many times GRPO's samples a weighting's gradient is worth: over policies, or over the batches of one.
+
+    Of the mean cosines over all policies, since one policy's few batches may leave GRPO's close to 0.
+    """
+    if len(family) == 1:
+        return Estimate(*samples_worth(family[0][kind][weighting], family[0][kind]["GRPO"]), 1)
+    theirs, grpo = ([float(np.mean(probe[kind][name])) for probe in family] for name in (weighting, "GRPO"))
+    return Estimate(*samples_worth(theirs, grpo), len(family))

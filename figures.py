@@ -1,0 +1,86 @@
+"""The report's figures: curves of a cell over its seeds, and the credit of one right and one wrong sample."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from estimates import FEWEST, Estimate, Study, mean
+from plot import COLOURS, STYLES
+
+STUDY_PANELS = {
+    "pass@1": "held-out pass@1",
+    "leakage": "leakage",
+    "entropy": "entropy, nats a token",
+    "clipped": "tokens at the evidence clip, of those with an advantage",
+}
+
+
+LOOKS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd", "rlsd-contrastive")  # a method looks alike everywhere
+
+
+def over_tokens(runs: list[dict], name: str) -> list[tuple[float, Estimate]]:
+    """(sampled tokens in thousands, mean and interval over the runs) of a figure, update by update."""
+    points = defaultdict(list)
+    for run in runs:
+        tokens = np.cumsum([row.get("length", 0) * run["samples"] for row in run["curve"]])
+        for row, sampled in zip(run["curve"], tokens):
+            value = row.get(name)
+            if name == "clipped" and row.get("lambda"):
+                value = row["clipped_low"] + row["clipped_high"]
+            if value is not None:
+                points[row["step"]].append((sampled / 1000, value))
+    return [(float(np.mean([p[0] for p in at])), mean(p[1] for p in at)) for _, at in sorted(points.items())]
+
+
+def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh: bool = False) -> None:
+    """A cell's methods over sampled tokens: pass@1, leakage, entropy, clip share; mean and interval over seeds."""
+    methods = sorted({m for t, m, n, f in study.cells if (t, n, f) == (task, samples, fresh)})
+    many = [m for m in methods if len(study.runs(task, m, samples, fresh)) >= FEWEST]
+    methods = many or methods  # cells of three seeds stand in the table alone
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
+    for method in methods:
+        i = LOOKS.index(method) if method in LOOKS else len(LOOKS)
+        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
+        runs = study.runs(task, method, samples, fresh)
+        for axis, name in zip(axes.flat, STUDY_PANELS):
+            line = over_tokens(runs, name)
+            if line:
+                x, values = zip(*line)
+                axis.plot(x, [v.value for v in values], label=f"{method} ({len(runs)})", **look)
+                axis.fill_between(
+                    x, [v.low for v in values], [v.high for v in values], alpha=0.15, color=look["color"], linewidth=0
+                )
+    for axis, title in zip(
+        axes.flat, STUDY_PANELS.values()
+    ):  # after the last line: an earlier limit would cut the others
+        axis.set(title=title, xlabel="sampled tokens, thousands", ylim=(0, None))
+        axis.grid(alpha=0.3)
+    if methods:
+        lines = axes.flat[0].get_legend_handles_labels()
+        figure.legend(*lines, loc="outside lower center", ncols=len(methods), title="method (seeds)", frameon=False)
+    figure.suptitle(f"{task}, {samples} samples an update" + (", fresh seeds" if fresh else ""))
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
+
+
+def credit_figure(samples: Path, out: Path) -> None:
+    """Token credit of one right and one wrong sample of a group, from a run's samples.jsonl."""
+    rows = [json.loads(line) for line in samples.read_text().splitlines()][:2]
+    figure, axes = plt.subplots(2, 1, figsize=(11, 5), constrained_layout=True)
+    for axis, row in zip(axes, rows):
+        plain = float(np.median(row["credit"]))  # most tokens have no evidence: A itself
+        share = [credit / plain - 1 for credit in row["credit"]]
+        axis.bar(range(len(share)), share, bottom=1, color=COLOURS[0 if row["reward"] else 1])
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_xticks(range(len(share)), [repr(t)[1:-1].replace("<|end|>", "end") for t in row["tokens"]], fontsize=8)
+        axis.set_ylabel("A_hat / median token's")
+        says = "right, praise" if row["reward"] else "wrong, blame"
+        axis.set_title(f"{row['question']}: {says} of each token (1: plain GRPO's)", fontsize=10)
+    figure.savefig(out, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,49 @@
+"""The problem behind a question: one of the run's own, or one worked out from its text where the task is built in."""
+
+import random
+import re
+
+import tasks
+from config import Config
+from run_files import UserError
+
+SEARCH = 20_000  # random combinations tried for a countdown target; five numbers took at most 5,000
+
+
+def find_problem(source: tasks.Source, config: Config, question: str) -> tasks.Problem | None:
+    """The run's own problem of this question, or one made of it where the task is built in; None: the answer is needed.
+
+    Raises UserError for a question that the built-in task would never ask.
+    """
+    words = " ".join(question.split())
+    known = {" ".join(problem.question.split()): problem for problem in source.known}
+    if words in known or config.data or config.task not in MADE:
+        return known.get(words)
+    return MADE[config.task](source, words)
+
+
+def made_addition(source: tasks.Source, question: str) -> tasks.Problem:
+    match = re.fullmatch(r"(\d{1,40}) ?\+ ?(\d{1,40})", question, re.ASCII)
+    if not match:
+        raise UserError(f"{question[:60]!r} is no question of this run's task: ask like 4785+3626")
+    a, b = match.groups()
+    problem = tasks.Problem(f"{a}+{b}", str(int(a) + int(b)))
+    columns = len(a) == len(b) and a[0] != "0" != b[0]
+    return source.careless(problem, random.Random(0), 0.0) if columns else problem  # never a slip: worked, and right
+
+
+def made_countdown(source: tasks.Source, question: str) -> tasks.Problem | None:
+    match = re.fullmatch(r"(\d{1,2}) from ([1-9]\d?(?: [1-9]\d?){1,5})", question, re.ASCII)
+    if not match:
+        raise UserError(
+            f"{question[:60]!r} is no question of this run's task: ask like '27 from 8 2 4 3' (1 to 99 each)"
+        )
+    problem, rng = tasks.Problem(question, ""), random.Random(0)
+    for _ in range(SEARCH):
+        found = source.careless(problem, rng, 1.0)  # always a slip: the numbers combined at random
+        if found.answer.endswith(f"= {int(match[1])}"):
+            return found
+    return None
+
+
+MADE = {"addition": made_addition, "countdown": made_countdown}

