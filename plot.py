@@ -106,7 +106,7 @@ def curves(runs: list[Path], out: Path) -> Path:
         rows = [read_metrics(run) for run in group]
         for axis, (name, _, _) in zip(axes.flat, PANELS):
             draw(axis, rows, name, label, look, MARKERS[i % len(MARKERS)])
-    last = max((x for axis in axes.flat for line in axis.lines for x in line.get_xdata()), default=1)
+    last = max((x for axis in axes.flat for line in axis.lines for x in line.get_xdata()), default=0) or 1
     for axis, (name, title, unit) in zip(axes.flat, PANELS):
         axis.set(title=title, xlabel="update", ylabel=unit, xlim=(-0.03 * last, 1.03 * last))
         axis.set_ylim(bottom=0, top=1.02 if name in SHARES else 1.05 * axis.get_ylim()[1])

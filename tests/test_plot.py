@@ -116,3 +116,10 @@ def test_errors_are_one_line(tmp_path, capsys):
         assert plot.main([str(arg) for arg in argv]) == 2
         err = capsys.readouterr().err
         assert err.startswith("plot.py: ") and err.count("\n") == 1 and says in err, err
+
+
+def test_a_run_that_has_only_begun_is_drawn_without_a_warning(tmp_path, recwarn):
+    run = make_run(tmp_path / "run")
+    (run / "metrics.jsonl").write_text('{"step": 0, "pass@1": 0.1}\n')
+    plot.curves([run], tmp_path / "curves.png")
+    assert [str(warning.message) for warning in recwarn] == []
