@@ -166,7 +166,7 @@ def check_together(config: Config, given: dict) -> None:
     for name, methods in USED_BY.items():
         if name in given and config.method not in methods:
             raise UserError(f"--method {config.method} has no use for --{name}; {', '.join(methods)} has")
-    for name in (*SLIPS, "warm_cite", "warm_solutions", "warm_teacher_share"):
+    for name in (*SLIPS, "warm_cite", "warm_solutions", "warm_teacher_share", "warm_lr"):
         if name in given and config.warm_steps == 0:
             raise UserError(f"--{name} has no use without a warm start: leave it out, or raise --warm_steps")
         if name in given and config.data and name in SLIPS:

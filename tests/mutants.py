@@ -273,6 +273,8 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="count the mutants, and run nothing")
     args = parser.parse_args()
     known = CORE | REST
+    if strange := set(args.files) - known.keys():
+        parser.error(f"no tests are known for {', '.join(sorted(strange))}; the files are {', '.join(known)}")
     files = args.files or list(known if args.all else CORE)
     journal = ROOT / "runs" / "mutants.jsonl"
     journal.parent.mkdir(exist_ok=True)

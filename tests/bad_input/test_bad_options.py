@@ -40,6 +40,7 @@ TOGETHER = {
     "--method grpo --evidence agreement": "--method grpo",
     "--method sdpo --rlsd_lambda 0.5": "--method sdpo",
     "--warm_steps 0 --warm_cite 0.5": "--warm_cite has no use without a warm start",
+    "--init nowhere --warm_steps 0 --warm_lr 1e-4": "--warm_lr has no use without a warm start",
     "--warm_slip 0.5 --data x.jsonl": "--warm_slip is for built-in tasks",
     "--method opd": "--opd_teacher",
     "--opd_teacher x": "--opd_teacher",
