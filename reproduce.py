@@ -242,7 +242,8 @@ def execute_probes(names: dict[str, tuple[str, Run | None]], folder: Path, resul
         if run is not None:
             train(run.arguments(folder), run.out(folder))
             policy = ["--policy", str(run.out(folder))]
-        program("probe.py", [*options.split(), "--warm_dir", str(folder / "warm_start"), *policy, "--keep", str(keep)])
+        options_of_all = ["--warm_dir", str(folder / "warm_start"), *policy, "--keep", str(keep)]
+        program("study/probe.py", [*options.split(), *options_of_all])
         return {"name": name, "options": options, **json.loads(keep.read_text())}
 
     with ThreadPoolExecutor(2) as pool:
@@ -263,7 +264,7 @@ def train(options: list[str], out: Path) -> None:
 
 def program(name: str, options: list[str]) -> None:
     """A program of this repository, in one thread of its own."""
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(ROOT / name), *options], env=env, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"reproduce.py: {name} {' '.join(options)}: {done.stderr.strip()}")
@@ -292,7 +293,7 @@ def write_report(
     runs: list[Run], names: dict[str, tuple[str, Run | None]], folder: Path, results: Path, out: Path
 ) -> Path:
     """report.md and its figures in `out`, from what `results` holds of these runs and probes, and what it costs."""
-    import report
+    from study import report
 
     probed = [row for row in read(results / "probe") if names.get(row["name"], ("",))[0] == row["options"]]
     costs = json.loads((results / "cost.json").read_text()) if (results / "cost.json").exists() else {}

@@ -7,12 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-import estimates
-import probe
-import report
 import reproduce
 import tasks
 import train
+from study import estimates, probe, report
 
 SAMPLES = reproduce.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
 
@@ -281,14 +279,14 @@ def test_a_probe_is_measured_once_and_its_policy_trained_first(tmp_path, monkeyp
 
     def fake(name, options):
         calls.append(name)
-        if name == "probe.py":
+        if name == "study/probe.py":
             Path(options[options.index("--keep") + 1]).write_text('{"pass@1": 0.5}')
 
     monkeypatch.setattr(reproduce, "program", fake)
     names = {name: found for name, found in reproduce.probes().items() if name.endswith("-0")}
     for _ in range(2):
         reproduce.execute_probes(names, tmp_path / "runs", tmp_path / "results")
-    assert calls.count("probe.py") == len(names) and calls.count("train.py") == 1
+    assert calls.count("study/probe.py") == len(names) and calls.count("train.py") == 1
     assert {row["name"] for row in reproduce.read(tmp_path / "results")} == set(names)
 
 

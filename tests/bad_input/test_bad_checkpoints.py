@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from refused import TINY, TRIED, Evil, contents, refused
 
 import console
-import probe
 import run_files
 import tasks
 import train
 import warm_start
 from config import Config, parse_config
 from state import MAY_CHANGE, State, build_model
+from study import probe
 
 TWENTIETHS = range(20)
 

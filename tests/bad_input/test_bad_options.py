@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from refused import ROOT, TINY, TRIED, contents, refused
 
 import bench
-import probe
 import reproduce
 import train
 from config import Config, parse_config
 from run_files import UserError
+from study import probe
 
 NO_INT = ("", "x", "1.5", "nan", "inf", "1e3", "0x10", "--", "9" * 5000)
 NO_FLOAT = ("", "x", "nan", "inf", "-inf", "1e400", "-1e300", "1,5", "0x1p3")

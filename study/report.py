@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from estimates import (
+from study.estimates import (
     FEWEST,
     Estimate,
     Study,
@@ -23,7 +23,7 @@ from estimates import (
     start,
     worth,
 )
-from figures import credit_figure, curves_figure
+from study.figures import credit_figure, curves_figure
 
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
 LEAKS = 0.01  # share of completions from which a method is said to leak
@@ -323,7 +323,7 @@ def write(runs: list[dict], probes: list[dict], costs: dict, samples: Path, out:
 
 
 ABOUT_COSTS = """
-Updates on one batch of 256 samples, sampling aside, `python cost.py`: processor seconds in one thread beside
+Updates on one batch of 256 samples, sampling aside, `python -m study.cost`: processor seconds in one thread beside
 GRPO's in the same round (median and range of five), and peak memory of the process. OPD needs a teacher of its
 own and is not listed."""
 ABOUT_PROBES = """

@@ -10,8 +10,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from estimates import FEWEST, Estimate, Study, mean
 from plot import COLOURS, STYLES
+from study.estimates import FEWEST, Estimate, Study, mean
 
 STUDY_PANELS = {
     "pass@1": "held-out pass@1",

@@ -1,6 +1,6 @@
 """What an update of each method costs beside GRPO's, on the same samples: forward passes, processor seconds, memory.
 
-    python cost.py                 every method in a process of its own, turn by turn -> results/cost.json
+    python -m study.cost                 every method in a process of its own, turn by turn -> results/cost.json
 
 One thread, and processor seconds instead of the clock, so that other jobs on the machine matter less.
 """
@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 OPTIONS = {
     "grpo": "--method grpo",
     "rlsd": "--rlsd_lambda_decay_steps 0",
@@ -72,15 +72,15 @@ def main(argv: list[str]) -> int:
     found: dict[str, dict] = {name: {"seconds": [], "peak MiB": []} for name in OPTIONS}
     for _ in range(ROUNDS):
         for name in OPTIONS:
-            command = [sys.executable, str(ROOT / "cost.py"), "--only", name]
+            command = [sys.executable, "-m", "study.cost", "--only", name]
             env = {**os.environ, "OMP_NUM_THREADS": "1"}
-            figures = json.loads(subprocess.run(command, env=env, stdout=subprocess.PIPE, check=True).stdout)
+            figures = json.loads(subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, check=True).stdout)
             found[name]["scorings"] = figures["scorings"]
             for figure in ("seconds", "peak MiB"):
                 found[name][figure].append(figures[figure])
             print(name, figures, flush=True)
     (ROOT / "results" / "cost.json").write_text(
-        json.dumps({"command": "python cost.py", "methods": found}, indent=1) + "\n"
+        json.dumps({"command": "python -m study.cost", "methods": found}, indent=1) + "\n"
     )
     return 0
 

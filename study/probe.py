@@ -1,6 +1,6 @@
 """Where could token credit pay? One policy, many batches: how close is one batch's gradient to that of many?
 
-    python probe.py [options of train.py] [--batches 60]
+    python -m study.probe [options of train.py] [--batches 60]
 
 For every weighting of the same samples: the cosine between one batch's gradient and the mean GRPO gradient of all the
 other batches. It is the first-order gain of a step of unit length and needs no learning rate. Where noise rules, the
@@ -22,13 +22,13 @@ import train
 from config import Config, Parser, parse_config
 from console import Interrupt, Interrupted
 from data import load_source
-from estimates import samples_worth
 from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
 from run_files import UserError, fill, load, one_line, reading, replace
 from state import build_model
+from study.estimates import samples_worth
 from verifiers import Verifier
 from warm_start import warm_start
 
