@@ -12,6 +12,7 @@ import collections
 import hashlib
 import json
 import os
+import random
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -269,6 +270,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="default: the core, " + ", ".join(CORE))
     parser.add_argument("--all", action="store_true", help="the rest too, " + ", ".join(REST))
+    parser.add_argument("--sample", type=int, default=0, help="so many of each file, at random; nothing is written")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="count the mutants, and run nothing")
     args = parser.parse_args()
@@ -279,6 +281,9 @@ def main() -> int:
     journal = ROOT / "runs" / "mutants.jsonl"
     journal.parent.mkdir(exist_ok=True)
     made = {file: mutants(file, (ROOT / file).read_text()) for file in files}
+    if args.sample:
+        drawn = {file: random.Random(file).sample(found, min(args.sample, len(found))) for file, found in made.items()}
+        made = {file: sorted(found, key=lambda m: m.line) for file, found in drawn.items()}
     states = {file: state_of(known[file]) for file in files}
     todo = []
     for file in files:
@@ -297,11 +302,11 @@ def main() -> int:
     work(todo[:: args.jobs], journal)
     for pid in helpers:
         os.waitpid(pid, 0)
-    return report(files, made, {file: tried(journal, states[file]) for file in files})
+    return report(files, made, {file: tried(journal, states[file]) for file in files}, keep=not args.sample)
 
 
-def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict]) -> int:
-    """Counts and survivors to results/mutants.json and the screen; 1 where tests/mutation.md lacks a survivor."""
+def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict], keep: bool) -> int:
+    """Counts and survivors to the screen, if kept to results/mutants.json; 1 where tests/mutation.md lacks one."""
     listed = (ROOT / "tests" / "mutation.md").read_text().split("\n## ")
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make mutants", "files": {}}
     unexplained = 0
@@ -318,7 +323,8 @@ def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dic
         reasons = [line.strip() for part in listed if part.startswith(file) for line in part.splitlines()]
         unexplained += sum(m.entry not in reasons for m in survivors)
         print(f"{file}: {killed} of {len(rows)} killed, {killed / len(rows):.1%}")
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    if keep:
+        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{unexplained} survivors without a reason in tests/mutation.md")
     return int(unexplained > 0)
 
