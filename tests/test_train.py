@@ -90,6 +90,13 @@ def checkpoint(tmp_path, name):
 # ---- a whole run -----------------------------------------------------------------------------------------------------
 
 
+def test_checkpoints_come_every_save_every_updates_and_at_the_end(tmp_path, monkeypatch):
+    saved, save = [], train.State.save
+    monkeypatch.setattr(train.State, "save", lambda self, *args: saved.append(self.step) or save(self, *args))
+    assert train.main(options(tmp_path, "run", "--steps", "5", "--save_every", "2")) == 0
+    assert saved == [0, 2, 4, 5]
+
+
 def test_a_run_says_that_its_last_updates_were_not_evaluated(tmp_path, capsys):
     """best.pt, and what is exported of it, may be the weights that a short run began with."""
     said = "best.pt is of update 2 or before: none after it was evaluated; --eval_every 3 or less would have"
