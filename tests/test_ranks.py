@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,14 +110,46 @@ def test_gradients_and_samples_are_those_of_one_process(tmp_path, monkeypatch):
             assert (process["gradient"] - one["gradient"]).norm() < 1e-6 * one["gradient"].norm()
 
 
-def test_a_verifier_that_fails_in_one_process_ends_all(tmp_path):
-    rule = RULE.replace(
-        "return", "import os\n    if os.environ.get('RANK') == '1': raise KeyError('no such rule')\n    return"
-    )
-    (tmp_path / "bad.py").write_text(rule)
-    done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"))
-    assert done.returncode != 0
-    assert sum(line.startswith("train.py: verifier, on") for line in done.stderr.splitlines()) == 1
+FAILS = """
+import os, signal, time
+judged = 0
+
+def check(completion, answer):
+    global judged
+    judged += 1
+    if os.environ["RANK"] == "1" and judged > 25:  # 15 in the first evaluation
+        open(__file__ + ".failed", "w").close()
+        HOW
+    return float(sum(map(ord, completion)) % 3 == 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["raise KeyError('no such rule')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_where_one_process_fails_each_other_one_ends_with_a_line(tmp_path, how):
+    (tmp_path / "bad.py").write_text(FAILS.replace("HOW", how))
+    done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"), processes=3)
+    assert time.time() - (tmp_path / "bad.py.failed").stat().st_mtime < 20
+    assert done.returncode != 0 and f'File "{ROOT}' not in done.stderr  # torchrun's own traceback comes last
+    said = sorted(line for line in done.stderr.splitlines() if line.startswith("train.py: "))
+    assert said[:2] == [f"train.py: process {k} ends, as another one has ended" for k in (0, 2)]
+    assert len(said) == 2 + ("raise" in how) and all("no such rule" in line for line in said[2:])
+
+
+MISPLACED = ["RANK=abc", "RANK=5 WORLD_SIZE=2", "WORLD_SIZE=0", "RANK= WORLD_SIZE=", "RANK=-1", "WORLD_SIZE=1e3"]
+LOST = ["WORLD_SIZE=2 RANK=0", "WORLD_SIZE=2 RANK=1 MASTER_ADDR=localhost MASTER_PORT=x"]  # nobody has said where
+
+
+@pytest.mark.parametrize("more", [[], ["--fsdp", "--warm_steps", "0"]])
+@pytest.mark.parametrize("told", MISPLACED + LOST)
+def test_a_place_that_torchrun_never_gives_is_refused(tmp_path, monkeypatch, capsys, told, more):
+    monkeypatch.setattr(ranks, "apart", False)
+    for name, value in (pair.split("=") for pair in told.split()):
+        monkeypatch.setenv(name, value)
+    assert train.main([*map(str, tiny(tmp_path, "--out", tmp_path / "x", *more))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ") and error.count("\n") == 1
+    assert ("RANK=" in error and "WORLD_SIZE=" in error) if told in MISPLACED else "by torchrun" in error
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_users_mistake_is_told_once(tmp_path):
