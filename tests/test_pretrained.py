@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import sys
 import unicodedata
 import zipfile
@@ -708,3 +709,21 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     for text in strings(300, seed=4):
         assert again.encode_ordinary(text) == made.encode(text).ids
     smollm2.ask(tmp_path / "b", "Who?", new_tokens=3)
+
+
+def test_the_dry_run_makes_a_whole_step(tmp_path, capfd, monkeypatch):
+    """Of any size: it ends well, tells the peak memory and the CPU time, and has moved weights."""
+    bpe("smollm2", tmp_path / "tokenizer.json")
+    size = ["--hidden_size", "128", "--num_layers", "1", "--vocab_size", "950"]
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import dry_run
+
+    assert dry_run.main([str(tmp_path), str(tmp_path / "random"), *size]) == 0
+    told = capfd.readouterr().out
+    assert float(re.search(r"peak_GiB=([\d.]+)", told)[1]) > 0 and re.search(r"took \d+ s of CPU time", told)
+    (row,) = [json.loads(line) for line in (tmp_path / "random/run/metrics.jsonl").read_text().splitlines()][1:]
+    assert row["reward"] == 0.5 and row["grad_norm"] > 0 and row["lambda"] > 0
+    before = pretrained.load(tmp_path / "random")
+    after = torch.load(tmp_path / "random/run/last.pt", weights_only=True)["model"]
+    moved = [name for name, x in before.state_dict().items() if not torch.equal(x, after[name])]
+    assert before.embed.weight.dtype == torch.bfloat16 and len(moved) > 3
