@@ -110,6 +110,39 @@ def test_gradients_and_samples_are_those_of_one_process(tmp_path, monkeypatch):
             assert (process["gradient"] - one["gradient"]).norm() < 1e-6 * one["gradient"].norm()
 
 
+EXCHANGES = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+import ranks
+
+ranks.join("cpu")
+r, p, q = ranks.rank(), *(torch.nn.Parameter(torch.zeros(2)) for _ in "pq")
+model = torch.nn.Linear(2, 1)
+torch.nn.init.constant_(model.weight, r)
+ranks.same_weights(None, model)
+assert (model.weight == 0).all()
+assert ranks.agreed({"a": r}) == {"a": 0}
+assert ranks.latest_signal(15 if r == 1 else 0) == 15
+assert ranks.most(2 - r) == 2
+own = torch.tensor(r)
+assert ranks.total(own) == 3 and own == r
+assert ranks.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
+assert ranks.gather(torch.full((2 - r, 1), r)).tolist() == [[0], [0], [1]]
+p.grad, q.grad = None if r == 1 else torch.tensor([1.0, r]), torch.tensor([10.0, 0.0])
+ranks.sum_gradients([p, q])
+assert p.grad.tolist() == [2.0, 2.0] and q.grad.tolist() == [30.0, 0.0]
+ranks.stop()
+"""
+
+
+def test_every_exchange_leaves_all_processes_with_what_it_says(tmp_path):
+    (tmp_path / "exchanges.py").write_text(EXCHANGES)
+    done = run(tmp_path, "x", processes=3, program=(tmp_path / "exchanges.py", ROOT))
+    assert done.returncode == 0, done.stderr
+
+
 FAILS = """
 import os, signal, time
 judged = 0
