@@ -57,7 +57,10 @@ def running(pid):
         ("", "12", 0),
         (r"\pm 12", "12", 0),
         ("11=12", "11", 0),
+        ("1" * 500, "1" * 500, 1),
         ("1" * 501, "1" * 501, 0),
+        (r"(1,\infty)", "x>1", 1),  # the package treats reference and answer differently
+        ("x>1", r"(1,\infty)", 0),
         ("\ud800", "12", 0),
     ],
 )
