@@ -168,6 +168,19 @@ def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
         assert pretrained.read_config(tmp_path).rope_theta == theta
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path, family):
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    given = {name: SHAPE[name] for name in names}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **given}))
+    ours = pretrained.read_config(tmp_path)
+    theirs = transformers.AutoConfig.for_model(family, num_key_value_heads=None, **given)
+    theta = getattr(theirs, "rope_theta", None) or theirs.rope_parameters["rope_theta"]
+    assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert (ours.max_seq_len, ours.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
+    assert (ours.rope_theta, ours.tie_embeddings) == (theta, theirs.tie_word_embeddings)
+
+
 REFUSED = {
     "model_type 'mistral'": {"model_type": "mistral"},
     "model_type 'qwen3_moe'": {"model_type": "qwen3_moe"},
