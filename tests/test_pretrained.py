@@ -152,6 +152,20 @@ def test_a_tied_head_stays_tied_and_a_copy_of_it_in_the_file_is_ignored(tmp_path
     )
 
 
+def test_what_older_versions_wrote_beside_the_weights_is_read_and_not_written_again(tmp_path):
+    published(tmp_path / "a", "llama")
+    weights = files(tmp_path / "a")
+    old = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
+    safetensors_torch.save_file(old, tmp_path / "a/model.safetensors")
+    edit(tmp_path / "a/config.json", torch_dtype="float16")
+    (tmp_path / "a/generation_config.json").write_text('{"temperature": 0.25}')
+    pretrained.save(pretrained.load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
+    assert same(files(tmp_path / "b"), weights)
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    assert config["dtype"] == "float32" and "torch_dtype" not in config
+    assert (tmp_path / "b/generation_config.json").read_text() == '{"temperature": 0.25}'
+
+
 def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
     published(tmp_path)
     c = json.loads((tmp_path / "config.json").read_text())
@@ -437,6 +451,16 @@ REFUSED_TOKENIZERS = {
     "None": lambda t: t.update(pre_tokenizer=None),
     "ByteLevel with": lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
     "Split . ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+    "Split.+ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
+    "Digits . ByteLevel": lambda t: t.update(
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        }
+    ),
     "order of the token ids": lambda t: t["model"]["merges"].reverse(),
     "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000),
 }
