@@ -4,12 +4,12 @@ A folder is what Hugging Face transformers reads and writes: config.json, *.safe
 index), tokenizer.json. A feature that model.py does not have is refused by name: it would change the model in silence.
 """
 
-import dataclasses
 import json
-import math
 import shutil
+import sys
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import tiktoken
 import torch
@@ -100,60 +100,75 @@ def read_json(path: Path) -> dict:
 
 
 def read_config(folder: Path) -> ModelConfig:
-    """config.json as a ModelConfig; UserError names the first feature that model.py does not have."""
+    """config.json as a ModelConfig; UserError names the first feature or value that model.py does not have."""
     path = folder / "config.json"
     c = read_json(path)
     family = c.get("model_type")
-    if family not in ARCHITECTURES:
-        raise UserError(f"{path}: model_type {family!r} is not supported; {' and '.join(ARCHITECTURES)} are")
-    rope = {"rope_theta": c.get("rope_theta"), **(c.get("rope_scaling") or {}), **(c.get("rope_parameters") or {})}
-    nested = [name for name, value in rope.items() if isinstance(value, dict)]
-    if nested:
-        raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
-        raise UserError(f"{path}: rope type {kind!r} is not supported; 'default' is")
-    for name, off in OFF.items():
-        value = rope.get(name, c.get(name))
-        if value is not None and value != off:
-            raise UserError(f"{path}: {name} {value!r} is not supported; {off!r} is")
-    layers = set(c.get("layer_types") or []) - {"full_attention"}
-    if layers:
-        raise UserError(f"{path}: layer_types {sorted(layers)[0]!r} is not supported; 'full_attention' is")
-    try:
-        heads, width = c["num_attention_heads"], c["hidden_size"]
-        config = ModelConfig(  # values that are left out are those of transformers
-            vocab_size=c["vocab_size"],
-            hidden_size=width,
-            intermediate_size=c["intermediate_size"],
-            num_layers=c["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=c.get("num_key_value_heads") or heads,
-            head_dim=c.get("head_dim") or (128 if family == "qwen3" else width // heads),
-            max_seq_len=c.get("max_position_embeddings") or (32768 if family == "qwen3" else 2048),
-            rope_theta=float(rope["rope_theta"] or 10000.0),
-            norm_eps=c.get("rms_norm_eps", 1e-6),
-            tie_embeddings=c.get("tie_word_embeddings", False),
-            qk_norm=family == "qwen3",
-        )
-    except KeyError as error:
-        raise UserError(f"{path}: {error} is missing") from error
-    check_config(config, path)
-    return config
-
-
-def check_config(config: ModelConfig, path: Path) -> None:
-    """UserError for a value that no model can have: checked before anything of that size is made."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        largest = 1000 if f.name == "num_layers" else 2**24 if f.type is int else math.inf
-        if type(value) is not f.type or f.type is not bool and not 0 < value <= largest:
-            raise UserError(f"{path}: {f.name} {value!r} is no size of a model")
+    if family not in list(ARCHITECTURES):
+        raise UserError(f"{path}: model_type {family!r:.60} is not supported; {' and '.join(ARCHITECTURES)} are")
+    c["rope_theta"] = check_features(c, path)
+    heads, width = (number(c, name, path) for name in ("num_attention_heads", "hidden_size"))
+    tied = c.get("tie_word_embeddings")
+    if not isinstance(tied, bool | None):
+        raise UserError(f"{path}: tie_word_embeddings {tied!r:.60} is not supported; true or false is")
+    config = ModelConfig(  # values that are left out are those of transformers
+        vocab_size=number(c, "vocab_size", path),
+        hidden_size=width,
+        intermediate_size=number(c, "intermediate_size", path),
+        num_layers=number(c, "num_hidden_layers", path, largest=1000),
+        num_heads=heads,
+        num_kv_heads=number(c, "num_key_value_heads", path, heads),
+        head_dim=number(c, "head_dim", path, 128 if family == "qwen3" else width // heads),
+        max_seq_len=number(c, "max_position_embeddings", path, 32768 if family == "qwen3" else 2048),
+        rope_theta=number(c, "rope_theta", path, 10000.0, float),
+        norm_eps=number(c, "rms_norm_eps", path, 1e-6, float),
+        tie_embeddings=bool(tied),
+        qk_norm=family == "qwen3",
+    )
     if config.num_heads % config.num_kv_heads or config.head_dim % 2:
         raise UserError(
             f"{path}: {config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads: the "
             "first must be a multiple of the last, the width even"
         )
+    return config
+
+
+def check_features(c: dict, path: Path) -> Any:
+    """The rotary base that config.json gives, None without one; UserError for a feature that model.py lacks."""
+    rope = {"rope_theta": c.get("rope_theta")}
+    for name in ("rope_scaling", "rope_parameters"):  # as older and newer versions call it
+        if not isinstance(c.get(name), dict | None):
+            raise UserError(f"{path}: {name} {c[name]!r:.60} is not supported; a JSON object is")
+        rope |= c.get(name) or {}
+    nested = [name for name, value in rope.items() if isinstance(value, dict)]
+    if nested:
+        raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind != "default":
+        raise UserError(f"{path}: rope type {kind!r:.60} is not supported; 'default' is")
+    for name, off in OFF.items():
+        value = rope.get(name, c.get(name))
+        if value is not None and value != off and (value or off is not None):
+            raise UserError(f"{path}: {name} {value!r:.60} is not supported; {off!r} is")
+    layers = c.get("layer_types") or []
+    odd = [kind for kind in layers if kind != "full_attention"] if isinstance(layers, list) else [layers]
+    if odd:
+        raise UserError(f"{path}: layer_types {odd[0]!r:.60} is not supported; 'full_attention' is")
+    return rope["rope_theta"]
+
+
+def number(c: dict, name: str, path: Path, left_out: Any = None, kind: type = int, largest: int = 2**24) -> Any:
+    """A number of config.json, or `left_out`; UserError for one that no model has, before anything of its size is made.
+
+    Whole ones are at most `largest`, others finite.
+    """
+    value = left_out if c.get(name) is None else c[name]
+    if value is None:
+        raise UserError(f"{path}: {name} is missing")
+    if type(value) not in (int, kind) or not 0 < value <= (largest if kind is int else sys.float_info.max):
+        what = f"whole number up to {largest:,}" if kind is int else "number above 0"
+        raise UserError(f"{path}: {name} {value!r:.60} is no size of a model; a {what} is needed")
+    return kind(value)
 
 
 def published_names(config: ModelConfig) -> dict[str, list[str]]:

@@ -18,24 +18,56 @@ from torch import Tensor
 apart = False  # set by train.py once options and data are known to be sound
 
 
+def place() -> tuple[int, int]:
+    """This process's number and how many there are, as torchrun tells; UserError for what it never tells."""
+    from run_files import UserError  # which imports this file
+
+    told = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
+    try:
+        number, processes = map(int, told.values())
+        if 0 <= number < processes:
+            return number, processes
+    except ValueError:
+        pass
+    told_so = ", ".join(f"{name}={value[:20]!r}" for name, value in told.items())
+    raise UserError(f"{told_so} in the environment: torchrun sets both, RANK from 0 below WORLD_SIZE; else unset them")
+
+
 def rank() -> int:
-    return int(os.environ.get("RANK", 0))
+    return place()[0]
 
 
 def world() -> int:
-    return int(os.environ.get("WORLD_SIZE", 1))
+    return place()[1]
 
 
 def take_device(device: str) -> None:
     """On CUDA each process of a machine takes the device of its own number."""
-    if device == "cuda" and world() > 1:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if world() > 1 and device == "cuda":
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())))
 
 
 def join(device: str) -> None:
-    """Enter the group that torchrun has prepared; from here on the end of one process is the end of all."""
+    """Enter the group that torchrun has prepared; from here on the end of one process is the end of all.
+
+    UserError where the environment does not say where the others are, or nobody is there.
+    """
+    from run_files import UserError, one_line
+
     if world() > 1:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        try:
+            dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        except (ValueError, dist.DistNetworkError) as error:
+            raise UserError(
+                f"the processes do not find each other, start them by torchrun: {one_line(error)}"
+            ) from error
+
+
+def has_lost_another(error: Exception) -> bool:
+    """Is this what a process meets where another one has ended: a connection of gloo's, or to the store, that broke?"""
+    return world() > 1 and (
+        "gloo/transport" in str(error) or isinstance(error, dist.DistNetworkError | dist.DistStoreError)
+    )
 
 
 def same_weights(*models: torch.nn.Module | None) -> None:
@@ -47,7 +79,12 @@ def same_weights(*models: torch.nn.Module | None) -> None:
 
 def speaks() -> bool:
     """Mistakes in options and data are met by all processes, and process 0 says so; after that each has its own."""
-    return apart or rank() == 0
+    from run_files import UserError
+
+    try:
+        return apart or rank() == 0
+    except UserError:  # the number itself is the mistake
+        return True
 
 
 def stop() -> None:

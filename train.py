@@ -237,7 +237,7 @@ def main(argv: list[str]) -> int:
         )
         return 2
     except RuntimeError as error:
-        if ranks.world() == 1 or "onnection closed" not in str(error):
+        if not ranks.has_lost_another(error):
             raise
         print(f"train.py: process {ranks.rank()} ends, as another one has ended", file=sys.stderr)
         return 2

@@ -1,6 +1,7 @@
 import json
 import os
 import random
+import re
 import sys
 import unicodedata
 import zipfile
@@ -152,6 +153,20 @@ def test_a_tied_head_stays_tied_and_a_copy_of_it_in_the_file_is_ignored(tmp_path
     )
 
 
+def test_what_older_versions_wrote_beside_the_weights_is_read_and_not_written_again(tmp_path):
+    published(tmp_path / "a", "llama")
+    weights = files(tmp_path / "a")
+    old = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
+    safetensors_torch.save_file(old, tmp_path / "a/model.safetensors")
+    edit(tmp_path / "a/config.json", torch_dtype="float16")
+    (tmp_path / "a/generation_config.json").write_text('{"temperature": 0.25}')
+    pretrained.save(pretrained.load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
+    assert same(files(tmp_path / "b"), weights)
+    config = json.loads((tmp_path / "b/config.json").read_text())
+    assert config["dtype"] == "float32" and "torch_dtype" not in config
+    assert (tmp_path / "b/generation_config.json").read_text() == '{"temperature": 0.25}'
+
+
 def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
     published(tmp_path)
     c = json.loads((tmp_path / "config.json").read_text())
@@ -166,6 +181,19 @@ def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**c, **written}))
         assert pretrained.read_config(tmp_path).rope_theta == theta
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path, family):
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    given = {name: SHAPE[name] for name in names}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **given}))
+    ours = pretrained.read_config(tmp_path)
+    theirs = transformers.AutoConfig.for_model(family, num_key_value_heads=None, **given)
+    theta = getattr(theirs, "rope_theta", None) or theirs.rope_parameters["rope_theta"]
+    assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    assert (ours.max_seq_len, ours.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
+    assert (ours.rope_theta, ours.tie_embeddings) == (theta, theirs.tie_word_embeddings)
 
 
 REFUSED = {
@@ -424,6 +452,16 @@ REFUSED_TOKENIZERS = {
     "None": lambda t: t.update(pre_tokenizer=None),
     "ByteLevel with": lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
     "Split . ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
+    "Split.+ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
+    "Digits . ByteLevel": lambda t: t.update(
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [
+                {"type": "Digits", "individual_digits": False},
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
+            ],
+        }
+    ),
     "order of the token ids": lambda t: t["model"]["merges"].reverse(),
     "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000),
 }
@@ -709,3 +747,21 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     for text in strings(300, seed=4):
         assert again.encode_ordinary(text) == made.encode(text).ids
     smollm2.ask(tmp_path / "b", "Who?", new_tokens=3)
+
+
+def test_the_dry_run_makes_a_whole_step(tmp_path, capfd, monkeypatch):
+    """Of any size: it ends well, tells the peak memory and the CPU time, and has moved weights."""
+    bpe("smollm2", tmp_path / "tokenizer.json")
+    size = ["--hidden_size", "128", "--num_layers", "1", "--vocab_size", "950"]
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    import dry_run
+
+    assert dry_run.main([str(tmp_path), str(tmp_path / "random"), *size]) == 0
+    told = capfd.readouterr().out
+    assert float(re.search(r"peak_GiB=([\d.]+)", told)[1]) > 0 and re.search(r"took \d+ s of CPU time", told)
+    (row,) = [json.loads(line) for line in (tmp_path / "random/run/metrics.jsonl").read_text().splitlines()][1:]
+    assert row["reward"] == 0.5 and row["grad_norm"] > 0 and row["lambda"] > 0
+    before = pretrained.load(tmp_path / "random")
+    after = torch.load(tmp_path / "random/run/last.pt", weights_only=True)["model"]
+    moved = [name for name, x in before.state_dict().items() if not torch.equal(x, after[name])]
+    assert before.embed.weight.dtype == torch.bfloat16 and len(moved) > 3

@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import recorded
 import torch
 
 import methods
@@ -49,7 +51,6 @@ RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion
 
 def run(folder, name, *options, processes=2, program=(ROOT / "train.py",)):
     """train.py under torchrun, or in this process where one is enough."""
-    (folder / "rules.py").write_text(RULE)
     options = [*map(str, options), "--out", str(folder / name)]
     if processes == 1:
         assert train.main(options) == 0
@@ -61,6 +62,7 @@ def run(folder, name, *options, processes=2, program=(ROOT / "train.py",)):
 
 
 def tiny(folder, *options):
+    (folder / "rules.py").write_text(RULE)
     return [*TINY, "--verifier", f"{folder}/rules.py:check", "--warm_dir", folder / "warm", *options]
 
 
@@ -84,14 +86,105 @@ def test_two_processes_make_the_run_of_one(tmp_path, options):
     assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
 
 
-def test_a_verifier_that_fails_in_one_process_ends_all(tmp_path):
-    rule = RULE.replace(
-        "return", "import os\n    if os.environ.get('RANK') == '1': raise KeyError('no such rule')\n    return"
-    )
-    (tmp_path / "bad.py").write_text(rule)
-    done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"))
-    assert done.returncode != 0
-    assert sum(line.startswith("train.py: verifier, on") for line in done.stderr.splitlines()) == 1
+def test_gradients_and_samples_are_those_of_one_process(tmp_path, monkeypatch):
+    """Of a whole update in 1, 2 and 3 processes: gradients to 1e-6 of their norm, samples token for token."""
+    monkeypatch.setattr(train, "update", train.update)  # taken back at the end
+    options = tiny(tmp_path, "--chain", 1, "--prompts_per_step", 16, "--micro_batch", 5, "--max_grad_norm", 1e6)
+    options += ["--seed", 4]  # draws questions twice, in neighbouring places, and each time has noise of its own
+    found = {}
+    for k in (1, 2, 3):
+        folder = tmp_path / f"of_{k}"
+        folder.mkdir()
+        more = ["--steps", 1, "--eval_every", 9]
+        if k == 1:
+            assert recorded.main([*map(str, (folder, *options, *more, "--out", folder / "run"))]) == 0
+        else:
+            done = run(folder, "run", *options, *more, processes=k, program=(recorded.__file__, folder))
+            assert done.returncode == 0, done.stderr
+        found[k] = [torch.load(folder / f"{rank}.pt") for rank in range(k)]
+    (one,) = found.pop(1)
+    groups = [question for question, _ in one["samples"][::4]]
+    assert any(a == b for a, b in zip(groups, groups[1:]))
+    assert one["gradient"].norm() > 0.01
+    for processes in found.values():
+        assert sorted(s for process in processes for s in process["samples"]) == sorted(one["samples"])
+        for process in processes:
+            assert (process["gradient"] - one["gradient"]).norm() < 1e-6 * one["gradient"].norm()
+
+
+EXCHANGES = """
+import sys
+
+sys.path.insert(0, sys.argv[1])
+import torch
+import ranks
+
+ranks.join("cpu")
+r, p, q = ranks.rank(), *(torch.nn.Parameter(torch.zeros(2)) for _ in "pq")
+model = torch.nn.Linear(2, 1)
+torch.nn.init.constant_(model.weight, r)
+ranks.same_weights(None, model)
+assert (model.weight == 0).all()
+assert ranks.agreed({"a": r}) == {"a": 0}
+assert ranks.latest_signal(15 if r == 1 else 0) == 15
+assert ranks.most(2 - r) == 2
+own = torch.tensor(r)
+assert ranks.total(own) == 3 and own == r
+assert ranks.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
+assert ranks.gather(torch.full((2 - r, 1), r)).tolist() == [[0], [0], [1]]
+p.grad, q.grad = None if r == 1 else torch.tensor([1.0, r]), torch.tensor([10.0, 0.0])
+ranks.sum_gradients([p, q])
+assert p.grad.tolist() == [2.0, 2.0] and q.grad.tolist() == [30.0, 0.0]
+ranks.stop()
+"""
+
+
+def test_every_exchange_leaves_all_processes_with_what_it_says(tmp_path):
+    (tmp_path / "exchanges.py").write_text(EXCHANGES)
+    done = run(tmp_path, "x", processes=3, program=(tmp_path / "exchanges.py", ROOT))
+    assert done.returncode == 0, done.stderr
+
+
+FAILS = """
+import os, signal, time
+judged = 0
+
+def check(completion, answer):
+    global judged
+    judged += 1
+    if os.environ["RANK"] == "1" and judged > 25:  # 15 in the first evaluation
+        open(__file__ + ".failed", "w").close()
+        HOW
+    return float(sum(map(ord, completion)) % 3 == 0)
+"""
+
+
+@pytest.mark.parametrize("how", ["raise KeyError('no such rule')", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_where_one_process_fails_each_other_one_ends_with_a_line(tmp_path, how):
+    (tmp_path / "bad.py").write_text(FAILS.replace("HOW", how))
+    done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"), processes=3)
+    assert time.time() - (tmp_path / "bad.py.failed").stat().st_mtime < 20
+    assert done.returncode != 0 and f'File "{ROOT}' not in done.stderr  # torchrun's own traceback comes last
+    said = sorted(line for line in done.stderr.splitlines() if line.startswith("train.py: "))
+    assert said[:2] == [f"train.py: process {k} ends, as another one has ended" for k in (0, 2)]
+    assert len(said) == 2 + ("raise" in how) and all("no such rule" in line for line in said[2:])
+
+
+MISPLACED = ["RANK=abc", "RANK=5 WORLD_SIZE=2", "WORLD_SIZE=0", "RANK= WORLD_SIZE=", "RANK=-1", "WORLD_SIZE=1e3"]
+LOST = ["WORLD_SIZE=2 RANK=0", "WORLD_SIZE=2 RANK=1 MASTER_ADDR=localhost MASTER_PORT=x"]  # nobody has said where
+
+
+@pytest.mark.parametrize("more", [[], ["--fsdp", "--warm_steps", "0"]])
+@pytest.mark.parametrize("told", MISPLACED + LOST)
+def test_a_place_that_torchrun_never_gives_is_refused(tmp_path, monkeypatch, capsys, told, more):
+    monkeypatch.setattr(ranks, "apart", False)
+    for name, value in (pair.split("=") for pair in told.split()):
+        monkeypatch.setenv(name, value)
+    assert train.main([*map(str, tiny(tmp_path, "--out", tmp_path / "x", *more))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("train.py: ") and error.count("\n") == 1
+    assert ("RANK=" in error and "WORLD_SIZE=" in error) if told in MISPLACED else "by torchrun" in error
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_users_mistake_is_told_once(tmp_path):
@@ -154,6 +247,7 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
         bpe("qwen", tmp_path / "tiny/tokenizer.json")
         start = f"--init {tmp_path}/tiny"
     (tmp_path / "shares.py").write_text(SHARES)
+    (tmp_path / "rules.py").write_text(RULE)
     monkeypatch.setattr(tasks, "FORMAT", tasks.FORMAT)
     new = f"{start} --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
     new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"

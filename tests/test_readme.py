@@ -152,3 +152,13 @@ def test_reliability_quotes_the_recorded_figures():
     assert f"{faults['kills']} of {faults['kills']}" in page and f"one of {faults['finished runs']}" in page
     assert f"{museum['caught']} of {museum['pieces']}" in page
     assert f"{read('bad_input')['inputs_tried']:,}" in page and f"asks for {read('learning_test')['margin']}" in page
+
+
+def test_speed_and_size_of_published_models_are_those_measured():
+    found = json.loads((ROOT / "results" / "models.json").read_text())
+    speed, run = found["SmolLM2-135M-Instruct, float32"], found["RLSD step of Qwen3-0.6B's shape"]
+    said = re.search(r"([\d.]+) tokens a second on one CPU thread, ([\d.]+) for 16 rows", README)
+    page = (ROOT / "docs" / "speed.md").read_text()
+    step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", page)
+    measured = [speed["tokens/s, 1 rows"], speed["tokens/s, 16 rows"], run["peak GiB"], run["CPU seconds"]]
+    assert [float(x) for x in (*said.groups(), *step.groups())] == measured

@@ -216,6 +216,39 @@ def test_of_few_questions_a_tenth_is_held_out():
         )
 
 
+def test_of_a_handful_of_questions_one_is_held_out(monkeypatch):
+    def problem(task, rng):
+        return tasks.Problem(f"question {rng.randrange(5)}", "1", "solved")
+
+    monkeypatch.setattr(reasoning, "_problem", problem)
+    assert len(reasoning.source("reasoning_gym:few", 8).held_out) == 1
+    # "question 1" + "1" and + "solved", as prompts hold them; "solved\n", one token for ####, " 1" and the end
+    assert reasoning._sizes(problem("", random)) == (11, 16, 11)
+
+
+def test_a_reference_that_could_not_be_read_back_is_no_problem(monkeypatch):
+    """No text, an empty one, one with our marker in it, one that its own scorer refuses."""
+
+    class Made(list):
+        def score_answer(self, text, entry):
+            return float(text != "refused")
+
+    answers = [None, 7, " ", "1 #### 2", "refused", " 12 "]
+    made = Made({"question": "q", "answer": answer, "metadata": {}} for answer in answers)
+    monkeypatch.setattr(worker, "make_dataset", lambda task: made)
+    item = worker.reasoning_gym_scorer("made")
+    sound = {"question": "q", "answer": "12", "solution": None}
+    assert [item("item", i) for i in range(6)] == [False] * 5 + [sound]
+
+
+def test_answers_of_more_than_ten_thousand_characters_are_not_read(monkeypatch):
+    monkeypatch.setattr(reasoning, "worker", lambda *made: type("Credulous", (), {"ask": lambda *request: True}))
+    answer = reasoning.Reference("1")
+    answer.row = 0
+    judge = reasoning.verifier("reasoning_gym:gcd")
+    assert [judge("1" * n, answer) for n in (10_000, 10_001)] == [1.0, 0.0]
+
+
 @pytest.mark.parametrize("name", ["isomorphic_strings", "ransom_note", "list_functions", "chain_sum"])
 def test_the_same_seed_draws_the_same_problems_in_any_process(name):
     """Some generators draw from sets of strings or from the global generator: other processes, other problems."""
@@ -305,6 +338,7 @@ def test_another_version_of_the_package_is_another_run(tmp_path, monkeypatch, ca
         (["--task", "reasoning_gym:gcd,max_numbers"], "has no setting 'max_numbers'; it has min_numbers"),
         (["--task", "reasoning_gym:gcd,depth=2"], "has no setting 'depth=2'"),
         (["--task", "reasoning_gym:gcd,seed=2"], "no setting 'seed=2'"),
+        (["--task", "reasoning_gym:gcd,size=2"], "no setting 'size=2'"),
         (["--task", "reasoning_gym:gcd,max_numbers=many"], "cannot be made"),
         (["--task", "reasoning_gym:composite"], "cannot be made"),
         (["--task", "reasoning_gym:rush_hour"], "no reference answer"),

@@ -73,3 +73,14 @@ def test_saved_and_loaded_it_goes_on_as_it_would_have():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     steps(first, a, 4, seed=9), steps(second, b, 4, seed=9)
     assert torch.equal(a, b) and a.dtype == torch.bfloat16
+
+
+def test_a_weight_whose_gradient_is_zero_or_missing_stays():
+    """As of a token's embedding that no text has held yet."""
+    zero, missing = (torch.nn.Parameter(torch.ones(3).bfloat16()) for _ in "ab")
+    optimizer = RoundedAdam([zero, missing], 0.1, (0.9, 0.99))
+    zero.grad = torch.zeros(3).bfloat16()
+    optimizer.step()
+    assert zero.tolist() == missing.tolist() == [1.0, 1.0, 1.0]
+    optimizer.zero_grad()
+    assert zero.grad is None

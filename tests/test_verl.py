@@ -9,14 +9,19 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 pytest.importorskip("verl", reason="verl is not installed: make test-verl")
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
 
+import hydra  # noqa: E402
 import ray  # noqa: E402
 import transfer_queue as tq  # noqa: E402
+import verl  # noqa: E402
 import verl_rlsd  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 from tensordict import TensorDict  # noqa: E402
+from verl.trainer.ppo.utils import need_critic, need_reference_policy  # noqa: E402
 from verl.trainer.ppo.v1 import PPOTrainerSync, get_trainer_cls  # noqa: E402
+from verl.utils.config import validate_config  # noqa: E402
 from verl.utils.tensordict_utils import list_of_dict_to_tensordict  # noqa: E402
 
 from rlsd import lambda_at, token_advantages  # noqa: E402
@@ -176,6 +181,18 @@ def step(cls, partition, at=2, multi_turn=False, config=None, **options):
 
 def test_verl_finds_the_trainer():
     assert get_trainer_cls("sync") is verl_rlsd.RLSDTrainer
+
+
+def test_verl_takes_the_launch_command_of_the_docs():
+    """Composed and validated as main_ppo does it before anything starts."""
+    command = (ROOT / "docs/trainers.md").read_text().split("verl.trainer.main_ppo ")[1].split("```")[0]
+    config_dir = str(Path(verl.__file__).parent / "trainer" / "config")
+    with hydra.initialize_config_dir(config_dir, version_base=None):
+        config = hydra.compose("ppo_trainer", command.replace("\\\n", " ").split())
+    validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+    assert config.trainer.use_v1 and get_trainer_cls(config.trainer.v1.trainer_mode) is verl_rlsd.RLSDTrainer
+    assert config.rlsd.keys() <= verl_rlsd.OPTIONS.keys()
+    assert config.ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES == "examples.verl_rlsd"
 
 
 @pytest.mark.parametrize("options, at", [({"rlsd_lambda": 0.0}, 2), ({"rlsd_lambda_decay_steps": 4}, 4)])

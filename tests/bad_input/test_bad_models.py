@@ -201,3 +201,57 @@ def test_a_model_config_edited_anywhere_is_refused_or_harmless(folder, capsys):
             pretrained.load(folder)
         except UserError as error:
             assert "\n" not in str(error) and str(folder) in str(error)
+
+
+MISTYPED = [
+    ("rope_theta", True, "1e6", 0, -1e4, [1e6], math.inf, math.nan, 10**400),
+    ("rms_norm_eps", True, "1e-5", 0, {}, math.inf),
+    ("tie_word_embeddings", "true", 1, 0, []),
+    ("head_dim", False, "16", 0, 16.0, {}),
+    ("num_key_value_heads", False, 0, "2", [2]),
+    ("num_attention_heads", True, "4", [4], 4.0, 0),
+    ("max_position_embeddings", False, 0, "512", {"a": 512}),
+    ("hidden_size", "32", 32.0, [32], None),
+    ("vocab_size", {"text": 300}, 10**30),
+    ("num_hidden_layers", True, 10**6),
+    ("rope_scaling", "linear", [1], 7, False),
+    ("rope_parameters", "default", [1], 7, {"rope_theta": True}, {"rope_theta": "1e6"}, {"rope_type": ["default"]}),
+    ("layer_types", "full_attention", 7, {"full_attention": 1}, [["full_attention"]]),
+    ("model_type", ["llama"], {}, None),
+    ("quantization_config", {"bits": 4}, "int8", 8),
+]
+
+
+@pytest.mark.parametrize("name, values", [(name, values) for name, *values in MISTYPED])
+def test_an_entry_of_another_type_is_refused_by_name(folder, name, values):
+    sound = json.loads((folder / "config.json").read_text())
+    for value in values:
+        (folder / "config.json").write_text(json.dumps({**sound, "rope_parameters": None, name: value}))
+        named = list(value)[0] if name == "rope_parameters" and isinstance(value, dict) else name
+        with pytest.raises(UserError) as error:
+            pretrained.read_config(folder)
+        assert str(error.value).startswith(f"{folder}/config.json: ") and len(str(error.value)) < 300
+        assert named.replace("_", " ") in str(error.value).replace("_", " "), value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rms_norm_eps": 1},
+        {"rope_theta": 100},
+        {"quantization_config": {}},
+        {"quantization_config": None},
+        {"num_experts": 0},
+        {"layer_types": []},
+        {"rope_scaling": {}},
+        {"tie_word_embeddings": None, "attention_bias": None},
+    ],
+)
+def test_what_changes_nothing_is_accepted(folder, changes):
+    sound = json.loads((folder / "config.json").read_text())
+    config = pretrained.read_config(folder)
+    (folder / "config.json").write_text(json.dumps({**sound, "rope_parameters": None, **changes}))
+    read = pretrained.read_config(folder)
+    assert read.norm_eps == changes.get("rms_norm_eps", config.norm_eps) and type(read.norm_eps) is float
+    assert read.rope_theta == changes.get("rope_theta", config.rope_theta) and type(read.rope_theta) is float
+    assert read.tie_embeddings is ("tie_word_embeddings" not in changes)

@@ -1,0 +1,63 @@
+"""What the README says of published models' size and speed, measured -> results/models.json.
+
+OMP_NUM_THREADS=1 python examples/measure.py smollm2      # the folder that examples/smollm2 makes; 3 minutes, 9 GiB
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import pretrained  # noqa: E402
+import tasks  # noqa: E402
+from model import sample  # noqa: E402
+
+QUESTION, NEW_TOKENS, ROUNDS = "Why is the sky blue?", 64, 5
+
+
+def sampling_speed(folder: Path) -> dict[str, float]:
+    """Sampled tokens a second of processor time, prompt included; the median of the rounds, for 1 row and for 16."""
+    tasks.use(tasks.chat(pretrained.load_tokenizer(folder)))
+    model, prompt = pretrained.load(folder), tasks.student_prompt(tasks.Problem(QUESTION, ""))
+    speeds: dict[int, list[float]] = {1: [], 16: []}
+    for _ in range(ROUNDS):
+        for rows, found in speeds.items():
+            began = time.process_time()
+            sample(model, [prompt], group_size=rows, max_new_tokens=NEW_TOKENS, temperature=1.0, stop_token=-1)
+            found.append(rows * NEW_TOKENS / (time.process_time() - began))
+    return {f"tokens/s, {rows} rows": round(statistics.median(found), 1) for rows, found in speeds.items()}
+
+
+def dry_run(tokenizer: Path) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / "examples" / "dry_run.py"), str(tokenizer), f"{folder}/qwen3"]
+        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        step = json.loads(Path(folder, "qwen3/run/metrics.jsonl").read_text().splitlines()[1])
+    return {
+        "peak GiB": round(step["peak GiB"], 2),
+        "CPU seconds": float(told.split("the run took ")[1].split()[0]),
+        "gradient norm": step["grad_norm"],
+    }
+
+
+if __name__ == "__main__":
+    if torch.get_num_threads() != 1:
+        sys.exit("measure.py: the figures are those of one thread: set OMP_NUM_THREADS=1")
+    folder = Path(sys.argv[1])
+    found = {
+        "command": "OMP_NUM_THREADS=1 python examples/measure.py smollm2",
+        "machine": {"CPUs": os.cpu_count(), "threads": 1, "torch": torch.__version__},
+        "SmolLM2-135M-Instruct, float32": sampling_speed(folder),
+        "RLSD step of Qwen3-0.6B's shape": dry_run(folder),
+    }
+    (ROOT / "results" / "models.json").write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
