@@ -310,8 +310,9 @@ def test_update_takes_the_gradient_of_the_whole_batch(micro, lam):
     with torch.no_grad():
         for p in state.teacher.parameters():  # a teacher that differs in more than its prompt
             p.mul_(1.1)
-    batch = batch_of(state, source, config)
-    assert (batch.advantages != 0).any()
+    rewards = iter([1.0, 1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 0.0])  # of the first group nothing is learned
+    batch = batch_of(state, source, config, lambda c, a: next(rewards))
+    assert (batch.advantages != 0).tolist() == [False] * 4 + [True] * 4
     views = [[view(p) for p in batch.problems] for view in (student_prompt, teacher_prompt)]
     with torch.no_grad():
         teacher_logps = token_logps(state.teacher, views[1], batch.samples, 1.0)
@@ -325,7 +326,14 @@ def test_update_takes_the_gradient_of_the_whole_batch(micro, lam):
     assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
     assert all(p.grad is None for p in state.teacher.parameters())
     norm = torch.stack([g.square().sum() for g in expected]).sum().sqrt().item()
-    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4) and metrics["loss"] == pytest.approx(
+        loss.item(), abs=1e-6
+    )
+    kept = batch.advantages != 0
+    scores = [x[kept].detach() for x in (logps, batch.samples.logps, teacher_logps)]
+    scores[2] = scores[2] if lam else None  # nobody asks the teacher then
+    _, means = rlsd_loss(*scores, batch.advantages[kept], batch.samples.mask[kept], lam=lam)
+    assert {name: metrics[name] for name in means} == pytest.approx(means, abs=1e-5)
 
 
 def test_metrics_do_not_depend_on_micro_batches():
