@@ -12,7 +12,7 @@ import torch
 
 import ranks
 import reasoning
-from run_files import UserError, one_line
+from errors import UserError, one_line
 
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 
@@ -139,10 +139,11 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message[:300]} (python {self.prog} --help lists the options)")
 
 
-def parse_config(argv: list[str]) -> Config:
+def parse_config(argv: list[str], about: str | None = None) -> Config:
+    """Options as a program was given them, checked; `about` heads its --help."""
     parser = Parser(
         "train.py",
-        description=__doc__,
+        description=about,
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from run_files import append, rows_of
+from run_files import append, metrics_of
 
 PRINTED = (
     "step, reward, length, entropy, no_spread, grad_norm, lambda, weight, clipped_low, clipped_high, tokens/s, pass@1, "
@@ -40,19 +40,20 @@ def peak_memory(device: str) -> float:
 
 def finish(out: Path) -> None:
     """Say what the run reached, and draw its curves where matplotlib is installed."""
-    rows = rows_of(out)
+    rows = metrics_of(out)
     evaluated = [row for row in rows if "pass@1" in row]
     if not evaluated:  # of a resumed run whose earlier lines somebody took away
         return
     first, last = evaluated[0], evaluated[-1]
+    seconds = sum(row.get("seconds", 0) for row in rows if row["step"] <= last["step"])
     print(
         f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
-        f"{last['greedy']:.3f} in {last['step']} updates ({sum(row.get('seconds', 0) for row in rows):.0f} s)"
+        f"{last['greedy']:.3f} in {last['step']} updates ({seconds:.0f} s)"
     )
     if last["step"] < rows[-1]["step"]:
         print(
-            f"best.pt is of update {last['step']} or before: none after it was evaluated; "
-            f"--eval_every {rows[-1]['step']} or less would have"
+            f"update {rows[-1]['step']} was not evaluated (--eval_every): best.pt holds the weights after update "
+            f"{last['step']}, or better ones before it"
         )
     try:
         import plot

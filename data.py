@@ -9,8 +9,8 @@ import reasoning
 import tasks
 import verifiers
 from config import Config
+from errors import UserError
 from methods import takes_hints, teacher_view
-from run_files import UserError
 
 
 class DataError(ValueError):

@@ -12,9 +12,10 @@ import torch
 import ranks
 import tasks
 from config import Config
+from errors import UserError
 from methods import Rollout
 from rounded_adam import RoundedAdam
-from run_files import UserError, lines_until, save
+from run_files import lines_until, save
 from state import State
 
 PATIENCE = 10  # updates in a row: skipped, until the run stops; out of order, until the log says so

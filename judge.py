@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -13,9 +14,9 @@ from torch import Tensor, zeros_like
 
 import tasks
 from config import Config
+from errors import UserError
 from model import Samples
 from rlsd import group_advantages
-from run_files import UserError
 from verifiers import Verifier
 
 
@@ -101,12 +102,11 @@ def report(error: BaseException, completion: str, problem: tasks.Problem, config
 # ---- what becomes of samples without a reward ------------------------------------------------------------------------
 
 
-def settle(rewards: Tensor, samples: Samples, config: Config) -> Tensor:
+def settle(rewards: Tensor, samples: Samples, config: Config) -> tuple[Tensor, Samples]:
     """Rewards (N,), a failed sample's nan made 0 (zero), or left, its tokens masked out of every mean (drop)."""
     if config.on_verifier_error == "zero":
-        return rewards.nan_to_num(0.0)
-    samples.mask &= ~rewards.isnan()[:, None]
-    return rewards
+        return rewards.nan_to_num(0.0), samples
+    return rewards, replace(samples, mask=samples.mask & ~rewards.isnan()[:, None])
 
 
 def advantages_of(rewards: Tensor, group_size: int) -> Tensor:

@@ -57,7 +57,8 @@ class Rollout:
 
 
 def teacher_view(problem: tasks.Problem, config: Config) -> list[int]:
-    if config.privileged_key:
+    """The teacher's prompt: it shows the problem's own privileged text if it has one, else what --privileged says."""
+    if problem.privileged:
         return tasks.prompt(problem, problem.privileged)
     return tasks.teacher_prompt(problem, config.privileged)
 

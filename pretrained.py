@@ -15,8 +15,9 @@ import tiktoken
 import torch
 from torch import Tensor
 
+from errors import UserError, reading
 from model import ModelConfig, Transformer
-from run_files import UserError, check_finite, reading, replace
+from run_files import check_finite, replace
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 

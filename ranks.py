@@ -15,13 +15,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from errors import UserError, one_line
+
 apart = False  # set by train.py once options and data are known to be sound
 
 
 def place() -> tuple[int, int]:
     """This process's number and how many there are, as torchrun tells; UserError for what it never tells."""
-    from run_files import UserError  # which imports this file
-
     told = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
     try:
         number, processes = map(int, told.values())
@@ -52,8 +52,6 @@ def join(device: str) -> None:
 
     UserError where the environment does not say where the others are, or nobody is there.
     """
-    from run_files import UserError, one_line
-
     if world() > 1:
         try:
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
@@ -79,8 +77,6 @@ def same_weights(*models: torch.nn.Module | None) -> None:
 
 def speaks() -> bool:
     """Mistakes in options and data are met by all processes, and process 0 says so; after that each has its own."""
-    from run_files import UserError
-
     try:
         return apart or rank() == 0
     except UserError:  # the number itself is the mistake

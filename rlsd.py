@@ -26,12 +26,24 @@ def group_advantages(rewards: Tensor, group_size: int, eps: float = 1e-6) -> Ten
         raise ValueError(f"rewards: {tuple(rewards.shape)} is not (N,) with N a multiple of group_size {group_size}")
     if not torch.isfinite(rewards).all():
         raise ValueError(f"rewards: {int((~torch.isfinite(rewards)).sum())} of {len(rewards)} are not finite")
-    r = rewards.double().view(-1, group_size)  # (N/G, G)
-    no_spread = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)
-    centred = r - r.mean(dim=1, keepdim=True)
+    grouped = rewards.double().view(-1, group_size)  # (N/G, G)
+    no_spread = grouped.amax(dim=1, keepdim=True) == grouped.amin(dim=1, keepdim=True)
+    centred = grouped - grouped.mean(dim=1, keepdim=True)
     std = (centred.square().sum(dim=1, keepdim=True) / max(group_size - 1, 1)).sqrt()
     advantages = torch.where(no_spread, 0.0, centred / (std + eps))
     return advantages.view(-1).to(rewards.dtype if rewards.is_floating_point() else torch.float32)
+
+
+def evidence_weights(
+    advantages: Tensor, teacher_logps: Tensor, student_logps: Tensor, mask: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Unclipped w_t = (P_T / P_S)^sign(A) and Delta_t = log P_T - log P_S in nats, both (N,T) and detached.
+
+    sign(0) = 0, so a sample without advantage has w = 1; padding has w = 1 and Delta = 0. Paper, Eq. 13 and 14.
+    """
+    delta = torch.where(mask.bool(), teacher_logps - student_logps, 0.0).detach()
+    log_weights = advantages.detach().sign()[:, None] * delta
+    return log_weights.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), delta
 
 
 def token_advantages(
@@ -47,18 +59,6 @@ def token_advantages(
     clipped = weights.clamp(1 - eps_w, 1 + eps_w)
     multiplier = torch.lerp(torch.ones_like(clipped), clipped, lam)  # (1 - lam) + lam * clipped, exact at 0 and 1
     return torch.where(mask.bool(), advantages.detach()[:, None] * multiplier, 0.0)
-
-
-def evidence_weights(
-    advantages: Tensor, teacher_logps: Tensor, student_logps: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Unclipped w_t = (P_T / P_S)^sign(A) and Delta_t = log P_T - log P_S in nats, both (N,T) and detached.
-
-    sign(0) = 0, so a sample without advantage has w = 1; padding has w = 1 and Delta = 0. Paper, Eq. 13 and 14.
-    """
-    delta = torch.where(mask.bool(), teacher_logps - student_logps, 0.0).detach()
-    log_weights = advantages.detach().sign()[:, None] * delta
-    return log_weights.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp(), delta
 
 
 def rlsd_loss(

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: folder, checkpoints, lines of metrics; and the one line that a user's mistake becomes."""
+"""What a run leaves on disk: its folder, checkpoints, lines of metrics."""
 
 import contextlib
 import json
@@ -10,31 +10,7 @@ from pathlib import Path
 import torch
 
 import ranks
-
-
-class UserError(Exception):
-    """Something the user can mend: printed as one line, exit code 2."""
-
-
-def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks: a UserError's own words, else its kind as well."""
-    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
-    if isinstance(error, UserError):
-        return text
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return f"{type(error).__name__}: {text[:300]}"
-
-
-@contextlib.contextmanager
-def reading(what: str):
-    """Whatever a torn, foreign or edited file of the user's makes its reader raise becomes one UserError."""
-    try:
-        yield
-    except (UserError, KeyboardInterrupt, SystemExit):
-        raise
-    except BaseException as error:  # torch and tiktoken raise many kinds, a panic of Rust's among them
-        raise UserError(f"{what}: {one_line(error)}") from error
+from errors import UserError
 
 
 def new_folder(name: str) -> str:
@@ -180,6 +156,6 @@ def append(path: Path, row: dict) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def rows_of(out: Path) -> list[dict]:
+def metrics_of(out: Path) -> list[dict]:
     """The lines of metrics.jsonl, a dict each."""
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]

@@ -23,10 +23,11 @@ import tasks
 import verifiers
 from config import Config, Parser, config_of
 from data import load_source
-from methods import group_hints, teacher_view
+from errors import UserError, one_line, reading
+from methods import teacher_view
 from model import Transformer
 from questions import find_problem
-from run_files import UserError, fill, load, one_line, reading
+from run_files import fill, load
 from state import build_model
 from train import rollout
 
@@ -61,12 +62,9 @@ def completed(run: Run, question: str, found: tasks.Problem | None, answer: str,
     if found is None and not answer:
         raise UserError(f"{asked} is none of the run's problems: give its reference answer with --answer")
     problem = tasks.Problem(found.question if found else question, answer) if answer or not found else found
-    if reference:
-        problem, run.config = (
-            dataclasses.replace(problem, privileged=reference),
-            dataclasses.replace(run.config, privileged_key="--reference"),
-        )
-    if not (problem.privileged if run.config.privileged_key else run.config.privileged == "answer" or problem.solution):
+    problem = dataclasses.replace(problem, privileged=reference) if reference else problem
+    shows_the_answer = run.config.privileged == "answer" and not run.config.privileged_key
+    if not (problem.privileged or shows_the_answer or (problem.solution and not run.config.privileged_key)):
         raise UserError(f"{asked} has nothing to show the run's teacher: give it with --reference")
     longest = max(len(teacher_view(problem, run.config)), len(tasks.student_prompt(problem)))
     room = run.config.max_seq_len - run.config.max_new_tokens
@@ -88,8 +86,6 @@ def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[c
         spread = bool(batch.advantages.any())
         if spread:
             break
-    if run.config.evidence == "contrastive":
-        batch.hints = group_hints(batch, run.config)
     picked = batch.right_and_wrong() if spread else torch.tensor([0])
     samples = credit.credited(run.model, batch.rows(picked), run.config)
     right = f"{int((batch.rewards == 1).sum())} of {len(batch.rewards)} samples right"

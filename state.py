@@ -10,9 +10,10 @@ import pretrained
 import ranks
 import tasks
 from config import CHANGEABLE, Config, config_of
+from errors import UserError, reading
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
-from run_files import UserError, fill, load, reading, save, to_disk
+from run_files import fill, load, save, to_disk
 
 MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
 

@@ -20,12 +20,14 @@ from typing import Any
 import torch
 
 import console
+import errors
 import ranks
 import run_files
 import tasks
 import verifiers
 from config import Config, fingerprint_of, parse_config
 from data import load_source
+from errors import UserError
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
@@ -33,7 +35,6 @@ from methods import Rollout, autocast, group_hints, loss_of, loss_or_nan, parts_
 from model import Transformer, sample
 from rlsd import lambda_at
 from rounded_adam import RoundedAdam
-from run_files import UserError
 from state import State, export
 from warm_start import warm_start
 
@@ -123,8 +124,6 @@ def one_step(
         else 0.0
     )
     batch = rollout(state.model, source, verifier, config, step)
-    if takes_hints(config):
-        batch.hints = group_hints(batch, config)
     if step % config.eval_every == 0:
         for row in credited_samples(state.model, state.teacher, batch, config, lam):
             run_files.append(out / "samples.jsonl", {"step": step, **row})
@@ -175,8 +174,11 @@ def rollout(
     problems = [p for p in questions for _ in range(config.group_size)]
     rewards = torch.tensor(verify(verifier, samples, problems, config), device=config.device)
     errors = int(rewards.isnan().sum())
-    rewards = settle(rewards, samples, config)
-    return Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), verifier_errors=errors)
+    rewards, samples = settle(rewards, samples, config)
+    batch = Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), verifier_errors=errors)
+    if takes_hints(config):
+        batch.hints = group_hints(batch, config)
+    return batch
 
 
 def update(
@@ -192,7 +194,7 @@ def update(
     tokens = ranks.total(samples.mask.sum())  # samples without advantage count, though they move nothing
     rows = rows_of(batch, config)
     scored = ranks.total(samples.mask[rows].sum())
-    if scored == 0:
+    if scored == 0:  # nothing moves; log-probabilities that are nan must still show
         loss, metrics = loss_or_nan(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
         return metrics | {"loss": ranks.total((0 * loss).abs()).item(), "grad_norm": 0.0}
     metrics = {"loss": 0.0}
@@ -226,10 +228,10 @@ def describe(batch: Rollout, config: Config) -> dict[str, float]:
 def main(argv: list[str]) -> int:
     try:
         with contextlib.ExitStack() as stack:
-            return train(parse_config(argv), stack)
+            return train(parse_config(argv, __doc__), stack)
     except (UserError, OSError) as error:
         if ranks.speaks():
-            print(f"train.py: {run_files.one_line(error)}", file=sys.stderr)
+            print(f"train.py: {errors.one_line(error)}", file=sys.stderr)
         return 2
     except torch.OutOfMemoryError:
         print(

@@ -13,10 +13,11 @@ import tasks
 import worker
 from config import Config
 from console import Interrupt, Interrupted
+from errors import UserError, one_line, reading
 from guards import out_of_memory
 from methods import autocast, teacher_view
 from model import Samples, Transformer, token_logps
-from run_files import UserError, fill, load, one_line, reading, save
+from run_files import fill, load, save
 from state import warm_seed
 
 

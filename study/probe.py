@@ -22,11 +22,12 @@ import train
 from config import Config, Parser, parse_config
 from console import Interrupt, Interrupted
 from data import load_source
+from errors import UserError, one_line, reading
 from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import UserError, fill, load, one_line, reading, replace
+from run_files import fill, load, replace
 from state import build_model
 from study.estimates import samples_worth
 from verifiers import Verifier

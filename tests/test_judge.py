@@ -15,9 +15,9 @@ import methods
 import tasks
 import train
 from config import Config
+from errors import UserError
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
-from run_files import UserError
 from tasks import Problem, student_prompt
 
 TINY = (

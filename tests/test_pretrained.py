@@ -22,8 +22,8 @@ import pretrained  # noqa: E402
 import sample as sample_file  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
+from errors import UserError  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
-from run_files import UserError  # noqa: E402
 
 ROOT = Path(train.__file__).parent
 SHAPE = {

@@ -99,11 +99,11 @@ def test_checkpoints_come_every_save_every_updates_and_at_the_end(tmp_path, monk
 
 def test_a_run_says_that_its_last_updates_were_not_evaluated(tmp_path, capsys):
     """best.pt, and what is exported of it, may be the weights that a short run began with."""
-    said = "best.pt is of update 2 or before: none after it was evaluated; --eval_every 3 or less would have"
+    said = "update 3 was not evaluated (--eval_every): best.pt holds the weights after update 2, or better ones"
     assert train.main(options(tmp_path, "run", "--steps", "3", "--eval_every", "2")) == 0
     assert said in capsys.readouterr().out
     assert train.main(options(tmp_path, "other", "--steps", "2", "--eval_every", "2")) == 0
-    assert "best.pt is of" not in capsys.readouterr().out
+    assert "not evaluated" not in capsys.readouterr().out
 
 
 def test_a_run_leaves_its_files(tmp_path, capsys):
@@ -750,12 +750,13 @@ def test_options_reach_the_step(tmp_path, monkeypatch):
 
 
 def test_the_privileged_text_is_the_one_asked_for(tmp_path):
-    problem = Problem("q", "a", "worked", "answer")
-    for more, text in (
-        ([], "a"),
-        (["--privileged", "solution"], "worked"),
-        (["--data", "x", "--privileged_key", "k"], "answer"),
+    """A text of the problem's own is shown as it is, even where it is the name of another choice."""
+    for more, own, text in (
+        ([], None, "a"),
+        (["--privileged", "solution"], None, "worked"),
+        (["--data", "x", "--privileged_key", "k"], "answer", "answer"),
     ):
+        problem = Problem("q", "a", "worked", own)
         config = train.parse_config([*TINY, *more])
         assert methods.teacher_view(problem, config) == tasks.prompt(problem, text)
 

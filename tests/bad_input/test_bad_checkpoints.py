@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from refused import TINY, TRIED, Evil, contents, refused
 
 import console
-import run_files
+import errors
 import tasks
 import train
 import warm_start
@@ -252,7 +252,7 @@ def test_any_value_anywhere_in_a_checkpoint_is_refused_or_harmless(finished, tmp
     TRIED["foreign checkpoints, fuzzed"] += 1
     try:
         mine.load(path, config)
-    except run_files.UserError as error:
+    except errors.UserError as error:
         assert "\n" not in str(error) and "no checkpoint of this run" in str(error)
         return
     for p in mine.model.parameters():

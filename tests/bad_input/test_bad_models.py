@@ -17,8 +17,8 @@ from refused import TRIED, Evil, contents, refused
 import pretrained
 import tasks
 import train
+from errors import UserError
 from model import ModelConfig, Transformer
-from run_files import UserError
 
 ODD = (None, True, False, -1, 0, 1, 7, 10**9, 10**30, 0.5, math.nan, math.inf, "", "x", "{question}", [], {}, [[]], [1])
 

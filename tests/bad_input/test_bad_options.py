@@ -14,7 +14,7 @@ import bench
 import reproduce
 import train
 from config import Config, parse_config
-from run_files import UserError
+from errors import UserError
 from study import probe
 
 NO_INT = ("", "x", "1.5", "nan", "inf", "1e3", "0x10", "--", "9" * 5000)

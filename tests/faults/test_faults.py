@@ -12,6 +12,7 @@ import pytest
 import torch
 from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, rows, same
 
+import errors
 import run_files
 import train
 
@@ -69,7 +70,7 @@ def in_a_fork(folder, fault, at, work):
             Disk(folder / "run", Phase(), fault, at).install()
             work()
             code = 0
-        except run_files.UserError as error:
+        except errors.UserError as error:
             os.write(os.open(folder / "said.txt", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), str(error).encode())
             code = 2
         finally:
@@ -160,7 +161,7 @@ def test_the_lock_of_a_killed_run_dies_with_it(tmp_path):
             os.write(send, b"locked")
             signal.pause()
     assert os.read(receive, 6) == b"locked"
-    with pytest.raises(run_files.UserError, match="another run"), run_files.locked(tmp_path / "out"):
+    with pytest.raises(errors.UserError, match="another run"), run_files.locked(tmp_path / "out"):
         pass
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
