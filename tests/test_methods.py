@@ -197,6 +197,19 @@ def test_hints_that_would_not_fit_are_passed_over():
     assert methods.group_hints(batch, config) == ["3", "3", "3"]  # text without a marked answer gave no answer
 
 
+@pytest.mark.parametrize("more", [["--method", "sdpo"], ["--evidence", "contrastive"], ["--method", "grpo"]])
+def test_the_longest_prompt_of_a_sample_counts_what_the_group_shows(more):
+    config = train.parse_config([*TINY, *more])
+    batch = group(["a", "b"], [1.0, 0.0], 2)
+    batch.hints = ["x" * 50, None]
+    views = [student_prompt(batch.problems[0])] + (
+        [teacher_prompt(batch.problems[0])] if config.method == "rlsd" else []
+    )
+    without = max(map(len, views))
+    assert methods.longest_view(batch, 1, config) == without
+    assert methods.longest_view(batch, 0, config) == len(prompt(batch.problems[0], "x" * 50)) > without
+
+
 def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
     batch = group(["a #### 9", "b #### 8", "c #### 9", "d #### 9", "e #### 9", "f ####"], [1.0, 0, 1.0, 1.0, 1.0, 0], 3)
     config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
