@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import signal
 import sys
 import threading
@@ -18,6 +19,8 @@ from errors import UserError
 from model import Samples
 from rlsd import group_advantages
 from verifiers import Verifier
+
+LETS_NOTHING_THROUGH = 5  # alarms, a second apart, that a verifier may swallow
 
 
 class NoReward(Exception):
@@ -39,7 +42,9 @@ def verify(verifier: Verifier, samples: Samples, problems: list[tasks.Problem], 
             completion = tasks.decode(tokens)
             try:
                 rewards.append(reward_of(timed(verifier, completion, problem.answer, config.verifier_timeout)))
-            except (Exception, SystemExit, Overtime) as error:
+            except KeyboardInterrupt:  # a second Ctrl-C
+                raise
+            except BaseException as error:  # not all that other packages raise is an Exception
                 report(error, completion, problem, config)
                 rewards.append(math.nan)
     return rewards
@@ -59,7 +64,19 @@ def timed(verifier: Verifier, completion: str, answer: str, seconds: float):
     if seconds == 0 or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
         return verifier(completion, answer)
 
+    left = LETS_NOTHING_THROUGH
+
     def ring(number, frame):
+        nonlocal left
+        left -= 1
+        if left == 0:
+            print(
+                f"verifier, on the reference answer {answer[:60]!a}: it goes on after --verifier_timeout {seconds:g} "
+                "seconds, whatever is raised in it; --resume goes on from the last checkpoint",
+                file=sys.__stderr__,
+                flush=True,
+            )
+            os._exit(2)
         raise Overtime(f"it took longer than --verifier_timeout {seconds:g} seconds")
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -79,12 +96,12 @@ def report(error: BaseException, completion: str, problem: tasks.Problem, config
     text = str(error) if isinstance(error, NoReward | Overtime) else "".join(traceback.format_exception_only(error))
     trace = [] if isinstance(error, NoReward) else traceback.format_exception(error)
     where = f"{problem.origin} {problem.question[:60]!r} with the completion {completion[:60]!r}".strip()
-    line = f"verifier, on {where}: {' '.join(text.split())}"
+    line = f"verifier, on {where}: {' '.join(text.split())}".encode(errors="backslashreplace").decode()
     stop, first = config.on_verifier_error == "stop", True
     path = Path(config.out) / "verifier_error.txt"
     try:
         if config.out:  # a run, not a probe
-            with open(path, "w" if stop else "x") as file:
+            with open(path, "w" if stop else "x", encoding="utf-8", errors="backslashreplace") as file:
                 told = [line, "", "".join(trace), "question:", problem.question, "completion:", completion, ""]
                 file.write("\n".join(told))
             line += f" (more in {path})"

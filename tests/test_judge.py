@@ -2,9 +2,12 @@
 
 import json
 import math
+import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
 from tasks import Problem, student_prompt
 
+ROOT = Path(train.__file__).parent
 TINY = (
     "--hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 --steps 4 --prompts_per_step 2 --group_size 4 "
     "--chain 2 --max_new_tokens 32 --eval_every 2 --eval_problems 3 --save_every 2 --lr 0.01"
@@ -66,7 +70,17 @@ def recurses(completion, answer):
     return recurses(completion, answer)
 
 
+class NoException(BaseException):
+    """As those that func_timeout and Rust's panics raise."""
+
+
+def raises(error):
+    raise error
+
+
 BAD = {
+    "raises no Exception": (lambda c, a: raises(NoException("stopped")), "NoException: stopped"),
+    "says what no file takes": (lambda c, a: raises(ValueError("half a \ud800 pair")), "ValueError: half a"),
     "raises": (lambda c, a: {}["oops"], "KeyError: 'oops'"),
     "ends the program": (lambda c, a: sys.exit(0), "SystemExit: 0"),
     "recurses": (recurses, "RecursionError"),
@@ -129,6 +143,34 @@ def test_time_within_the_limit_is_given_to_every_call_anew(tmp_path):
     assert judged(slow, config_of(tmp_path, "--verifier_timeout", "0.4"), said=["a"] * 5) == [1.0] * 5
     time.sleep(0.5)  # no alarm is left to go off
     assert signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_second_ctrl_c_is_no_failure_of_the_verifier(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        judged(lambda c, a: raises(KeyboardInterrupt()), config_of(tmp_path, "--on_verifier_error", "zero"))
+
+
+def test_a_verifier_that_lets_nothing_through_ends_the_program_with_one_line(tmp_path):
+    (tmp_path / "rules.py").write_text(
+        "import time\n\n\ndef check(c, a):\n    while True:\n        try:\n            time.sleep(9)\n"
+        "        except BaseException:\n            pass\n"
+    )
+    paths = ["--out", str(tmp_path / "out"), "--warm_dir", str(tmp_path / "warm"), "--verifier_timeout", "0.2"]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *paths, "--verifier", f"{tmp_path}/rules.py:check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "goes on after --verifier_timeout 0.2 seconds, whatever is raised in it" in done.stderr
+
+
+def test_a_failure_is_told_where_the_locale_knows_no_letters(tmp_path):
+    """A completion of an untrained model is full of U+FFFD, which ASCII lacks."""
+    (tmp_path / "rules.py").write_text("def check(c, a):\n    raise ValueError(c + '\\u00e9')\n")
+    paths = ["--out", str(tmp_path / "out"), "--warm_dir", str(tmp_path / "warm")]
+    command = [sys.executable, str(ROOT / "train.py"), *TINY, *paths, "--verifier", f"{tmp_path}/rules.py:check"]
+    env = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([*command, "--on_verifier_error", "zero", "--steps", "1"], capture_output=True, env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    assert "\u00e9" in (tmp_path / "out" / "verifier_error.txt").read_text("utf-8")
 
 
 def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capsys):

@@ -56,9 +56,9 @@ def test_the_teachers_weights_follow_their_rule(method, expected):
     config, state, batch = setup("--method", method, *(["--sdpo_ema", "0.25"] if method == "sdpo" else []))
     state.sync_teacher()
     initial = [p.detach().clone() for p in state.model.parameters()]
-    batch.hints = methods.group_hints(batch, config)
+    batch.hints = ["1"] * len(batch.problems)
     for state.step in (1, 2):
-        train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+        assert train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)["grad_norm"] > 0
         policy = [p.detach().clone() for p in state.model.parameters()]
         before = [p.detach().clone() for p in state.teacher.parameters()]
         state.teach(config)
@@ -174,6 +174,28 @@ def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
     with_hint = [i for i in range(6) if i != 4]
     assert prompts[0] == [prompt(batch.problems[i], batch.hints[i]) for i in with_hint]
     assert prompts[1] == [student_prompt(batch.problems[i]) for i in with_hint]
+
+
+def test_a_part_mark_is_no_right_sample_to_show():
+    batch = group(["a", "b", "c"], [0.5, 1.0, 0.0], 3)
+    assert methods.group_hints(batch, train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])) == [
+        "b",
+        None,
+        "b",
+    ]
+
+
+@pytest.mark.parametrize(
+    "method, rows",
+    [("rlsd", [3, 4, 5]), ("grpo", [3, 4, 5]), ("grpo+opsd", [0, 1, 3, 4, 5]), ("opsd", [0, 1, 3, 4, 5])],
+)
+def test_distillation_learns_from_groups_without_spread_too(method, rows):
+    """And nobody from a sample that was dropped: its reward is nan."""
+    batch = group(["a", "b", "c", "d", "e", "f"], [1.0, 1.0, 1.0, 0.0, 1.0, 0.5], 3)
+    batch.rewards[2] = math.nan
+    batch.advantages = torch.tensor([0.0, 0.0, 0.0, -1.0, 1.0, 0.1])
+    config = train.parse_config([*TINY, "--method", method, "--group_size", "3"])
+    assert methods.rows_of(batch, config).tolist() == rows
 
 
 def test_sdpo_without_any_right_sample_changes_nothing():

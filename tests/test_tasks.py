@@ -92,6 +92,13 @@ def test_worked_solutions_are_right_and_careless_ones_hang_together(task, seed):
         assert reward >= right  # countdown may reach the target by another way
 
 
+@pytest.mark.parametrize("chain", [2, 3, 5])
+def test_copying_a_given_number_does_not_reach_the_target(chain):
+    for problem in tasks.generated("countdown", 20, chain).held_out:
+        target, numbers = problem.question.split(" from ")
+        assert len(numbers.split()) == chain and target not in numbers.split()
+
+
 def test_addition_by_hand():
     columns = tasks._columns("4787", "3625", lambda: True)
     assert columns == ("7+5=12\n8+2=11\n7+6=14\n4+3=8", "8412")
