@@ -23,6 +23,7 @@ import train
 import warm_start
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss, token_advantages
+from state import build_model
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
@@ -248,6 +249,13 @@ def setup(*more):
 
 def batch_of(state, source, config, body=lambda c, a: float(sum(map(ord, c)) % 2)):
     return train.rollout(state.model, source, body, config, 1)
+
+
+def test_the_model_is_of_the_size_asked_for():
+    config = train.parse_config(["--hidden_size", "96", "--num_layers", "3", "--max_seq_len", "200"])
+    size = build_model(config).config
+    assert (size.vocab_size, size.hidden_size, size.intermediate_size, size.num_layers) == (262, 96, 288, 3)
+    assert (size.num_heads, size.num_kv_heads, size.head_dim, size.max_seq_len) == (6, 3, 16, 200)
 
 
 def test_rollout_keeps_each_question_with_its_own_group():
