@@ -48,7 +48,9 @@ def two_updates(folder: Path) -> dict[str, float]:
         rule.write_text(RULE)
         command = [sys.executable, str(ROOT / "train.py"), "--init", str(folder), "--out", f"{scratch}/run"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([*command, *options.split(), "--verifier", f"{rule}:check"], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [*command, *options.split(), "--verifier", f"{rule}:check"], check=True, stdout=subprocess.DEVNULL
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         lines = Path(scratch, "run/metrics.jsonl").read_text().splitlines()
         steps = [row for row in map(json.loads, lines) if row["step"]]

@@ -6,9 +6,11 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from rlsd import group_advantages
+from study import estimates
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -162,3 +164,37 @@ def test_speed_and_size_of_published_models_are_those_measured():
     step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", page)
     measured = [speed["tokens/s, 1 rows"], speed["tokens/s, 16 rows"], run["peak GiB"], run["CPU seconds"]]
     assert [float(x) for x in (*said.groups(), *step.groups())] == measured
+
+
+def test_the_derivation_quotes_the_probes():
+    page = " ".join((ROOT / "docs/derivation.md").read_text().split())
+    probes = [json.loads(line) for line in (ROOT / "results/probe/probes.jsonl").read_text().splitlines()]
+    found = estimates.families(probes)
+    wrong = {
+        name: np.mean([p["shares"]["wrong"][name] for p in found["addition"]])
+        for name in ("uniform", "moved first", "moved deciding")
+    }
+    assert (
+        f"{wrong['moved deciding']:.0%} of the weight moved falls on the first wrong token "
+        f"({wrong['uniform']:.0%} of the tokens), and {wrong['moved first']:.0%} on the first token of all"
+    ).replace("%", " %") in page
+    wide = [
+        estimates.worth(found[f], "RLSD, eps_w 4, lambda 1", "adam").text(2)
+        for f in ("countdown", "countdown-after-grpo")
+    ]
+    assert f"worth {wide[0]} times the samples on five warm starts, and {wide[1]} times" in page
+    paper = [
+        estimates.worth(found["addition"], "RLSD, eps_w 0.2, lambda 0.5 (paper)", kind).value
+        for kind in ("cosines", "adam")
+    ]
+    assert "worth {:.2f} times GRPO's samples, by the gradient ({:.2f} by Adam's step)".format(*paper) in page
+    (before,) = {run["curve"][0]["teacher pass@1"] for run in grpo_runs_probed()}
+    after = [probe["teacher pass@1"] for probe in found["countdown-after-grpo"]]
+    mean, least, most = (f"{x + 1e-9:.3f}" for x in (np.mean(after), min(after), max(after)))  # halves go up
+    drift = f"from {before + 1e-9:.3f} to {mean} (five runs from one warm start, {least} to {most}, "
+    assert drift in page
+
+
+def grpo_runs_probed():
+    rows = map(json.loads, (ROOT / "results/study/countdown.jsonl").read_text().splitlines())
+    return [r for r in rows if (r["method"], r["samples"], r["lr"]) == ("grpo", 256, "") and r["seed"] < 5]
