@@ -160,6 +160,15 @@ def test_speed_and_size_of_published_models_are_those_measured():
     found = json.loads((ROOT / "results" / "models.json").read_text())
     speed, run = found["SmolLM2-135M-Instruct, float32"], found["RLSD step of Qwen3-0.6B's shape"]
     said = re.search(r"([\d.]+) tokens a second on one CPU thread, ([\d.]+) for 16 rows", README)
+    updates = found["SmolLM2-135M-Instruct, two updates of 8 samples"]
+    seconds, gib = f"{updates['CPU seconds']} s", f"{updates['peak GiB']} GiB"
+    assert f"take {seconds} of CPU time and {gib} in float32" in README
+    example = " ".join((ROOT / "examples/smollm2/README.md").read_text().split())
+    assert (
+        f"{updates['tokens a sample']} tokens each) take {seconds}, start and one evaluation included, and {gib}:"
+        in example
+    )
+    assert "{} tokens a second for a single answer, {:.0f} for 16 rows".format(*speed.values()) in example
     page = (ROOT / "docs" / "speed.md").read_text()
     step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", page)
     measured = [speed["tokens/s, 1 rows"], speed["tokens/s, 16 rows"], run["peak GiB"], run["CPU seconds"]]
