@@ -7,6 +7,7 @@ import numpy as np
 
 from study.estimates import (
     FEWEST,
+    LEARNING,
     Estimate,
     Study,
     area,
@@ -226,9 +227,16 @@ def leakage_claims(study: Study) -> list[list[str]]:
 
 
 def dynamics_claims(study: Study) -> list[list[str]]:
-    entropy = study.gain(entropy_while_learning, "addition", "rlsd", "grpo")
-    measured = "paired difference at rewards 0.5 to 0.9, nats a token"
-    rows = [row("Higher entropy than GRPO", measured, entropy, entropy.verdict(0.0), 4)]
+    rows = []
+    for where, method, other, *cell in (
+        ("(addition)", "rlsd", "grpo", "addition"),
+        ("at GRPO's learning rate (countdown, fresh seeds)", "rlsd-swapped", "grpo", "countdown", 256, True),
+        ("at its own learning rate (countdown, fresh seeds)", "rlsd", "grpo-swapped", "countdown", 256, True),
+    ):
+        entropy = study.gain(entropy_while_learning, cell[0], method, other, *cell[1:])
+        low, high = LEARNING[cell[0]]
+        measured = f"paired difference at rewards {low} to {high}, nats a token, both at the same rate"
+        rows.append(row(f"Higher entropy than GRPO {where}", measured, entropy, entropy.verdict(0.0), 4))
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
         share, carrying = (mean(clip_share(run, of_all) for run in runs) for of_all in (True, False))
