@@ -4,6 +4,7 @@ import ast
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -66,10 +67,31 @@ def cells(line):
 
 
 def test_the_verdicts_are_those_of_the_report():
+    """The README shows some of the report's rows, in its order and to the letter, and counts the verdicts of all."""
     report = (ROOT / "results" / "report.md").read_text()
     measured = [cells(line) for line in report.split("| claim | measured")[1].split("\n\n")[0].splitlines()[2:]]
+    rows = [[c[0], *c[2:]] for c in measured if c[3] != "0"]
     table = README.split("| claim | figure [95 % interval] | seeds | verdict |")[1].split("\n\n")[0]
-    assert [cells(line) for line in table.splitlines()[2:]] == [[c[0], *c[2:]] for c in measured if c[3] != "0"]
+    shown = [cells(line) for line in table.splitlines()[2:]]
+    assert shown == [row for row in rows if row in shown]
+    found = Counter(row[3] for row in rows)
+    said = " ".join(README.split())
+    assert f"{len(shown)} rows of {len(rows)}; the report has all" in said
+    verdicts = f"{found['holds']} hold, {found['does not hold']} do not, {found['undecided']} are undecided"
+    assert f"Of the {len(rows)}, {verdicts}." in said
+    cost = [
+        f"{re.search(pattern, report)[1]}"
+        for pattern in (r"\| One extra forward pass .*?\| ([\d.]+) \[", r"\| rlsd \| 2 \| ([\d.]+)")
+    ]
+    assert re.findall(
+        r"the study's ([\d.]+) is of|its table of costs, ([\d.]+), leaves", (ROOT / "docs/speed.md").read_text()
+    ) == [(cost[0], ""), ("", cost[1])]
+
+
+def test_the_order_of_reading_counts_its_lines():
+    named, said = re.search(r"Read (.*?) in this order \(about ([\d,]+) lines\)", README, re.DOTALL).groups()
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in re.findall(r"`(\w+\.py)`", named))
+    assert abs(lines - int(said.replace(",", ""))) < 50
 
 
 def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
@@ -91,7 +113,8 @@ def test_ratios_of_the_bench_are_those_of_its_last_run():
 
 
 def test_the_lines_shown_are_the_lines_of_the_code():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    method = README.split("\n## The method")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", method, re.DOTALL)
     code = "\n".join(line.strip() for line in (ROOT / "rlsd.py").read_text().splitlines())
     assert len(blocks) == 3 and all(block.strip() in code for block in blocks)
 
