@@ -32,7 +32,8 @@ WIDE_WEIGHTS = "RLSD, eps_w 4, lambda 1"  # of probe.WEIGHTINGS
 RULES = f"""
 Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
 margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed
-2; leakage {LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN}. A run that
+2, or as the claim says; leakage {LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN};
+samples worth: 1; credit: the share of the tokens that it falls on; clipped: all of it within 3 to 6 %. A run that
 never reaches the target of a speed is counted at its last update. Bootstrap intervals of 95 % are narrower than
 they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %), and they are given the
 one or two warm starts and the held-out problems that all runs of a task share."""

@@ -1,6 +1,7 @@
 """The README's table of equations points at the right lines, and its figures stand in the committed results."""
 
 import ast
+import itertools
 import json
 import re
 import sys
@@ -8,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from rlsd import group_advantages
@@ -230,3 +232,19 @@ def test_the_derivation_quotes_the_probes():
 def grpo_runs_probed():
     rows = map(json.loads, (ROOT / "results/study/countdown.jsonl").read_text().splitlines())
     return [r for r in rows if (r["method"], r["samples"], r["lr"]) == ("grpo", 256, "") and r["seed"] < 5]
+
+
+def test_equal_rewards_leave_a_residue_in_trl_and_none_here():
+    """TRL's samples' advantages are (r - mean) / (std + 1e-4), in float32; the last digits are the processor's."""
+    said = " ".join((ROOT / "docs/trainers.md").read_text().split())
+    groups, above, largest = re.search(
+        r"of ([\d,]+) groups .* 16\) (\d+) get .*? the largest ([\d.]+)\.", said
+    ).groups()
+    residues = []
+    for reward, size in itertools.product(range(1, 100), range(2, 17)):
+        r = torch.full((1, size), reward / 100)
+        residues.append(float(((r - r.mean(1)) / (r.std(1) + 1e-4)).abs().max()))
+        assert not group_advantages(r[0], size).any()
+    assert len(residues) == int(groups.replace(",", ""))
+    assert sum(x > 1e-4 for x in residues) == pytest.approx(int(above), rel=0.1)
+    assert max(residues) == pytest.approx(float(largest), rel=0.1)
