@@ -46,9 +46,13 @@ def updates_to(run: dict, target: float) -> float:
     return float(max(1.0, steps[i - 1] + share * (steps[i] - steps[i - 1])))
 
 
+LEARNING = {"addition": (0.5, 0.9), "countdown": (0.2, 0.4)}  # mean rewards between which most of a run's gain lies
+
+
 def entropy_while_learning(run: dict) -> float:
-    """Mean entropy of the updates whose reward lies between 0.5 and 0.9: methods are compared at equal accuracy."""
-    values = [row["entropy"] for row in run["curve"] if 0.5 <= row.get("reward", -1) <= 0.9]
+    """Mean entropy of the updates whose reward is one of LEARNING: methods are compared at equal accuracy."""
+    low, high = LEARNING[run["task"]]
+    values = [row["entropy"] for row in run["curve"] if low <= row.get("reward", -1) <= high]
     return float(np.mean(values)) if values else float("nan")
 
 

@@ -10,7 +10,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from config import Config
 from plot import COLOURS, STYLES
+from rlsd import lambda_at
 from study.estimates import FEWEST, Estimate, Study, mean
 
 STUDY_PANELS = {
@@ -43,7 +45,10 @@ def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh:
     methods = sorted({m for t, m, n, f in study.cells if (t, n, f) == (task, samples, fresh)})
     many = [m for m in methods if len(study.runs(task, m, samples, fresh)) >= FEWEST]
     methods = many or methods  # cells of three seeds stand in the table alone
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), constrained_layout=True)
+    on_top = [m for m in ("rlsd", "grpo") if m in methods]  # drawn last: they would lie below others
+    methods = [m for m in methods if m not in on_top] + on_top
+    rates = {m: study.runs(task, m, samples, fresh)[0]["options"].split("--lr ")[1].split()[0] for m in methods}
+    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, constrained_layout=True)
     for method in methods:
         i = LOOKS.index(method) if method in LOOKS else len(LOOKS)
         look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
@@ -52,34 +57,41 @@ def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh:
             line = over_tokens(runs, name)
             if line:
                 x, values = zip(*line)
-                axis.plot(x, [v.value for v in values], label=f"{method} ({len(runs)})", **look)
+                rate = f", lr {rates[method]}" if len(set(rates.values())) > 1 else ""
+                axis.plot(x, [v.value for v in values], label=f"{method} ({len(runs)}){rate}", **look)
                 axis.fill_between(
                     x, [v.low for v in values], [v.high for v in values], alpha=0.15, color=look["color"], linewidth=0
                 )
-    for axis, title in zip(
-        axes.flat, STUDY_PANELS.values()
-    ):  # after the last line: an earlier limit would cut the others
-        axis.set(title=title, xlabel="sampled tokens, thousands", ylim=(0, None))
+    for axis, (name, title) in zip(axes.flat, STUDY_PANELS.items()):  # after the last line: a limit cuts later ones
+        least = 0.05 if name == "leakage" else 0.0  # a completion or two of 400 shall not look like much
+        axis.set(title=title, ylim=(0, max(least, axis.get_ylim()[1])))
         axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("sampled tokens, thousands")
     if methods:
         lines = axes.flat[0].get_legend_handles_labels()
-        figure.legend(*lines, loc="outside lower center", ncols=len(methods), title="method (seeds)", frameon=False)
+        title = "method (seeds); band: 95 % interval of the mean"
+        figure.legend(*lines, loc="outside lower center", ncols=min(len(methods), 4), title=title, frameon=False)
     figure.suptitle(f"{task}, {samples} samples an update" + (", fresh seeds" if fresh else ""))
     figure.savefig(out, dpi=100)
     plt.close(figure)
 
 
 def credit_figure(samples: Path, out: Path) -> None:
-    """Token credit of one right and one wrong sample of a group, from a run's samples.jsonl."""
+    """Token credit of one right and one wrong sample of a group, from the samples.jsonl of a run at RLSD's defaults."""
     rows = [json.loads(line) for line in samples.read_text().splitlines()][:2]
-    figure, axes = plt.subplots(2, 1, figsize=(11, 5), constrained_layout=True)
+    default = Config()
+    lam = lambda_at(
+        rows[0]["step"], default.rlsd_lambda, default.rlsd_lambda_warmup_steps, default.rlsd_lambda_decay_steps
+    )
+    figure, axes = plt.subplots(2, 1, figsize=(11, 5), sharey=True, constrained_layout=True)
     for axis, row in zip(axes, rows):
         plain = float(np.median(row["credit"]))  # most tokens have no evidence: A itself
         share = [credit / plain - 1 for credit in row["credit"]]
         axis.bar(range(len(share)), share, bottom=1, color=COLOURS[0 if row["reward"] else 1])
         axis.axhline(1, color="black", linewidth=0.8)
         axis.set_xticks(range(len(share)), [repr(t)[1:-1].replace("<|end|>", "end") for t in row["tokens"]], fontsize=8)
-        axis.set_ylabel("A_hat / median token's")
+        axis.set(ylabel=f"A_hat / A at lambda {lam:g}", ylim=(0.9, 1.1))
         says = "right, praise" if row["reward"] else "wrong, blame"
         axis.set_title(f"{row['question']}: {says} of each token (1: plain GRPO's)", fontsize=10)
     figure.savefig(out, dpi=100)

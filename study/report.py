@@ -7,6 +7,7 @@ import numpy as np
 
 from study.estimates import (
     FEWEST,
+    LEARNING,
     Estimate,
     Study,
     area,
@@ -31,7 +32,8 @@ WIDE_WEIGHTS = "RLSD, eps_w 4, lambda 1"  # of probe.WEIGHTINGS
 RULES = f"""
 Verdicts: *holds* where the whole interval lies above the mark, *does not hold* where it lies below mark and
 margin (pass@1: {MARGIN}), else *undecided*; always undecided under {FEWEST} seeds. Marks: differences 0; speed
-2; leakage {LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN}. A run that
+2, or as the claim says; leakage {LEAKS}; one forward pass: under 1.5 times GRPO's seconds; larger teacher: -{MARGIN};
+samples worth: 1; credit: the share of the tokens that it falls on; clipped: all of it within 3 to 6 %. A run that
 never reaches the target of a speed is counted at its last update. Bootstrap intervals of 95 % are narrower than
 they say with few seeds (simulated on normal data: 10 seeds cover 90 %, 5 seeds 81 %), and they are given the
 one or two warm starts and the held-out problems that all runs of a task share."""
@@ -226,9 +228,16 @@ def leakage_claims(study: Study) -> list[list[str]]:
 
 
 def dynamics_claims(study: Study) -> list[list[str]]:
-    entropy = study.gain(entropy_while_learning, "addition", "rlsd", "grpo")
-    measured = "paired difference at rewards 0.5 to 0.9, nats a token"
-    rows = [row("Higher entropy than GRPO", measured, entropy, entropy.verdict(0.0), 4)]
+    rows = []
+    for where, method, other, *cell in (
+        ("(addition)", "rlsd", "grpo", "addition"),
+        ("at GRPO's learning rate (countdown, fresh seeds)", "rlsd-swapped", "grpo", "countdown", 256, True),
+        ("at its own learning rate (countdown, fresh seeds)", "rlsd", "grpo-swapped", "countdown", 256, True),
+    ):
+        entropy = study.gain(entropy_while_learning, cell[0], method, other, *cell[1:])
+        low, high = LEARNING[cell[0]]
+        measured = f"paired difference at rewards {low} to {high}, nats a token, both at the same rate"
+        rows.append(row(f"Higher entropy than GRPO {where}", measured, entropy, entropy.verdict(0.0), 4))
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
         share, carrying = (mean(clip_share(run, of_all) for run in runs) for of_all in (True, False))

@@ -1,4 +1,4 @@
-"""Every command that a page shows is run here in a small form, or by what COMMANDS names beside it."""
+"""Every command that a page shows is run here in a small form, or covered by the test that COMMANDS names beside it."""
 
 import importlib
 import os
@@ -23,6 +23,7 @@ PUBLISHED = "tests/test_pretrained.py: test_a_run_from_a_published_model_resumes
 SMOLLM2 = "tests/test_pretrained.py: test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from"
 REASONING = "tests/test_reasoning.py: test_a_run_and_its_resumption"
 SHARES = "tests/test_ranks.py: test_sharded_weights_make_the_run_of_one_process"
+VERL = "tests/test_verl.py: test_verl_takes_the_launch_command_of_the_docs"
 TICKETS = "--data examples/support_rules/tickets.jsonl --verifier examples/support_rules/my_rules.py:check"
 COMMANDS = {  # in an order in which they can be run
     "make train": DRY,
@@ -40,11 +41,11 @@ COMMANDS = {  # in an order in which they can be run
     ". .venv/bin/activate": SUITE,
     "python train.py": RUN,
     "python train.py --method grpo": RUN,
-    "python plot.py runs/addition-rlsd-0 runs/addition-grpo-0": RUN,
+    "python plot.py runs/addition-rlsd-0 runs/addition-grpo-0 --out runs/curves.png": RUN,
     "python train.py --resume --out runs/NAME": RUN,
     "python train.py --help": RUN,
     "python train.py --steps 20 --out runs/early": RUN,
-    'python sample.py runs/early "2789+1467" --html page.html': RUN,
+    'python sample.py runs/early "2789+1467" --html runs/page.html': RUN,
     "python train.py --data my.jsonl --verifier number": RUN,
     "python train.py --data my.jsonl --verifier my_rules.py:check": RUN,
     "python train.py --data my.jsonl --privileged solution": RUN,
@@ -67,6 +68,15 @@ COMMANDS = {  # in an order in which they can be run
     "torchrun --nproc_per_node=2 train.py --init FOLDER --fsdp": SHARES,
     "torchrun --nproc_per_node=2 train.py --resume --out RUN --fsdp": SHARES,
     "python examples/trl_rlsd.py": "tests/test_trl.py: test_what_the_log_says",
+    "VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo "
+    "data.train_files=train.parquet data.val_files=test.parquet data.train_batch_size=64 "
+    "data.max_prompt_length=512 data.max_response_length=1024 actor_rollout_ref.model.path=FOLDER "
+    "actor_rollout_ref.rollout.name=vllm actor_rollout_ref.rollout.n=8 "
+    "actor_rollout_ref.rollout.log_prob_micro_batch_size_per_gpu=4 actor_rollout_ref.actor.optim.lr=1e-6 "
+    "actor_rollout_ref.actor.ppo_mini_batch_size=64 actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=4 "
+    "actor_rollout_ref.actor.clip_ratio_high=0.28 actor_rollout_ref.actor.loss_agg_mode=token-mean "
+    "trainer.n_gpus_per_node=8 trainer.nnodes=1 +rlsd.rlsd_lambda=0.5 +rlsd.rlsd_lambda_decay_steps=50 "
+    "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd": VERL,
     "python reproduce.py": "tests/test_study.py: test_finished_runs_are_kept_and_missing_ones_are_made",
     "python bench.py": "tests/test_bench.py: test_smoke_measures_or_names_what_is_missing",
     "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made",
@@ -88,7 +98,7 @@ def commands(page: Path) -> list[str]:
     lines = [line.split("  #")[0] for line in blocks.splitlines()]
     inline = re.findall(r"`([^`]+)`", fence.sub("", text))
     words = (" ".join(line.split()) for line in lines + inline)
-    return [line for line in words if re.match(r"(python|pip|make|torchrun|\.) ", line)]
+    return [line for line in words if re.match(r"([A-Z_]+=\S+ )*(python|pip|make|torchrun|\.) ", line)]
 
 
 def test_the_pages_show_the_commands_that_are_known_here():
@@ -126,11 +136,10 @@ def test_what_the_pages_install_is_what_make_test_all_installs():
 def desk(tmp_path, monkeypatch):
     """A folder in which a reader would type: the examples, and the files that the README's own commands name."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    (line,) = re.findall(r'^{"question": "12 apples.*$', (ROOT / "README.md").read_text(), re.MULTILINE)
-    rows = [line.replace("12", str(n)).replace("17", str(n + 5)) for n in range(12, 20)]
-    rows = [row.replace("}", ', "policy_text": "count both"}') for row in rows]
-    (tmp_path / "my.jsonl").write_text("".join(row + "\n" for row in rows))
-    (tmp_path / "my_rules.py").write_text("def check(completion, answer):\n    return float(answer in completion)\n")
+    section = (ROOT / "README.md").read_text().split("\n## Your own data\n")[1].split("\n## ")[0]
+    for file, language in (("my.jsonl", "json"), ("my_rules.py", "python")):
+        (block,) = re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
+        (tmp_path / file).write_text(block)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -148,7 +157,8 @@ def test_the_commands_run(desk, capsys):
             assert (code, capsys.readouterr().err) == (0, ""), command
     for run in ("addition-rlsd-0", "addition-grpo-0", "early"):
         assert (desk / "runs" / run / "metrics.jsonl").read_text().count("\n") == 2 + (run == "addition-rlsd-0")
-    assert (desk / "curves.png").exists() and "2789+1467" in (desk / "page.html").read_text()
+    assert (desk / "runs/curves.png").exists() and "2789+1467" in (desk / "runs/page.html").read_text()
+    assert {path.name for path in desk.iterdir()} == {"examples", "my.jsonl", "my_rules.py", "runs"}
 
 
 def program(*argv: str, folder: Path = ROOT) -> str:

@@ -1,14 +1,19 @@
 """The README's table of equations points at the right lines, and its figures stand in the committed results."""
 
 import ast
+import itertools
 import json
 import re
 import sys
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
 from rlsd import group_advantages
+from study import estimates
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -64,10 +69,31 @@ def cells(line):
 
 
 def test_the_verdicts_are_those_of_the_report():
+    """The README shows some of the report's rows, in its order and to the letter, and counts the verdicts of all."""
     report = (ROOT / "results" / "report.md").read_text()
     measured = [cells(line) for line in report.split("| claim | measured")[1].split("\n\n")[0].splitlines()[2:]]
+    rows = [[c[0], *c[2:]] for c in measured if c[3] != "0"]
     table = README.split("| claim | figure [95 % interval] | seeds | verdict |")[1].split("\n\n")[0]
-    assert [cells(line) for line in table.splitlines()[2:]] == [[c[0], *c[2:]] for c in measured if c[3] != "0"]
+    shown = [cells(line) for line in table.splitlines()[2:]]
+    assert shown == [row for row in rows if row in shown]
+    found = Counter(row[3] for row in rows)
+    said = " ".join(README.split())
+    assert f"{len(shown)} rows of {len(rows)}; the report has all" in said
+    verdicts = f"{found['holds']} hold, {found['does not hold']} do not, {found['undecided']} are undecided"
+    assert f"Of the {len(rows)}, {verdicts}." in said
+    cost = [
+        f"{re.search(pattern, report)[1]}"
+        for pattern in (r"\| One extra forward pass .*?\| ([\d.]+) \[", r"\| rlsd \| 2 \| ([\d.]+)")
+    ]
+    assert re.findall(
+        r"the study's ([\d.]+) is of|its table of costs, ([\d.]+), leaves", (ROOT / "docs/speed.md").read_text()
+    ) == [(cost[0], ""), ("", cost[1])]
+
+
+def test_the_order_of_reading_counts_its_lines():
+    named, said = re.search(r"Read (.*?) in this order \(about ([\d,]+) lines\)", README, re.DOTALL).groups()
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in re.findall(r"`(\w+\.py)`", named))
+    assert abs(lines - int(said.replace(",", ""))) < 50
 
 
 def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
@@ -89,7 +115,8 @@ def test_ratios_of_the_bench_are_those_of_its_last_run():
 
 
 def test_the_lines_shown_are_the_lines_of_the_code():
-    blocks = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    method = README.split("\n## The method")[1].split("\n## ")[0]
+    blocks = re.findall(r"```python\n(.*?)```", method, re.DOTALL)
     code = "\n".join(line.strip() for line in (ROOT / "rlsd.py").read_text().splitlines())
     assert len(blocks) == 3 and all(block.strip() in code for block in blocks)
 
@@ -158,7 +185,66 @@ def test_speed_and_size_of_published_models_are_those_measured():
     found = json.loads((ROOT / "results" / "models.json").read_text())
     speed, run = found["SmolLM2-135M-Instruct, float32"], found["RLSD step of Qwen3-0.6B's shape"]
     said = re.search(r"([\d.]+) tokens a second on one CPU thread, ([\d.]+) for 16 rows", README)
+    updates = found["SmolLM2-135M-Instruct, two updates of 8 samples"]
+    seconds, gib = f"{updates['CPU seconds']} s", f"{updates['peak GiB']} GiB"
+    assert f"take {seconds} of CPU time and {gib} in float32" in README
+    example = " ".join((ROOT / "examples/smollm2/README.md").read_text().split())
+    assert (
+        f"{updates['tokens a sample']} tokens each) take {seconds}, start and one evaluation included, and {gib}:"
+        in example
+    )
+    assert "{} tokens a second for a single answer, {:.0f} for 16 rows".format(*speed.values()) in example
     page = (ROOT / "docs" / "speed.md").read_text()
     step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", page)
     measured = [speed["tokens/s, 1 rows"], speed["tokens/s, 16 rows"], run["peak GiB"], run["CPU seconds"]]
     assert [float(x) for x in (*said.groups(), *step.groups())] == measured
+
+
+def test_the_derivation_quotes_the_probes():
+    page = " ".join((ROOT / "docs/derivation.md").read_text().split())
+    probes = [json.loads(line) for line in (ROOT / "results/probe/probes.jsonl").read_text().splitlines()]
+    found = estimates.families(probes)
+    wrong = {
+        name: np.mean([p["shares"]["wrong"][name] for p in found["addition"]])
+        for name in ("uniform", "moved first", "moved deciding")
+    }
+    assert (
+        f"{wrong['moved deciding']:.0%} of the weight moved falls on the first wrong token "
+        f"({wrong['uniform']:.0%} of the tokens), and {wrong['moved first']:.0%} on the first token of all"
+    ).replace("%", " %") in page
+    wide = [
+        estimates.worth(found[f], "RLSD, eps_w 4, lambda 1", "adam").text(2)
+        for f in ("countdown", "countdown-after-grpo")
+    ]
+    assert f"worth {wide[0]} times the samples on five warm starts, and {wide[1]} times" in page
+    paper = [
+        estimates.worth(found["addition"], "RLSD, eps_w 0.2, lambda 0.5 (paper)", kind).value
+        for kind in ("cosines", "adam")
+    ]
+    assert "worth {:.2f} times GRPO's samples, by the gradient ({:.2f} by Adam's step)".format(*paper) in page
+    (before,) = {run["curve"][0]["teacher pass@1"] for run in grpo_runs_probed()}
+    after = [probe["teacher pass@1"] for probe in found["countdown-after-grpo"]]
+    mean, least, most = (f"{x + 1e-9:.3f}" for x in (np.mean(after), min(after), max(after)))  # halves go up
+    drift = f"from {before + 1e-9:.3f} to {mean} (five runs from one warm start, {least} to {most}, "
+    assert drift in page
+
+
+def grpo_runs_probed():
+    rows = map(json.loads, (ROOT / "results/study/countdown.jsonl").read_text().splitlines())
+    return [r for r in rows if (r["method"], r["samples"], r["lr"]) == ("grpo", 256, "") and r["seed"] < 5]
+
+
+def test_equal_rewards_leave_a_residue_in_trl_and_none_here():
+    """TRL's samples' advantages are (r - mean) / (std + 1e-4), in float32; the last digits are the processor's."""
+    said = " ".join((ROOT / "docs/trainers.md").read_text().split())
+    groups, above, largest = re.search(
+        r"of ([\d,]+) groups .* 16\) (\d+) get .*? the largest ([\d.]+)\.", said
+    ).groups()
+    residues = []
+    for reward, size in itertools.product(range(1, 100), range(2, 17)):
+        r = torch.full((1, size), reward / 100)
+        residues.append(float(((r - r.mean(1)) / (r.std(1) + 1e-4)).abs().max()))
+        assert not group_advantages(r[0], size).any()
+    assert len(residues) == int(groups.replace(",", ""))
+    assert sum(x > 1e-4 for x in residues) == pytest.approx(int(above), rel=0.1)
+    assert max(residues) == pytest.approx(float(largest), rel=0.1)

@@ -55,6 +55,8 @@ def test_figures_of_a_run_by_hand():
     )
     assert np.isnan(estimates.updates_to(r, 0.95))  # never is not late
     assert estimates.entropy_while_learning(r) == pytest.approx(0.15)
+    on_countdown = run([0.1, 0.3, 0.4, 0.9], task="countdown")  # whose rewards start and end lower
+    assert estimates.entropy_while_learning(on_countdown) == pytest.approx(0.65)
     assert estimates.clip_share(r, of_all=False) == pytest.approx(0.04) and estimates.clip_share(
         r, of_all=True
     ) == pytest.approx(0.03)
