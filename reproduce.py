@@ -1,6 +1,6 @@
 """The paper's claims, measured: methods x seeds -> results/study/*.jsonl -> results/report.md and figures.
 
-    python reproduce.py             the whole study; finished runs are kept, killed ones go on
+    python reproduce.py             the whole study; finished runs are kept, a killed study goes on where it stopped
     python reproduce.py --quick     a cut of it for ten minutes, written to runs/quick
     python reproduce.py --report    tables and figures from the committed runs, nothing is trained
 

@@ -1,7 +1,7 @@
 """Ask a trained run a question, and see which tokens of its answers the credit falls on.
 
-python sample.py runs/addition-rlsd-0 "4785+3626"                      # in colour; figures where there is no terminal
-python sample.py runs/addition-rlsd-0 "4785+3626" --html page.html   # a page that needs nothing else
+python sample.py runs/addition-rlsd-0 "4785+3626"                         # in colour, or as figures
+python sample.py runs/addition-rlsd-0 "4785+3626" --html runs/page.html   # a page that needs nothing else
 python sample.py runs/addition-rlsd-0 --interactive
 
 best.pt samples groups in the student's view, as a training step does, until one has both right and wrong samples, and
@@ -139,7 +139,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     parser = Parser("sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that train.py has left")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="default: a held-out one, by --seed")
-    parser.add_argument("--answer", default="", help="reference answer, where the question is none of the run's own")
+    parser.add_argument("--answer", default="", help="reference answer of a question that --data does not hold")
     parser.add_argument("--reference", default="", help="what the teacher is shown instead of what the run shows it")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page: figures of every token, plain GRPO")
     parser.add_argument("--interactive", action="store_true", help="ask for questions until an empty line")

@@ -52,8 +52,8 @@ PIECES = [
         "no exact zero for equal rewards",
         "a float32 mean one rounding step off, over std + 1e-6: 655 of 1,485 pairs give |A| > 1e-4, the largest 0.19",
         "rlsd.py",
-        "no_spread = r.amax(dim=1, keepdim=True) == r.amin(dim=1, keepdim=True)",
-        "r = r.float(); no_spread = torch.zeros_like(r[:, :1], dtype=torch.bool)",
+        "no_spread = grouped.amax(dim=1, keepdim=True) == grouped.amin(dim=1, keepdim=True)",
+        "grouped = grouped.float(); no_spread = torch.zeros_like(grouped[:, :1], dtype=torch.bool)",
         "test_rlsd.py::test_equal_rewards_give_exactly_zero",
     ),
     Piece(
@@ -208,13 +208,13 @@ PIECES = [
         "groups keyed by the prompt's text",
         "two equal prompts of a batch merge into one group",
         "train.py",
-        "    return Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), "
+        "    batch = Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), "
         "verifier_errors=errors)\n",
         "    same = {p.question: torch.tensor([q.question == p.question for q in problems]) for p in problems}\n"
         "    advantages = torch.zeros_like(rewards)\n"
         "    for rows in same.values():\n"
         "        advantages[rows] = advantages_of(rewards[rows], int(rows.sum()))\n"
-        "    return Rollout(problems, samples, rewards, advantages, verifier_errors=errors)\n",
+        "    batch = Rollout(problems, samples, rewards, advantages, verifier_errors=errors)\n",
         "test_train.py::test_equal_questions_stay_two_groups",
     ),
     Piece(
