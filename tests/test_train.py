@@ -258,6 +258,16 @@ def test_the_model_is_of_the_size_asked_for():
     assert (size.num_heads, size.num_kv_heads, size.head_dim, size.max_seq_len) == (6, 3, 16, 200)
 
 
+def test_the_optimizer_is_adam_as_asked_for():
+    optimizer = train.State(train.parse_config([*TINY, "--lr", "0.003"])).optimizer
+    assert type(optimizer) is torch.optim.Adam
+    assert (optimizer.defaults["lr"], optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == (
+        0.003,
+        (0.9, 0.99),
+        0,
+    )
+
+
 def test_rollout_keeps_each_question_with_its_own_group():
     config, state, source = setup()
     seen = []
