@@ -56,6 +56,11 @@ def entropy_while_learning(run: dict) -> float:
     return float(np.mean(values)) if values else float("nan")
 
 
+def mean_entropy(run: dict) -> float:
+    """Mean entropy of all updates, nats a token."""
+    return float(np.mean([row["entropy"] for row in run["curve"] if "entropy" in row]))
+
+
 def clip_share(run: dict, of_all: bool) -> float:
     """Mean share of tokens at the evidence clip while lambda > 0: of all tokens, or of those with an advantage."""
     rows = [row for row in run["curve"] if row.get("lambda", 0) > 0 and row["no_spread"] < 1]
