@@ -162,7 +162,8 @@ def test_the_commands_run(desk, capsys):
 
 
 def program(*argv: str, folder: Path = ROOT) -> str:
-    env = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}
+    of_make = ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES", "ARGS", "VENV", "PYTHON")  # this is run by it
+    env = {name: value for name, value in os.environ.items() if name not in of_make}
     done = subprocess.run(argv, cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
