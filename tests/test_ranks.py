@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -164,7 +165,8 @@ def test_where_one_process_fails_each_other_one_ends_with_a_line(tmp_path, how):
     (tmp_path / "bad.py").write_text(FAILS.replace("HOW", how))
     done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"), processes=3)
     assert time.time() - (tmp_path / "bad.py.failed").stat().st_mtime < 20
-    assert done.returncode != 0 and f'File "{ROOT}' not in done.stderr  # torchrun's own traceback comes last
+    assert done.returncode != 0
+    assert not re.search(rf'File "{re.escape(str(ROOT))}/\w+\.py', done.stderr)  # torchrun's own traceback comes last
     said = sorted(line for line in done.stderr.splitlines() if line.startswith("train.py: "))
     assert said[:2] == [f"train.py: process {k} ends, as another one has ended" for k in (0, 2)]
     assert len(said) == 2 + ("raise" in how) and all("no such rule" in line for line in said[2:])
