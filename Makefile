@@ -10,7 +10,7 @@ train: $(VENV)/.train
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -q $(ARGS)
 
-# 200 kills at random moments, inside writes included: 5 to 10 minutes, figures to results/faults.json
+# 200 kills at random moments, inside writes included: 2 to 10 minutes, figures to results/faults.json
 faults: $(VENV)/.test
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/lives.py $(ARGS)
 
@@ -39,7 +39,7 @@ $(VENV)/.all: $(VENV)/.test requirements-all.txt requirements-bench.txt requirem
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-all.txt
 	@touch $@
 
-# planted mistakes: one change at a time, an hour or so in all, and the known ones; results/mutants.json, museum.json
+# planted mistakes: one change at a time, half an hour in all, and the known ones; results/mutants.json, museum.json
 mutants: $(VENV)/.test
 	$(BIN)/python tests/mutants.py $(ARGS)
 

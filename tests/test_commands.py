@@ -37,6 +37,7 @@ COMMANDS = {  # in an order in which they can be run
     "make test-verl": "tests/test_verl.py: test_lambda_zero_is_verls_grpo",
     "make faults": "tests/faults/test_faults.py: test_a_run_of_many_lives_is_the_run_that_was_never_killed",
     "make mutants": "tests/test_commands.py: test_mutants_of_a_file_are_listed",
+    "make coverage": DRY,
     "make museum": "tests/test_museum.py: test_the_suite_notices",
     ". .venv/bin/activate": SUITE,
     "python train.py": RUN,
