@@ -175,6 +175,9 @@ def test_reliability_quotes_the_recorded_figures():
     )
     for file, of in read("mutants")["files"].items():
         assert f"{of['killed']} of {of['mutants']}" in page, file
+    covered = re.findall(r"^(\S+) .* ([\d.]+)%$", (ROOT / "results" / "coverage.txt").read_text(), re.MULTILINE)
+    shares = [float(share) for name, share in covered if name != "TOTAL"]
+    assert len(shares) == 18 and f"{covered[-1][1]} %, no file under {min(shares)} %" in page
     faults, museum = read("faults"), read("museum")
     assert f"{faults['kills']} of {faults['kills']}" in page and f"one of {faults['finished runs']}" in page
     assert f"{museum['caught']} of {museum['pieces']}" in page
