@@ -231,7 +231,7 @@ def main(argv: list[str]) -> int:
             return train(parse_config(argv, __doc__), stack)
     except (UserError, OSError) as error:
         if ranks.speaks():
-            print(f"train.py: {errors.one_line(error)}", file=sys.stderr)
+            sys.stderr.write(f"train.py: {errors.one_line(error)}\n")
         return 2
     except torch.OutOfMemoryError:
         print(
@@ -241,7 +241,8 @@ def main(argv: list[str]) -> int:
     except RuntimeError as error:
         if not ranks.has_lost_another(error):
             raise
-        print(f"train.py: process {ranks.rank()} ends, as another one has ended", file=sys.stderr)
+        # at one go: the others write theirs at the same moment
+        sys.stderr.write(f"train.py: process {ranks.rank()} ends, as another one has ended\n")
         return 2
     except console.Interrupted as interrupted:
         number, where = interrupted.args
