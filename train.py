@@ -20,14 +20,13 @@ from typing import Any
 import torch
 
 import console
-import errors
 import ranks
 import run_files
 import tasks
 import verifiers
 from config import Config, fingerprint_of, parse_config
 from data import load_source
-from errors import UserError
+from errors import UserError, one_line
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
@@ -231,7 +230,7 @@ def main(argv: list[str]) -> int:
             return train(parse_config(argv, __doc__), stack)
     except (UserError, OSError) as error:
         if ranks.speaks():
-            sys.stderr.write(f"train.py: {errors.one_line(error)}\n")
+            sys.stderr.write(f"train.py: {one_line(error)}\n")
         return 2
     except torch.OutOfMemoryError:
         print(

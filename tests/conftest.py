@@ -1,5 +1,7 @@
 import os
+import signal
 
+import pytest
 import torch
 from hypothesis import Phase, settings
 
@@ -10,3 +12,12 @@ settings.register_profile("explore", deadline=None, max_examples=500)
 settings.register_profile("museum", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def own_signals():
+    """train.py takes the signals over; the tests want theirs back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

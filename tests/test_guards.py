@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import signal
 
 import pytest
 import torch
@@ -13,18 +12,11 @@ import guards
 import train
 import warm_start
 
+pytestmark = pytest.mark.usefixtures("own_signals")
 TINY = (
     "--hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 --steps 4 --prompts_per_step 2 --group_size 4 "
     "--chain 2 --max_new_tokens 32 --eval_every 2 --eval_problems 3 --save_every 2 --lr 0.01"
 ).split()
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def options(folder, name, *more, rule="float(sum(map(ord, completion)) % 2)"):

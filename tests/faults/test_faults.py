@@ -16,16 +16,8 @@ import errors
 import run_files
 import train
 
+pytestmark = pytest.mark.usefixtures("own_signals")
 LIVES = Path(__file__).with_name("lives.py")
-
-
-@pytest.fixture(autouse=True)
-def handlers():
-    """train.py takes the signals over; the tests want theirs back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 def options(folder, name="out"):
