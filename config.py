@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+import errors
 import ranks
 import reasoning
 from errors import UserError, one_line
@@ -33,6 +34,9 @@ class Config:
     chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
     filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
+    eval_data: str = option(
+        "", "JSONL file of held-out problems, of which --eval_problems are taken; all of --data then trains"
+    )
     verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
     verifier_timeout: float = option(
         300.0,
@@ -72,7 +76,12 @@ class Config:
     num_layers: int = option(2, "layers of the model", low=1, high=1000)
     max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1, high=2**20)
 
-    warm_steps: int = option(700, "supervised steps before RL, in both views", low=0, high=10**9)
+    warm_steps: int = option(
+        -1,
+        "supervised steps before RL, in both views; -1: 700, with --data fewer, so that no problem is seen too often",
+        low=-1,
+        high=10**9,
+    )
     warm_batch: int = option(128, "sequences a supervised step", low=1, high=2**20)
     warm_lr: float = option(6e-3, "peak learning rate of the warm start", low=1e-9, high=1.0)
     warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
@@ -86,7 +95,7 @@ class Config:
     )
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
-    steps: int = option(200, "updates", low=1, high=10**9)
+    steps: int = option(200, "updates; 0: evaluate and end", low=0, high=10**9)
     prompts_per_step: int = option(16, "questions an update", low=1, high=2**20)
     group_size: int = option(16, "samples a question", low=2, high=2**20)
     max_new_tokens: int = option(64, "longest completion, in tokens", low=1, high=2**20)
@@ -124,30 +133,35 @@ class Config:
     eval_every: int = option(10, "updates between evaluations on held-out problems", low=1, high=10**9)
     eval_problems: int = option(500, "held-out problems", low=1, high=10**6)
     save_every: int = option(50, "updates between checkpoints", low=1, high=10**9)
+    export: str = option("best", "with --init: the weights that model/ holds at the end", ("best", "last"))
 
 
 # What a run may be resumed with: what stopped it can be mended, what it learns from stays.
-CHANGEABLE = ("steps", "verifier_timeout", "on_verifier_error", "micro_batch", "halve_micro_batch", "fsdp")
-
+CHANGEABLE = (
+    "steps",
+    "lr",
+    "verifier_timeout",
+    "on_verifier_error",
+    "micro_batch",
+    "halve_micro_batch",
+    "fsdp",
+    "export",
+)
 
 SLIPS = ("warm_slip", "warm_teacher_slip")
 USED_BY = {"opsd_beta": ("opsd", "sdpo", "grpo+opsd"), "opsd_weight": ("grpo+opsd",), "sdpo_ema": ("sdpo",)}
 
 
-class Parser(argparse.ArgumentParser):
+class Parser(errors.Parser):
+    """Mistakes are the main program's to tell."""
+
     def error(self, message):
-        raise UserError(f"{message[:300]} (python {self.prog} --help lists the options)")
+        raise UserError(self.advised(message))
 
 
 def parse_config(argv: list[str], about: str | None = None) -> Config:
     """Options as a program was given them, checked; `about` heads its --help."""
-    parser = Parser(
-        "train.py",
-        description=about,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser("train.py", about, argument_default=argparse.SUPPRESS)
     for f in dataclasses.fields(Config):
         how = {"action": "store_true"} if f.type is bool else {"type": f.type, "choices": f.metadata["choices"]}
         parser.add_argument(f"--{f.name}", help=f"{f.metadata['help']} (default: {f.default!r})", **how)
@@ -174,6 +188,8 @@ def check_together(config: Config, given: dict) -> None:
             raise UserError(f"--{name} is for built-in tasks: nobody knows the slips of your own problems")
     if config.data and {"task", "chain", "filler"} & given.keys():
         raise UserError("--data and --task are two sources of problems: give one (--chain and --filler are of --task)")
+    if config.eval_data and not config.data:
+        raise UserError("--eval_data holds problems out that --data does not train on: give both")
     if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
         raise UserError("--chain and --filler are for addition and countdown; --task reasoning_gym:NAME,setting=value")
     if config.privileged_key and (not config.data or "privileged" in given):

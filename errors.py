@@ -1,20 +1,36 @@
-"""The one line that a user's mistake becomes."""
+"""The one line that a user's mistake becomes; where mistakes come from: command lines, and files of any content."""
 
+import argparse
 import contextlib
+import os
+import re
+import stat
+import sys
+from pathlib import Path
+
+LONGEST_LINE = 800  # characters; of a longer one the middle is left out
+LARGEST_FILE = 2**30  # bytes of a user's file that is read whole
+BLANK = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"  # they count as printable, and show nothing
 
 
 class UserError(Exception):
     """Something the user can mend: printed as one line, exit code 2."""
 
 
+def visible(text: str) -> str:
+    """Text in characters that show: nothing in it moves a cursor, turns other text around or hides."""
+    return "".join(c if c.isprintable() and c not in BLANK else c.encode("unicode_escape").decode() for c in text)
+
+
 def one_line(error: BaseException) -> str:
-    """What an exception says, without line breaks: a UserError's own words, else its kind as well."""
-    text = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
-    if isinstance(error, UserError):
-        return text
+    """What an exception says, visible and of bounded length: a UserError's own words, else its kind as well."""
+    text = re.sub(r"[ \t\r\n]+", " ", str(error)).strip()
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return f"{type(error).__name__}: {text[:300]}"
+        text = f"{error.filename}: {error.strerror}"
+    elif not isinstance(error, UserError):
+        text = f"{type(error).__name__}: {text[:300]}"
+    line = visible(text)
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 205]} ... {line[-200:]}"
 
 
 @contextlib.contextmanager
@@ -26,3 +42,44 @@ def reading(what: str):
         raise
     except BaseException as error:  # torch and tiktoken raise many kinds, a panic of Rust's among them
         raise UserError(f"{what}: {one_line(error)}") from error
+
+
+def read_file(path: str | Path) -> bytes:
+    """All bytes of a user's file; UserError for one that is not there, too large, or none: a pipe may never end."""
+    try:
+        found = os.stat(path)
+        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+            raise UserError(f"{path} is a pipe or a device: save what it gives to a file, and name that")
+        if stat.S_ISREG(found.st_mode) and found.st_size > LARGEST_FILE:
+            raise UserError(f"{path} has {found.st_size:,} bytes; {LARGEST_FILE:,} are the most that is read")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # of a name with a NUL in it Python says ValueError
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+class Parser(argparse.ArgumentParser):
+    """The options of a program, by their whole names; what is wrong with them is one line and exit code 2."""
+
+    def __init__(self, prog: str, description: str | None, **more):
+        more = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter, **more}
+        super().__init__(prog, description=description, **more)
+
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(self.given, namespace)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {one_line(UserError(self.advised(message)))}\n")
+
+    def advised(self, message: str) -> str:
+        """What argparse says, and of a value that begins with a minus, which it takes for an option, how to give it."""
+        option = re.match(r"argument (--\w+): expected one argument", message)
+        value = self.given[self.given.index(option[1]) + 1 :][:1] if option and option[1] in self.given else []
+        if option and value and value[0].partition("=")[0] not in self._option_string_actions:
+            message += f"; a value that begins with a minus is given as {option[1]}={value[0]}"
+        return f"{message[:400]} (python {self.prog} --help lists the options)"
+
+
+def no_options(about: str | None) -> None:
+    """For a program without options: --help says what it does, anything else is refused, before it does any work."""
+    Parser(os.path.basename(sys.argv[0]), about).parse_args()

@@ -136,7 +136,7 @@ def interact(run: Run, args: argparse.Namespace) -> None:
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     """Our own options, and those that take the place of the run's: the ones given."""
-    parser = Parser("sample.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("sample.py", __doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that train.py has left")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="default: a held-out one, by --seed")
     parser.add_argument("--answer", default="", help="reference answer of a question that --data does not hold")

@@ -142,13 +142,7 @@ def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    parser = Parser(
-        "probe.py",
-        description=__doc__,
-        allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="every other option is one of train.py",
-    )
+    parser = Parser("probe.py", __doc__, epilog="every other option is one of train.py")
     parser.add_argument("--batches", type=int, default=60, help="batches of samples (default: 60)")
     parser.add_argument("--keep", default="", help="file for the figures (JSON)")
     parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")
