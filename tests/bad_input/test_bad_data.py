@@ -12,6 +12,7 @@ from refused import ROOT, TINY, TRIED, one_line, refused
 import data
 import tasks
 import train
+from errors import UserError
 
 SOUND = b"".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)}).encode() + b"\n" for i in range(12))
 ROW = '{"question": "q", "answer": "a"}'
@@ -137,7 +138,7 @@ def test_any_bytes_are_read_or_refused_by_line(tmp_path_factory, lines, end, key
     TRIED["data, fuzzed"] += 1
     try:
         problems = data.load_problems(str(path), key)
-    except data.DataError as error:
+    except UserError as error:
         assert str(error).startswith(f"{path}:") and "\n" not in str(error)
         return
     for problem in problems:
