@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, Phase, settings
 
 # What other programs are told by: Python, thread pools, torchrun, packages, terminals, locales.
 OTHERS = re.compile(
-    "PYTHON(?!PATH$|DONTWRITEBYTECODE$)|OMP_|MKL_|KMP_|TORCH|PYTORCH_|NCCL_|GLOO_|MASTER_|(LOCAL_|GROUP_|ROLE_)?RANK$|"
-    "(LOCAL_)?WORLD_SIZE$|HF_|TRANSFORMERS_|MPLBACKEND$|NO_COLOR$|FORCE_COLOR$|CLICOLOR|COLUMNS$|LINES$|TERM$|"
-    "LC_|LANG|POSIXLY_CORRECT$"
+    "PYTHON(?!PATH$|DONTWRITEBYTECODE$)|OMP_|KMP_|(MKL|OPENBLAS)_(NUM_THREADS|DYNAMIC|DOMAIN)|TORCH|PYTORCH_|"
+    "NCCL_|GLOO_|MASTER_|(LOCAL_|GROUP_|ROLE_)?RANK$|(LOCAL_)?WORLD_SIZE$|HF_|TRANSFORMERS_|MPLBACKEND$|"
+    "NO_COLOR$|FORCE_COLOR$|CLICOLOR|COLUMNS$|LINES$|TERM$|LC_|LANG|POSIXLY_CORRECT$"
 )
 for name in [name for name in os.environ if OTHERS.match(name)]:
     del os.environ[name]
