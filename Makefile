@@ -46,6 +46,10 @@ mutants: $(VENV)/.test
 museum: $(VENV)/.test
 	$(BIN)/python tests/museum/show.py
 
+# the suite on other Pythons, torches, numpys, locales, users, loads: results/machines.json; an hour, 30 GB in runs/
+machines: $(VENV)/bin/python
+	$(BIN)/python tests/machines.py $(ARGS)
+
 # lines and branches of the core files that the suite goes through: results/coverage.txt; under 95 % it fails
 coverage: $(VENV)/.all
 	$(BIN)/coverage erase
@@ -66,4 +70,4 @@ $(VERL_VENV)/.test: requirements-verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-all test-verl faults mutants museum coverage lint clean
+.PHONY: train test test-all test-verl faults mutants museum machines coverage lint clean

@@ -603,7 +603,7 @@ def memory(run: Run) -> dict:
 
 
 def peak_in_a_process(run: Run, which: str) -> int:
-    if run.device == "cpu" and not Path("/proc/self/status").is_file():
+    if run.device == "cpu" and not memory_status("VmHWM"):
         raise Skipped("not measured: the peak of a process is read from /proc, which Linux has")
     command = [sys.executable, str(ROOT / "bench.py"), "--memory", which, "--device", run.device]
     done = subprocess.run(command + ["--smoke"] * (run.size is SMOKE), capture_output=True, text=True)
@@ -637,8 +637,9 @@ def peak_of_update(run: Run, which: str) -> int:
 
 def memory_status(name: str) -> int:
     """Bytes of VmRSS (now) or VmHWM (peak); getrusage would count the parent's peak before this program was loaded."""
-    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name + ":")]
-    return 1024 * int(line.split()[1])
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.is_file() else []
+    return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(name + ":"))  # 0: not told
 
 
 # ---- profile ---------------------------------------------------------------------------------------------------------
@@ -788,29 +789,25 @@ def table_line(row: dict) -> str:
 
 
 def machine(device: str) -> dict:
-    """What the figures were measured on and with."""
+    """What the figures were measured on and with; None for what this system does not tell."""
 
-    def version(package: str) -> str | None:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
+    def told(question: Callable[[], object]):
+        with contextlib.suppress(OSError, AttributeError, StopIteration, ImportError):
+            return question()
 
-    models = (
-        [
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ]
-        if Path("/proc/cpuinfo").is_file()
-        else []
-    )
+    def model_name() -> str:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-        "cpu": models[0] if models else platform.processor(),
+        "cpu": told(model_name) or platform.processor(),
         "cpus": os.cpu_count(),
-        "load_average": os.getloadavg()[0],
+        "load_average": told(lambda: os.getloadavg()[0]),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "transformers", "trl")},
+        "torch": str(torch.__version__),  # with its build: the package's metadata may leave +cpu or +cu130 out
+        **{package: told(lambda: importlib.metadata.version(package)) for package in ("transformers", "trl")},
     }
 
 
@@ -871,11 +868,9 @@ def main(argv: list[str]) -> int:
         print(peak_of_update(run, args.memory))
         return 0
     result = {"machine": machine(args.device), "smoke": args.smoke, "rounds": args.rounds, "rows": []}
-    if result["machine"]["load_average"] > 0.5:
-        print(
-            f"load average {result['machine']['load_average']:.1f} before the start: if other programs are running, "
-            "these ratios are off\n"
-        )
+    load = result["machine"]["load_average"] or 0
+    if load > 0.5:
+        print(f"load average {load:.1f} before the start: if other programs are running, these ratios are off\n")
     if args.smoke:
         print("--smoke: everything runs at tiny sizes, not at those named here\n")
     tables = []

@@ -99,7 +99,7 @@ def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
         state.load(out / "last.pt", config)
     if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
         out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w", errors="replace"))))
     if config.resume:
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")

@@ -1,17 +1,49 @@
+"""What the tests find wherever they run: no verdict depends on what a machine, or somebody's shell, has set."""
+
+import importlib.util
+import locale
 import os
+import re
 import signal
+import sys
+import tempfile
 
 import pytest
 import torch
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
+
+# What other programs are told by: Python, thread pools, torchrun, packages, terminals, locales.
+OTHERS = re.compile(
+    "PYTHON(?!PATH$|DONTWRITEBYTECODE$)|OMP_|KMP_|(MKL|OPENBLAS)_(NUM_THREADS|DYNAMIC|DOMAIN)|TORCH|PYTORCH_|"
+    "NCCL_|GLOO_|MASTER_|(LOCAL_|GROUP_|ROLE_)?RANK$|(LOCAL_)?WORLD_SIZE$|HF_|TRANSFORMERS_|MPLBACKEND$|"
+    "NO_COLOR$|FORCE_COLOR$|CLICOLOR|COLUMNS$|LINES$|TERM$|LC_|LANG|POSIXLY_CORRECT$"
+)
+for name in [name for name in os.environ if OTHERS.match(name)]:
+    del os.environ[name]
+os.environ.update(OMP_NUM_THREADS="1", PYTHONUTF8="1")  # two threads would wait for each other on a busy machine
+if importlib.util.find_spec("matplotlib") and "MPLCONFIGDIR" not in os.environ:
+    home = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.access(home if os.path.isdir(home) else os.path.dirname(home), os.W_OK):
+        os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # else each process would make one, and say so
 
 # The verdict on a commit must not depend on luck: the same examples every time (HYPOTHESIS_PROFILE=explore: new ones).
-settings.register_profile("default", deadline=None, derandomize=True, max_examples=60)
-settings.register_profile("explore", deadline=None, max_examples=500)
+# Nor on how fast the machine is.
+patient = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("default", derandomize=True, max_examples=60, **patient)
+settings.register_profile("explore", max_examples=500, **patient)
 # for planted mistakes (planted.py): the same examples, and no time spent on making a failing one small
 settings.register_profile("museum", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Where Python took something over at its start that tests cannot change any more, it starts again without."""
+    utf8 = {sys.getfilesystemencoding().lower(), locale.getpreferredencoding(False).lower()} <= {"utf-8", "utf8"}
+    by_hand = not config.invocation_params.plugins  # not planted.py, which watches its tests from within
+    if by_hand and (not utf8 or sys.flags.optimize or sys.flags.dev_mode):
+        config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
+        os.execv(sys.executable, [sys.executable, "-m", "pytest", *map(str, config.invocation_params.args)])
 
 
 @pytest.fixture

@@ -279,7 +279,6 @@ def main() -> int:
         parser.error(f"no tests are known for {', '.join(sorted(strange))}; the files are {', '.join(known)}")
     files = args.files or list(known if args.all else CORE)
     journal = ROOT / "runs" / "mutants.jsonl"
-    journal.parent.mkdir(exist_ok=True)
     made = {file: mutants(file, (ROOT / file).read_text()) for file in files}
     if args.sample:
         drawn = {file: random.Random(file).sample(found, min(args.sample, len(found))) for file, found in made.items()}
@@ -292,6 +291,7 @@ def main() -> int:
     print(f"{sum(map(len, made.values()))} mutants, {len(todo)} to try", flush=True)
     if args.list:
         return 0
+    journal.parent.mkdir(exist_ok=True)
     warm_up()
     helpers = []
     for job in range(1, args.jobs):

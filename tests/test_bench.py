@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -38,6 +39,31 @@ def test_smoke_measures_or_names_what_is_missing(tmp_path):
     assert sum(stage["seconds"] for stage in stages) == pytest.approx(result["profile"]["seconds"], rel=1e-2)
     assert all(stage["seconds"] > 0 for stage in stages)
     assert result["machine"]["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("build", ["2.13.0", "2.13.0+cpu", "2.13.0+cu130", "2.14.0a0+git1234567", "9.9"])
+def test_any_machine_can_be_described(build, monkeypatch):
+    """Of any build of torch, without /proc, load average, count of cores, name of the processor, or peers."""
+
+    def nothing(*args, **kwargs):
+        raise OSError("not here")
+
+    def no_package(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion(build))
+    monkeypatch.setattr(importlib.metadata, "version", no_package)
+    monkeypatch.setattr(Path, "read_text", nothing)
+    monkeypatch.setattr(Path, "is_file", lambda path: False)
+    monkeypatch.setattr(os, "getloadavg", nothing)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    monkeypatch.setattr(bench.platform, "processor", lambda: "")
+    told = json.loads(json.dumps(bench.machine("cpu")))
+    assert told["torch"] == build and told["load_average"] is told["cpus"] is told["trl"] is None
+    with pytest.raises(bench.Skipped):
+        bench.memory(bench.Run(bench.SMOKE, "cpu", 1))
+    monkeypatch.delattr(os, "getloadavg")
+    assert bench.machine("cpu")["load_average"] is None
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,10 @@ def check(completion, answer):
 @pytest.mark.parametrize("how", ["raise KeyError('no such rule')", "os.kill(os.getpid(), signal.SIGKILL)"])
 def test_where_one_process_fails_each_other_one_ends_with_a_line(tmp_path, how):
     (tmp_path / "bad.py").write_text(FAILS.replace("HOW", how))
+    began = time.time()
     done = run(tmp_path, "x", *tiny(tmp_path, "--verifier", f"{tmp_path}/bad.py:check"), processes=3)
-    assert time.time() - (tmp_path / "bad.py.failed").stat().st_mtime < 20
+    failed = (tmp_path / "bad.py.failed").stat().st_mtime
+    assert time.time() - failed < 20 + 5 * (failed - began)  # what came before tells how slow the machine is
     assert done.returncode != 0
     assert not re.search(rf'File "{re.escape(str(ROOT))}/\w+\.py', done.stderr)  # torchrun's own traceback comes last
     said = sorted(line for line in done.stderr.splitlines() if line.startswith("train.py: "))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from slowness import patience
 
 import verifiers
 from verifiers import BUILT_IN, choice, exact, expression, load, number
@@ -67,7 +68,7 @@ def test_hostile_text_is_quick_and_worth_nothing(verifier, completion):
                 start = time.process_time()  # what else the machine does is no fault of the verifier's
                 reward = verifier(text, answer)
                 seconds.append(time.process_time() - start)
-            assert min(seconds) < 0.05
+            assert min(seconds) < patience(0.05)
             assert reward == 0.0 or answer is completion and verifier is exact
 
 

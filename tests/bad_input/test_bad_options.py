@@ -359,7 +359,10 @@ def environment(**more):
 def test_names_with_spaces_and_letters_of_any_alphabet(tmp_path):
     """A whole run, resumed, where the terminal lacks the letters, and one name has a byte that is no UTF-8."""
     home = tmp_path / "ein Ordner – 日本 'x' \udcff"
-    home.mkdir()
+    try:
+        home.mkdir()
+    except OSError:  # some file systems have no such names
+        (home := tmp_path / "ein Ordner – 日本 'x'").mkdir()
     (home / "Fragen ü.jsonl").write_text("".join(f'{{"question": "é{i}", "answer": "ß{i}"}}\n' for i in range(9)))
     (home / "règle.py").write_text("def check(c, a):\n    return float(len(c) % 2)\n")
     options = ["--data", home / "Fragen ü.jsonl", "--verifier", f"{home}/règle.py:check", "--out", home / "läuft"]

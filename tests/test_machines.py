@@ -1,0 +1,121 @@
+"""The suite's verdict is that of the code, whatever machine and shell it runs in; and what machines.py writes down."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import machines
+import pytest
+from machines import ROOT, ROWS, TABLE, counted
+from slowness import patience
+
+SHELL = {  # of somebody who has set everything for something else
+    **machines.ODD,
+    **{"PYTHONDEVMODE": "1", "PYTHONINSPECT": "1", "PYTHONSAFEPATH": "1", "PYTHONWARNINGS": "error", "WORLD_SIZE": "2"},
+    **{"MASTER_ADDR": "nowhere.invalid", "FORCE_COLOR": "1", "LANGUAGE": "de", "MKL_NUM_THREADS": "7", "LINES": "5"},
+    **{"TORCH_LOGS": "+dynamo", "HF_HUB_OFFLINE": "0", "MPLBACKEND": "nonsense", "LOCAL_RANK": "7", "TERM": "vt52"},
+}
+TOLD = """
+import locale, os, sys, torch
+def test_told():
+    assert sys.getfilesystemencoding() == "utf-8" and locale.getpreferredencoding(False).lower() == "utf-8"
+    assert not sys.flags.optimize and not sys.flags.dev_mode and torch.get_num_threads() == 1
+    assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert [name for name, value in SHELL.items() if os.environ.get(name) == value] == ["TZ"]
+"""
+
+
+def test_what_a_shell_has_set_reaches_no_test(tmp_path):
+    """A test that asks, beside the suite's conftest, in a shell that has set everything."""
+    (tmp_path / "conftest.py").write_bytes((ROOT / "tests/conftest.py").read_bytes())
+    (tmp_path / "test_told.py").write_text(f"SHELL = {SHELL!r}\n{TOLD}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_told.py"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env={**os.environ, **SHELL}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    ) as process:
+        said = process.stdout.read().decode(errors="replace")
+    assert process.returncode == 0 and counted(said)["passed"] == 1, said
+
+
+def test_no_limit_of_a_test_is_shorter_than_half_a_minute():
+    """A time limit ends what hangs; a machine ten times slower is no failure (processor time: slowness.patience)."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "timeout" and isinstance(node.value, ast.Constant):
+                assert node.value.value is None or node.value.value >= 30, f"{path.name}:{node.value.lineno}"
+
+
+def test_patience_grows_where_the_machine_is_slow(monkeypatch):
+    assert patience(2.0) >= 2.0
+    monkeypatch.setattr("slowness.loop", lambda: 0.08)
+    assert patience(2.0) == pytest.approx(20.0)
+
+
+# ---- the table -------------------------------------------------------------------------------------------------------
+
+LAST_LINES = {
+    "1221 passed, 69 skipped, 3 warnings in 300.04s (0:05:00)": (1221, 69, 0),
+    "FAILED tests/a.py::b[x y] - E\nERROR tests/c.py\n2 failed, 7 passed, 1 error in 1.2s": (7, 0, 3),
+    "1 passed in 0.1s\n": (1, 0, 0),
+    "Killed": (0, 0, 1),
+    "": (0, 0, 1),
+}
+
+
+@pytest.mark.parametrize("output", LAST_LINES)
+def test_what_a_run_says_is_counted(output):
+    found = counted(output)
+    assert (found["passed"], found["skipped"], found["failed"]) == LAST_LINES[output]
+    assert ("failures" in found) == (found["failed"] > 0)
+    if "FAILED" in output:
+        assert found["failures"] == ["tests/a.py::b[x y]", "tests/c.py"]
+
+
+def test_every_row_can_be_had_where_its_python_is(tmp_path):
+    found = machines.pythons([])
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    assert Path(found[here]).exists() and Path(found[""]).exists()
+    for row in ROWS.values():
+        assert all((ROOT / test).exists() for test in row.tests)
+        assert all((ROOT / packages).exists() for packages in row.packages if packages.endswith(".txt"))
+    with pytest.raises(machines.NotRun, match=r"no python3\.99"):
+        machines.environment(machines.Row("", "3.99"), found, tmp_path)
+    assert "numpy==1.26.*" in machines.oldest() and not [line for line in machines.oldest() if ">" in line]
+
+
+def test_a_stopped_table_goes_on_and_is_written_row_by_row(tmp_path, monkeypatch, capsys):
+    ran = []
+
+    def run(name, *_):
+        ran.append(name)
+        good = {"python": "3", "torch": "2", "numpy": "1", "tests": "all", "passed": 3, "skipped": 0, "failed": 0}
+        bad = {"failed": 1, "failures": ["tests/a.py::b"]} if name == "busy" else {}
+        timing = {"seconds": 9, "load": 1.0}
+        told = {"not run": "no such Python"} if name == "python3.14" else {**good, **timing, **bad}
+        return {"name": name, "about": ROWS[name].about, "tree": machines.tree(), **told}
+
+    monkeypatch.setattr(machines, "TABLE", tmp_path / "machines.json")
+    monkeypatch.setattr(machines, "run", run)
+    monkeypatch.setattr(machines, "tree", lambda: "as it is")
+    where = ["--environments", str(tmp_path / "made")]
+    assert machines.main(["bare", *where]) == 0 and machines.main(where) == 1
+    assert ran == ["bare", *(name for name in ROWS if name != "bare")]
+    page = (tmp_path / "machines.md").read_text("utf-8")
+    assert "not run: no such Python" in page and "busy: tests/a.py::b" in page
+    ran.clear()
+    assert machines.main(where) == 1 and ran == ["python3.14", "busy"]
+    assert machines.main(["--list"]) == 0 and len(ran) == 2
+    with pytest.raises(SystemExit, match="2"):
+        machines.main(["no-such-row"])
+    assert "no such row" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not TABLE.exists(), reason="make machines has not been run")
+def test_the_committed_table_is_whole_and_no_row_fails():
+    table = json.loads(TABLE.read_text("utf-8"))
+    assert TABLE.with_suffix(".md").read_text("utf-8") == machines.page(table)
+    assert [row["name"] for row in table["rows"]] == list(ROWS)
+    assert [row["name"] for row in table["rows"] if row.get("failed")] == []
