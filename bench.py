@@ -31,6 +31,7 @@ import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 
 import methods
 import model as model_file
+import pretrained
 import tasks
 import train
 import verifiers
@@ -163,48 +165,11 @@ def peers(*names: str) -> list:
 
 
 def to_transformers(model: Transformer):
-    """A transformers model of the same weights: Qwen3ForCausalLM with QK-norm, LlamaForCausalLM without."""
-    (transformers,) = peers("transformers")
-    c = model.config
-    family = "Qwen3" if c.qk_norm else "Llama"
-    config = getattr(transformers, f"{family}Config")(
-        vocab_size=c.vocab_size,
-        hidden_size=c.hidden_size,
-        intermediate_size=c.intermediate_size,
-        num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_heads,
-        num_key_value_heads=c.num_kv_heads,
-        head_dim=c.head_dim,
-        max_position_embeddings=c.max_seq_len,
-        rms_norm_eps=c.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
-        tie_word_embeddings=c.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
-    weights = {"model.embed_tokens": model.embed, "model.norm": model.norm, "lm_head": model.head}
-    weights = {name: module.weight for name, module in weights.items()}
-    for i, block in enumerate(model.blocks):
-        layer = f"model.layers.{i}."
-        heads = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
-        for name, part in zip("qkv", block.attention.qkv.weight.split(heads)):
-            weights[f"{layer}self_attn.{name}_proj"] = part
-        for name, part in zip(("gate", "up"), block.mlp.gate_up.weight.chunk(2)):
-            weights[f"{layer}mlp.{name}_proj"] = part
-        weights |= {
-            f"{layer}self_attn.o_proj": block.attention.out.weight,
-            f"{layer}mlp.down_proj": block.mlp.down.weight,
-            f"{layer}input_layernorm": block.attention_norm.weight,
-            f"{layer}post_attention_layernorm": block.mlp_norm.weight,
-        }
-        if c.qk_norm:
-            weights |= {
-                f"{layer}self_attn.q_norm": block.attention.q_norm.weight,
-                f"{layer}self_attn.k_norm": block.attention.k_norm.weight,
-            }
-    theirs = getattr(transformers, f"{family}ForCausalLM")(config)
-    theirs.load_state_dict({f"{name}.weight": weight.detach() for name, weight in weights.items()})
+    """A transformers model of the same weights, by way of the folder that an export writes."""
+    transformers, _ = peers("transformers", "safetensors")
+    with quiet(), tempfile.TemporaryDirectory() as folder:
+        pretrained.save(model, folder)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return theirs.to(model.embed.weight.device).eval()
 
 
@@ -271,22 +236,8 @@ def sampling_512(run: Run) -> dict:
 
 
 def config_of(run: Run, method: str) -> train.Config:
-    return train.parse_config(
-        [
-            "--method",
-            method,
-            "--warm_steps",
-            "0",
-            "--device",
-            run.device,
-            "--prompts_per_step",
-            str(run.size.prompts),
-            "--group_size",
-            str(run.size.group),
-            "--max_new_tokens",
-            str(run.size.tokens),
-        ]
-    )
+    size = f"--prompts_per_step {run.size.prompts} --group_size {run.size.group} --max_new_tokens {run.size.tokens}"
+    return train.parse_config(f"--method {method} --warm_steps 0 --device {run.device} {size}".split())
 
 
 def coin(share: float) -> verifiers.Verifier:
@@ -435,14 +386,6 @@ def beside_trl(run: Run, **options) -> dict:
     }
 
 
-def grpo_step(run: Run) -> dict:
-    return beside_trl(run)
-
-
-def grpo_step_plain(run: Run) -> dict:
-    return beside_trl(run, bf16=False, gradient_checkpointing=False)
-
-
 def beside_grpo(run: Run, lam: float) -> dict:
     """Seconds of an RLSD step over those of a GRPO step on the same samples, three turns for each round asked for."""
     rlsd, grpo = (Trainer(run, method, share=0.6) for method in ("rlsd", "grpo"))
@@ -466,14 +409,6 @@ def beside_grpo(run: Run, lam: float) -> dict:
         "seconds_beside": median_seconds(b),
         "tokens": statistics.mean(tokens for _, tokens in a),
     }
-
-
-def rlsd_lambda(run: Run) -> dict:
-    return beside_grpo(run, 0.5)
-
-
-def rlsd_zero(run: Run) -> dict:
-    return beside_grpo(run, 0.0)
 
 
 # ---- beside the machine itself ---------------------------------------------------------------------------------------
@@ -735,18 +670,23 @@ ROWS = {
     "grpo-step": Row(
         "GRPO step, 16 prompts x 16, steps/s",
         "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing",
-        grpo_step,
+        beside_trl,
         at_least=4,
     ),
     "grpo-step-plain": Row(
         "GRPO step, 16 prompts x 16, steps/s",
         "TRL `GRPOTrainer` in float32 without checkpointing, as ours",
-        grpo_step_plain,
+        partial(beside_trl, bf16=False, gradient_checkpointing=False),
     ),
     "rlsd-lambda": Row(
-        "RLSD step with the teacher pass, time", "our GRPO step, same samples", rlsd_lambda, at_most=1.12
+        "RLSD step with the teacher pass, time",
+        "our GRPO step, same samples",
+        partial(beside_grpo, lam=0.5),
+        at_most=1.12,
     ),
-    "rlsd-zero": Row("RLSD step at lambda 0, time", "our GRPO step, same samples", rlsd_zero, at_most=1.01),
+    "rlsd-zero": Row(
+        "RLSD step at lambda 0, time", "our GRPO step, same samples", partial(beside_grpo, lam=0.0), at_most=1.01
+    ),
     "floor-decode": Row("sampling 256 rows, time a token", "its matrix products alone", floor_decode, at_most=2.5),
     "floor-update": Row(
         "update on 256 samples of 34 tokens, time", "its matrix products alone", floor_update, at_most=2
