@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
 BIN := $(VENV)/bin
+# with the first a program finds no file beside it, with the second it never ends
+unexport PYTHONSAFEPATH PYTHONINSPECT
 
 train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)

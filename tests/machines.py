@@ -71,7 +71,7 @@ def oldest() -> list[str]:
     """Every least version that the requirements of `make test` name."""
     lines = [(ROOT / f"requirements{name}.txt").read_text(encoding="utf-8") for name in ("", "-extras", "-test")]
     wanted = [line for line in "\n".join(lines).splitlines() if line and not line.startswith(("-", "#"))]
-    return [re.sub(r">=([\d.]+).*", r"==\1.*", line) for line in wanted]
+    return [re.sub(r">=(\d+)(\.\d+)?.*", lambda v: f"=={v[1]}{v[2] or '.0'}.*", line) for line in wanted]
 
 
 THREE = ("tests/test_rlsd.py", "tests/test_theory.py", "tests/test_model.py")

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def test_what_a_shell_has_set_reaches_no_test(tmp_path):
     ) as process:
         said = process.stdout.read().decode(errors="replace")
     assert process.returncode == 0 and counted(said)["passed"] == 1, said
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_what_a_shell_has_set_keeps_no_program_of_make_from_running(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text("utf-8") + "show:\n\t@env\n", "utf-8")
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1"}
+    said = subprocess.run(["make", "show"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    assert "PATH=" in said and "PYTHONSAFEPATH=" not in said and "PYTHONINSPECT=" not in said
 
 
 def test_no_limit_of_a_test_is_shorter_than_half_a_minute():
