@@ -114,6 +114,7 @@ def test_a_stopped_table_goes_on_and_is_written_row_by_row(tmp_path, monkeypatch
     assert ran == ["bare", *(name for name in ROWS if name != "bare")]
     page = (tmp_path / "machines.md").read_text("utf-8")
     assert "not run: no such Python" in page and "busy: tests/a.py::b" in page
+    assert page.count("\n|") == 2 + len(ROWS) and page.index("| stranger") < page.index("busy: tests/a.py")
     ran.clear()
     assert machines.main(where) == 1 and ran == ["python3.14", "busy"]
     assert machines.main(["--list"]) == 0 and len(ran) == 2
