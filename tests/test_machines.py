@@ -108,6 +108,7 @@ def test_a_stopped_table_goes_on_and_is_written_row_by_row(tmp_path, monkeypatch
 
     monkeypatch.setattr(machines, "TABLE", tmp_path / "machines.json")
     monkeypatch.setattr(machines, "run", run)
+    monkeypatch.setattr(machines, "pythons", lambda given: {})
     monkeypatch.setattr(machines, "tree", lambda: "as it is")
     where = ["--environments", str(tmp_path / "made")]
     assert machines.main(["bare", *where]) == 0 and machines.main(where) == 1
