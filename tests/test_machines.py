@@ -6,12 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import machines
 import pytest
 from machines import ROOT, ROWS, TABLE, counted
 from slowness import patience
+
+import console
 
 SHELL = {  # of somebody who has set everything for something else
     **machines.ODD,
@@ -47,6 +50,13 @@ def test_what_a_shell_has_set_keeps_no_program_of_make_from_running(tmp_path):
     env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1"}
     said = subprocess.run(["make", "show"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
     assert "PATH=" in said and "PYTHONSAFEPATH=" not in said and "PYTHONINSPECT=" not in said
+
+
+def test_a_bar_of_progress_leaves_no_semaphore_to_the_system():
+    """tqdm's own lock is one: from Python 3.14 on a second process says so where a run is killed."""
+    tqdm = pytest.importorskip("tqdm").tqdm
+    assert list(console.progress(range(3))) == [0, 1, 2]
+    assert type(tqdm.get_lock()) is type(threading.RLock())
 
 
 def test_no_limit_of_a_test_is_shorter_than_half_a_minute():
