@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
 BIN := $(VENV)/bin
+# with the first a program finds no file beside it, with the second it never ends
+unexport PYTHONSAFEPATH PYTHONINSPECT
 
 train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
@@ -46,7 +48,7 @@ mutants: $(VENV)/.test
 museum: $(VENV)/.test
 	$(BIN)/python tests/museum/show.py
 
-# the suite on other Pythons, torches, numpys, locales, users, loads: results/machines.json; an hour, 30 GB in runs/
+# the suite on other Pythons, torches, numpys, locales, users, loads: results/machines.md; an hour, 30 GB in runs/
 machines: $(VENV)/bin/python
 	$(BIN)/python tests/machines.py $(ARGS)
 

@@ -18,7 +18,6 @@ import reasoning
 from errors import UserError, one_line, read_file
 
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
-FLOATS = ("float32", "bfloat16")
 
 
 def option(default, help, choices=None, low=None, high=None):
@@ -51,7 +50,7 @@ class Config:
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
     init: str = option("", f"folder of a published Llama or Qwen3 model to start from; defaults are then {INIT}")
-    dtype: str = option("float32", "of weights with --init; bfloat16: half the memory, small steps by chance", FLOATS)
+    dtype: str = option("float32", "of --init; bfloat16: half memory, small steps by chance", ("float32", "bfloat16"))
     fsdp: bool = option(False, "under torchrun: each process holds a share of weights, gradients and optimizer state")
     gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32, high=2**15)
@@ -224,10 +223,7 @@ def check_files(config: Config, given: dict, run: Path) -> None:
     files = {name: getattr(config, name) for name in ("data", "eval_data", "init", "opd_teacher")}
     for name, path in {**files, "verifier": rule}.items():
         if path and not os.path.exists(path):
-            raise UserError(
-                f"--{name} {path} is not found from here ({os.getcwd()}): go to the folder where the run was "
-                f"started, or give --{name} as it is now"
-            )
+            raise UserError(f"--{name} {path} is not found from here: go where the run began, or give --{name} anew")
 
 
 def config_of(run: Path, **given) -> tuple[Config, str]:

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -87,4 +88,5 @@ def progress(steps: range):
         from tqdm import tqdm
     except ImportError:
         return steps
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of all processes, which a killed run would leave behind
     return tqdm(steps, disable=not sys.stderr.isatty())

@@ -13,9 +13,8 @@ import verifiers
 from config import Config, verifier_file
 from errors import UserError, read_file
 from methods import takes_hints, teacher_view
+from verifiers import MARKER, MAX_COMPLETION
 
-MARKER = verifiers.MARKER
-LONG_ANSWER = 100  # characters; final answers are shorter
 OTHERS = {  # what others call our keys; no solution for an answer, as the way is in it too
     "question": "question prompt problem input instruction query",
     "answer": "answer response completion output target label final_answer ground_truth",
@@ -47,7 +46,7 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
             check_fit(problem, verifier, config)
         except ValueError as error:  # a tokenizer's, too
             raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
-    long = sum("\n" in p.answer.strip() or len(p.answer) > LONG_ANSWER for p in source.known)
+    long = sum("\n" in p.answer.strip() or len(p.answer) > 100 for p in source.known)
     if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and ranks.rank() == 0:
         print(
             f"note: {config.data}: {long} of {len(source.known)} answers are whole texts, which a completion has to "
@@ -110,8 +109,7 @@ def load_problems(path: str, privileged_key: str = "", seen: dict[str, str] | No
             problem = _problem(line, privileged_key, f"{path}:{i}")
             question = " ".join(problem.question.split())
             if question in seen:
-                there = seen[question].replace(f"{path}:", "line ", 1)
-                raise ValueError(f"the question of {there} again; remove one of the two")
+                raise ValueError(f"the question of {seen[question].replace(f'{path}:', 'line ')} again; remove one")
         except ValueError as error:
             raise UserError(f"{path}:{i}: {error}") from error
         seen[question] = problem.origin
@@ -141,8 +139,8 @@ def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
             raise ValueError(f"{key!r} must be a string, not {type(value).__name__}; write {how}")
         if (key in required or value is not None) and not (value or "").strip():
             raise ValueError(f"{key!r} is empty" + ", null is no text" * (value is None))
-        if value and len(value) > verifiers.MAX_COMPLETION:
-            raise ValueError(f"{key!r} has {len(value)} characters, more than the {verifiers.MAX_COMPLETION} allowed")
+        if value and len(value) > MAX_COMPLETION:
+            raise ValueError(f"{key!r} has {len(value)} characters, more than the {MAX_COMPLETION} allowed")
     question, answer, solution = row["question"], row["answer"], row.get("solution")
     way, marker, final = answer.partition(MARKER)
     if solution is None and way.strip() and final.strip() and "#" not in (way[-1], final[0]) and MARKER not in final:

@@ -1,15 +1,16 @@
 """What the tests find wherever they run: no verdict depends on what a machine, or somebody's shell, has set."""
 
+import atexit
 import importlib.util
 import locale
 import os
 import re
+import shutil
 import signal
 import sys
 import tempfile
 
 import pytest
-import torch
 from hypothesis import HealthCheck, Phase, settings
 
 # What other programs are told by: Python, thread pools, torchrun, packages, terminals, locales.
@@ -21,10 +22,6 @@ OTHERS = re.compile(
 for name in [name for name in os.environ if OTHERS.match(name)]:
     del os.environ[name]
 os.environ.update(OMP_NUM_THREADS="1", PYTHONUTF8="1")  # two threads would wait for each other on a busy machine
-if importlib.util.find_spec("matplotlib") and "MPLCONFIGDIR" not in os.environ:
-    home = os.path.join(os.path.expanduser("~"), ".cache")
-    if not os.access(home if os.path.isdir(home) else os.path.dirname(home), os.W_OK):
-        os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # else each process would make one, and say so
 
 # The verdict on a commit must not depend on luck: the same examples every time (HYPOTHESIS_PROFILE=explore: new ones).
 # Nor on how fast the machine is.
@@ -34,7 +31,6 @@ settings.register_profile("explore", max_examples=500, **patient)
 # for planted mistakes (planted.py): the same examples, and no time spent on making a failing one small
 settings.register_profile("museum", settings.get_profile("default"), phases=[Phase.explicit, Phase.generate])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
-torch.set_num_threads(1)
 
 
 def pytest_configure(config):
@@ -44,6 +40,14 @@ def pytest_configure(config):
     if by_hand and (not utf8 or sys.flags.optimize or sys.flags.dev_mode):
         config.pluginmanager.getplugin("capturemanager").suspend_global_capture(in_=True)
         os.execv(sys.executable, [sys.executable, "-m", "pytest", *map(str, config.invocation_params.args)])
+    if importlib.util.find_spec("matplotlib") and "MPLCONFIGDIR" not in os.environ:
+        home = os.path.join(os.path.expanduser("~"), ".cache")
+        if not os.access(home if os.path.isdir(home) else os.path.dirname(home), os.W_OK):
+            os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # else each process would make one, and say so
+            atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -71,7 +70,7 @@ def oldest() -> list[str]:
     """Every least version that the requirements of `make test` name."""
     lines = [(ROOT / f"requirements{name}.txt").read_text(encoding="utf-8") for name in ("", "-extras", "-test")]
     wanted = [line for line in "\n".join(lines).splitlines() if line and not line.startswith(("-", "#"))]
-    return [re.sub(r">=([\d.]+).*", r"==\1.*", line) for line in wanted]
+    return [re.sub(r">=(\d+)(\.\d+)?.*", lambda v: f"=={v[1]}{v[2] or '.0'}.*", line) for line in wanted]
 
 
 THREE = ("tests/test_rlsd.py", "tests/test_theory.py", "tests/test_model.py")
@@ -148,18 +147,16 @@ def environment(row: Row, found: dict[str, str], folder: Path) -> Path:
 
 
 def files() -> list[str]:
-    """Of the working tree: what a clone of it would hold."""
+    """Of the working tree: what a clone of it would hold, but for the table that is being made."""
     git = ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(git, check=True, capture_output=True).stdout.decode("utf-8", "surrogateescape").split("\0")
-    return [
-        name for name in sorted(set(listed)) if (ROOT / name).is_file() and not name.startswith("results/machines.")
-    ]
+    return [name for name in sorted(set(listed)) if (ROOT / name).is_file() and name != "results/machines.json"]
 
 
 def tree() -> str:
     """What the files hold, in twelve letters."""
     digest = hashlib.sha256()
-    for name in files():
+    for name in [name for name in files() if name != "results/machines.md"]:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0" + (ROOT / name).read_bytes() + b"\0")
     return digest.hexdigest()[:12]
 
@@ -211,24 +208,28 @@ def suite(name: str, row: Row, python: Path, log: Path) -> str:
         command = [str(python), "-u", "-m", "pytest", "-q", "-rfE", "--tb=short", "-p", "no:cacheprovider", *row.tests]
         if row.closed:
             command = ["sh", "-c", 'exec "$@" <&-', "sh", *command]
-        process = subprocess.Popen(
-            command,
-            **{"cwd": source, "env": env, "umask": row.umask, "start_new_session": True, **who},
-            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT},
-        )
-        watch = threading.Timer(LIMIT, lambda: os.killpg(process.pid, signal.SIGKILL))
-        watch.start()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command,
+                **{"cwd": source, "env": env, "umask": row.umask, "start_new_session": True, **who},
+                **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT},
+            )
+        end, shown = time.monotonic() + LIMIT, 0
         try:
-            with log.open("wb") as kept_lines:
-                for line in process.stdout:
-                    kept_lines.write(line)
-                    if b"%]" in line or line.startswith((b"FAILED", b"ERROR")):
-                        print(f"  {name}: {line.decode(errors='replace').rstrip()}", flush=True)
-            process.wait()
+            while time.monotonic() < end:
+                ended = process.poll() is not None  # its output may go on: of what a test has left behind
+                lines = log.read_bytes().decode(errors="replace").split("\n")[:-1]
+                for line in lines[shown:]:
+                    if "%]" in line or line.startswith(("FAILED", "ERROR")):
+                        print(f"  {name}: {line}", flush=True)
+                shown = len(lines)
+                if ended:
+                    break
+                time.sleep(1)
         finally:
-            watch.cancel()
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
     return log.read_text(encoding="utf-8", errors="replace")
 
 
@@ -277,14 +278,19 @@ def page(table: dict) -> str:
     for row in table["rows"]:
         cells = [str(row[c]) for c in columns] if "not run" not in row else [f"not run: {row['not run']}"]
         lines[-1] += f"\n| {' | '.join([row['name'], row['about'], *cells, *[''] * (len(columns) - len(cells))])} |"
-        lines += [f"{row['name']}: {failure}" for failure in row.get("failures", ())]
+    lines += [f"{row['name']}: {failure}" for row in table["rows"] for failure in row.get("failures", ())]
     return "\n\n".join(lines) + "\n"
 
 
-def write(rows: dict[str, dict]) -> None:
-    """The rows in the program's order: a stopped run loses one row at most."""
+def written() -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads(TABLE.read_text("utf-8"))["rows"]} if TABLE.exists() else {}
+
+
+def write(row: dict) -> None:
+    """The rows in the program's order, this one new: a stopped run loses one row at most."""
+    rows = {**written(), row["name"]: row}
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    ordered = [rows[name] for name in ROWS if name in rows]
+    ordered = [rows.get(name, {"name": name, "about": ROWS[name].about, "not run": "not yet"}) for name in ROWS]
     table = {"command": "make machines", "machine": machine, "rows": ordered}
     TABLE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
     TABLE.with_suffix(".md").write_text(page(table), encoding="utf-8")
@@ -299,15 +305,14 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if unknown := [name for name in args.rows if name not in ROWS]:
         parser.error(f"{', '.join(unknown)}: no such row; there are {', '.join(ROWS)}")
-    rows = {row["name"]: row for row in json.loads(TABLE.read_text("utf-8"))["rows"]} if TABLE.exists() else {}
-    found, now = pythons(args.python), tree()
-    wanted = args.rows or [n for n in ROWS if n not in rows or rows[n]["tree"] != now or not sound(rows[n])]
+    rows, found, now = written(), pythons(args.python), tree()
+    wanted = args.rows or [n for n in ROWS if n not in rows or rows[n].get("tree") != now or not sound(rows[n])]
     for name in wanted:
         print(f"{name}: {ROWS[name].about}; {found.get(ROWS[name].python, 'no such Python')}", flush=True)
         if not args.list:
             args.environments.mkdir(parents=True, exist_ok=True)
             rows[name] = run(name, found, args.environments.resolve())
-            write(rows)
+            write(rows[name])
             print(f"  {name}: {json.dumps(rows[name])}", flush=True)
     return 0 if args.list or all("failed" not in rows[n] or sound(rows[n]) for n in wanted) else 1
 

@@ -3,14 +3,18 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import machines
 import pytest
 from machines import ROOT, ROWS, TABLE, counted
 from slowness import patience
+
+import console
 
 SHELL = {  # of somebody who has set everything for something else
     **machines.ODD,
@@ -38,6 +42,21 @@ def test_what_a_shell_has_set_reaches_no_test(tmp_path):
     ) as process:
         said = process.stdout.read().decode(errors="replace")
     assert process.returncode == 0 and counted(said)["passed"] == 1, said
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make")
+def test_what_a_shell_has_set_keeps_no_program_of_make_from_running(tmp_path):
+    (tmp_path / "Makefile").write_text((ROOT / "Makefile").read_text("utf-8") + "show:\n\t@env\n", "utf-8")
+    env = {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONINSPECT": "1"}
+    said = subprocess.run(["make", "show"], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    assert "PATH=" in said and "PYTHONSAFEPATH=" not in said and "PYTHONINSPECT=" not in said
+
+
+def test_a_bar_of_progress_leaves_no_semaphore_to_the_system():
+    """tqdm's own lock is one: from Python 3.14 on a second process says so where a run is killed."""
+    tqdm = pytest.importorskip("tqdm").tqdm
+    assert list(console.progress(range(3))) == [0, 1, 2]
+    assert type(tqdm.get_lock()) is type(threading.RLock())
 
 
 def test_no_limit_of_a_test_is_shorter_than_half_a_minute():
@@ -99,12 +118,14 @@ def test_a_stopped_table_goes_on_and_is_written_row_by_row(tmp_path, monkeypatch
 
     monkeypatch.setattr(machines, "TABLE", tmp_path / "machines.json")
     monkeypatch.setattr(machines, "run", run)
+    monkeypatch.setattr(machines, "pythons", lambda given: {})
     monkeypatch.setattr(machines, "tree", lambda: "as it is")
     where = ["--environments", str(tmp_path / "made")]
     assert machines.main(["bare", *where]) == 0 and machines.main(where) == 1
     assert ran == ["bare", *(name for name in ROWS if name != "bare")]
     page = (tmp_path / "machines.md").read_text("utf-8")
     assert "not run: no such Python" in page and "busy: tests/a.py::b" in page
+    assert page.count("\n|") == 2 + len(ROWS) and page.index("| stranger") < page.index("busy: tests/a.py")
     ran.clear()
     assert machines.main(where) == 1 and ran == ["python3.14", "busy"]
     assert machines.main(["--list"]) == 0 and len(ran) == 2

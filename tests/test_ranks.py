@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -249,16 +250,16 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
 
         published(tmp_path / "tiny", "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
         bpe("qwen", tmp_path / "tiny/tokenizer.json")
-        start = f"--init {tmp_path}/tiny"
+        start = f"--init {shlex.quote(str(tmp_path))}/tiny"
     (tmp_path / "shares.py").write_text(SHARES)
     (tmp_path / "rules.py").write_text(RULE)
     monkeypatch.setattr(tasks, "FORMAT", tasks.FORMAT)
-    new = f"{start} --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
+    new = f"{start} --verifier {shlex.quote(str(tmp_path))}/rules.py:check --max_seq_len 400 --max_new_tokens 40"
     new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"
-    new += " --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
+    new += " --lr 2e-4 --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
     for options, whole, shared in ((new, "one", "two"), ("--resume --steps 4", "two", "one")):
-        run(tmp_path, whole, *options.split(), processes=1)
-        done = run(tmp_path, shared, *options.split(), "--fsdp", program=(tmp_path / "shares.py", ROOT))
+        run(tmp_path, whole, *shlex.split(options), processes=1)
+        done = run(tmp_path, shared, *shlex.split(options), "--fsdp", program=(tmp_path / "shares.py", ROOT))
         assert done.returncode == 0, done.stderr
         one, two = curve(tmp_path, "one"), curve(tmp_path, "two")
         assert [row["step"] for row in one] == [row["step"] for row in two] and one[-1]["grad_norm"] > 0

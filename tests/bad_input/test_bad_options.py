@@ -157,7 +157,7 @@ def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_pa
     data, held = ["--data", elsewhere / "my.jsonl"], ["--eval_data", elsewhere / "held.jsonl"]
     before = contents(elsewhere)
     for argv, words in (
-        (named, ("--data my.jsonl is not found from here", str(tmp_path), "give --data")),
+        (named, ("--data my.jsonl is not found from here", "give --data")),
         ([*named, *data], ("--eval_data held.jsonl is not found from here",)),
         ([*run, *data, *held], ("add --verifier rule.py:check",)),
         ([*run, *data, *held, "--verifier", "rule.py:check"], ("--verifier rule.py is not found from here",)),
