@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+import errors
 import tasks
 from config import Config
 from methods import Rollout, evidence, score, teacher_view
@@ -38,6 +39,7 @@ class Sample:
     reward: float
     advantage: float
     tokens: list[Token]
+    text: str = ""
 
     @property
     def verdict(self) -> str:
@@ -67,7 +69,7 @@ def credited(model: Transformer, batch: Rollout, config: Config) -> list[Sample]
         a_hat = token_advantages(batch.advantages, teacher_logps, logps, mask, lam, eps_w)
     figures = torch.stack([logps.exp(), shown.exp(), deltas, weights, a_hat], dim=2).tolist()
     return [
-        Sample(reward, advantage, [Token(token_text(token), *row) for token, row in zip(tokens, rows)])
+        Sample(reward, advantage, [Token(token_text(t), *row) for t, row in zip(tokens, rows)], tasks.decode(tokens))
         for reward, advantage, tokens, rows in zip(
             batch.rewards.tolist(), batch.advantages.tolist(), batch.samples.completions(), figures
         )
@@ -80,8 +82,7 @@ def token_text(token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Text in characters that show: nothing in it moves a cursor or turns other text around."""
-    return "".join("↵" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return errors.visible(text.replace("\n", "↵"))
 
 
 def quoted(text: str) -> str:
@@ -131,8 +132,9 @@ def colour_key(config: Config) -> str:
 
 
 def as_figures(sample: Sample) -> str:
-    """A line a token: P_S, P_T, Delta, w, A_hat."""
-    lines = [f"{'':>4} {'token':<10} {'P_S':>9} {'P_T':>9} {'Delta':>9} {'w':>9} {'A_hat':>9}"]
+    """The text, then a line a token: P_S, P_T, Delta, w, A_hat."""
+    lines = [f"completion: {visible(sample.text)}"]
+    lines += [f"{'':>4} {'token':<10} {'P_S':>9} {'P_T':>9} {'Delta':>9} {'w':>9} {'A_hat':>9}"]
     for t, token in enumerate(sample.tokens, start=1):
         lines.append(f"{t:>4} {quoted(token.text):<10} " + " ".join(f"{text:>9}" for text in columns(token)))
     return "\n".join(lines)

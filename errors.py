@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import stat
@@ -83,3 +84,36 @@ class Parser(argparse.ArgumentParser):
 def no_options(about: str | None) -> None:
     """For a program without options: --help says what it does, anything else is refused, before it does any work."""
     Parser(os.path.basename(sys.argv[0]), about).parse_args()
+
+
+def program(main):
+    """A program's main whose every end is an exit code: one line for what the user can mend, none for a closed pipe."""
+
+    def run(argv):
+        code, failure = 2, None
+        try:
+            for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+                if getattr(sys, name) is None:  # closed: the next file opened would get its number
+                    way = os.O_RDONLY if name == "stdout" else os.O_RDWR  # what is printed must not get lost
+                    setattr(sys, name, open(os.open(os.devnull, way), mode))
+                if isinstance(getattr(sys, name), io.TextIOWrapper):
+                    getattr(sys, name).reconfigure(errors="backslashreplace")  # whatever the terminal's alphabet
+            code = main(argv)
+        except SystemExit as done:  # argparse has said what there is to say
+            code = done.code
+        except KeyboardInterrupt:
+            code = 130
+        except (UserError, OSError) as error:
+            failure = error
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at exit Python would try again, and say so in three lines
+            error.filename = "standard output"
+            failure = error if failure or not code else None  # else main has told
+        if failure and not isinstance(failure, BrokenPipeError):  # of `| head`: nobody reads on
+            with contextlib.suppress(OSError):
+                print(f"{os.path.basename(main.__code__.co_filename)}: {one_line(failure)}", file=sys.stderr)
+        return 2 if failure else code
+
+    return run

@@ -14,6 +14,8 @@ import sys
 import time
 from pathlib import Path
 
+from errors import program
+
 ROOT = Path(__file__).parent.parent
 OPTIONS = {
     "grpo": "--method grpo",
@@ -62,6 +64,7 @@ def measure(options: list[str]) -> dict:
     }
 
 
+@program
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="measure one method here and print its figures")

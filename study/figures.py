@@ -1,12 +1,11 @@
 """The report's figures: curves of a cell over its seeds, and the credit of one right and one wrong sample."""
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "agg"  # of another program's, matplotlib would not let itself be imported
 import matplotlib.pyplot as plt
 import numpy as np
 
