@@ -42,6 +42,7 @@ import model as model_file
 import tasks
 import train
 import verifiers
+from errors import Parser, program
 from methods import Rollout
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages
@@ -822,15 +823,8 @@ def rounded(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"bench.py: {message} (python bench.py --help lists the options)\n")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "bench.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("bench.py", __doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--rounds", type=int, help="paired rounds (default: 7, with --smoke 2)")
@@ -870,6 +864,7 @@ def write(result: dict, tables: list[str], out: Path) -> None:
     )
 
 
+@program
 def main(argv: list[str]) -> int:
     args = parse(argv)
     run = Run(SMOKE if args.smoke else Size(), args.device, args.rounds)
@@ -900,11 +895,7 @@ def main(argv: list[str]) -> int:
     result = rounded(result)
     print("\n" + json.dumps(result))
     if args.out:
-        try:
-            write(result, tables, Path(args.out))
-        except OSError as error:
-            print(f"bench.py: {error.filename}: {error.strerror}", file=sys.stderr)
-            return 2
+        write(result, tables, Path(args.out))
     return 0
 
 

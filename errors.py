@@ -69,6 +69,9 @@ class Parser(argparse.ArgumentParser):
         self.given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(self.given, namespace)
 
+    def _print_message(self, message, file=None):
+        (file or sys.stderr).write(message)  # argparse passes over what cannot be written, as if it had been
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {one_line(UserError(self.advised(message)))}\n")
 
@@ -105,12 +108,13 @@ def program(main):
             code = 130
         except (UserError, OSError) as error:
             failure = error
-        try:
-            sys.stdout.flush()
-        except OSError as error:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # at exit Python would try again, and say so in three lines
-            error.filename = "standard output"
-            failure = error if failure or not code else None  # else main has told
+        for stream in (sys.stderr, sys.stdout):
+            try:
+                stream.flush()
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # at exit Python would try, and tell, again
+                error.filename = "standard output"
+                failure = error if failure or not code else None  # else main has told
         if failure and not isinstance(failure, BrokenPipeError):  # of `| head`: nobody reads on
             with contextlib.suppress(OSError):
                 print(f"{os.path.basename(main.__code__.co_filename)}: {one_line(failure)}", file=sys.stderr)

@@ -141,7 +141,11 @@ def figure_of(runs: list[Path]) -> Any:
     figure = Figure(figsize=(12, 6.8 + max(0.0, above - 0.5)), layout="constrained")
     axes, handles = figure.subplots(2, 3), []  # a run without evaluations has a label too
     for i, group in enumerate(groups.values()):
-        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "linewidth": 1.6}
+        look: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": STYLES[i % len(STYLES)],
+            "linewidth": 1.6,
+        }
         rows, marker = [read_metrics(run) for run in group], MARKERS[i % len(MARKERS)]
         for axis, (name, _, _) in zip(axes.flat, PANELS):
             draw(axis, rows, name, look, marker)
@@ -153,7 +157,7 @@ def figure_of(runs: list[Path]) -> Any:
         axis.grid(alpha=0.3)
         if not axis.lines:
             axis.text(0.5, 0.5, "none recorded", transform=axis.transAxes, ha="center", color="#555555")
-    legend = figure.legend(handles, range(len(labels)), loc="outside upper center", ncols=columns, frameon=False)
+    legend = figure.legend(handles, ["-"] * len(labels), loc="outside upper center", ncols=columns, frameon=False)
     for text, label in zip(legend.get_texts(), labels):  # handed over as labels, those that begin with _ are left out
         text.set_text(label)
     return figure
