@@ -42,16 +42,8 @@ class Sample:
     text: str = ""
 
     @property
-    def verdict(self) -> str:
-        return {1.0: "right", 0.0: "wrong"}.get(self.reward, "partly right")
-
-    @property
     def sign(self) -> int:
         return (self.advantage > 0) - (self.advantage < 0)
-
-    @property
-    def effect(self) -> str:
-        return {1: "every token raised (+)", -1: "every token lowered (-)", 0: "no token moved"}[self.sign]
 
 
 def credited(model: Transformer, batch: Rollout, config: Config) -> list[Sample]:
@@ -107,7 +99,9 @@ def bounds(config: Config) -> tuple[float, float]:
 
 
 def headline(sample: Sample) -> str:
-    return f"{sample.verdict}: reward {sample.reward:.4g}, A = {sample.advantage:+.4f}, {sample.effect}"
+    verdict = {1.0: "right", 0.0: "wrong"}.get(sample.reward, "partly right")
+    effect = ("no token moved", "every token raised (+)", "every token lowered (-)")[sample.sign]
+    return f"{verdict}: reward {sample.reward:.4g}, A = {sample.advantage:+.4f}, {effect}"
 
 
 def in_colour(sample: Sample, config: Config) -> str:

@@ -29,7 +29,7 @@ PANELS = (
 )
 SHARES = ("pass@1", "reward", "no_spread")
 SMOOTH = 5  # updates to either side: one batch of a few questions is noise, so a mean is drawn over the pale raw line
-ASIDE = {"out", "resume", "fingerprint", "warm_dir"}  # options in which runs of one line, and of one seed, may differ
+ASIDE = {"seed", "out", "resume", "fingerprint", "warm_dir"}  # options in which runs of one line may differ
 
 
 def read_metrics(run: Path) -> list[dict]:
@@ -55,35 +55,25 @@ def lines(runs: list[Path]) -> dict[str, list[Path]]:
 
     A label is the runs' names, the options in which the lines differ, and the seeds of several runs.
     """
-    options: dict[Path, dict] = {}
+    options, seeds = {}, {}
     alike, seen = defaultdict(list), Counter[str]()
     for run in dict.fromkeys(runs):
         with reading(f"{run / 'config.json'} is no configuration"):
             given = json.loads(read_file(run / "config.json")) if (run / "config.json").exists() else {}
             options[run] = {name: x for name, x in sorted(given.items()) if name not in ASIDE}
-        seen[key := json.dumps(options[run])] += 1  # a second run of the same seed is no second seed
-        alike[json.dumps({**options[run], "seed": 0}), seen[key]].append(run)
+        seeds[run], key = str(given.get("seed")), json.dumps(options[run])
+        seen[key + seeds[run]] += 1  # a second run of the same seed is no second seed
+        alike[key, seen[key + seeds[run]]].append(run)
     known = [options[group[0]] for group in alike.values() if options[group[0]]]
     differ = [x for x in known[0] if len({json.dumps(of.get(x)) for of in known}) > 1] if known else []
     home = os.path.commonpath([os.path.dirname(os.path.abspath(run)) for run in runs])
     labels = {}
     for group in alike.values():
-        details = [
-            f"{name} {options[group[0]][name]}" for name in differ if name in options[group[0]] and name != "seed"
-        ]
-        details += [f"seeds {', '.join(str(options[run].get('seed')) for run in group)}"] if len(group) > 1 else []
+        details = [f"{name} {x}" for name, x in options[group[0]].items() if name in differ]
+        details += [f"seeds {', '.join(seeds[run] for run in group)}"] if len(group) > 1 else []
         names = ", ".join(os.path.relpath(run, home) for run in group)
         labels[": ".join(filter(None, (names, ", ".join(details))))] = group
     return labels
-
-
-def drawable(label: str) -> str:
-    """A label in characters that the font has, escapes in the place of others, broken into lines."""
-    from matplotlib.font_manager import findfont, get_font
-
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    text = "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in visible(label))
-    return textwrap.fill(text, 60)
 
 
 def band(runs: list[list[dict]], name: str) -> list[tuple[int, float, float, float]]:
@@ -132,10 +122,12 @@ def curves(runs: list[Path], out: Path) -> Path:
 def figure_of(runs: list[Path]) -> Any:
     """The figure of `curves`, with every label in the legend."""
     from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
     from matplotlib.lines import Line2D
 
-    groups = lines(runs)
-    labels = [drawable(label) for label in groups]
+    groups, glyphs = lines(runs), get_font(findfont("DejaVu Sans")).get_charmap()
+    escaped = lambda text: "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in text)
+    labels = [textwrap.fill(escaped(visible(label)), 60) for label in groups]
     columns = max(1, min(4, 120 // max(len(line) + 8 for label in labels for line in label.split("\n"))))
     above = 0.24 * sum(label.count("\n") + 1 for label in labels) / columns  # inches
     figure = Figure(figsize=(12, 6.8 + max(0.0, above - 0.5)), layout="constrained")
