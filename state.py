@@ -9,7 +9,7 @@ import torch
 import pretrained
 import ranks
 import tasks
-from config import CHANGEABLE, Config, config_of
+from config import CHANGEABLE, Config, config_of, sense
 from errors import UserError, reading
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
@@ -133,7 +133,7 @@ class State:
         with reading(f"{path} is no checkpoint of this run"):
             state = load(path, "cpu" if config.fsdp else config.device)
             for name, value in state.get("options", {}).items():  # older checkpoints do not tell
-                if getattr(config, name) != value:
+                if sense(name, getattr(config, name)) != sense(name, value):
                     raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
             fill(self.model, state["model"])
             if config.fsdp:

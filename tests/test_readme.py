@@ -4,6 +4,8 @@ import ast
 import itertools
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from ours import ours
 
 from rlsd import group_advantages
 from study import estimates
@@ -123,11 +126,28 @@ def test_the_lines_shown_are_the_lines_of_the_code():
 
 def test_every_program_is_named_where_one_looks_for_it():
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
-    assert [p.name for p in ROOT.glob("*.py") if f"`{p.name}`" not in contributing and p.name not in contributing] == []
+    assert [p.name for p in ours("*.py") if p.name not in contributing] == []
+
+
+@pytest.mark.parametrize("with_git", [False, True])
+def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "CONTRIBUTING.md", "docs/faults.md"):
+        (tmp_path / page).write_text("`train.py`, docs/faults.md")
+    (tmp_path / "train.py").touch()
+    if with_git:
+        if not shutil.which("git"):
+            pytest.skip("no git here")
+        for command in ("init", "add ."):
+            subprocess.run(["git", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    for scratch in ("scratch.py", "docs/notes.md"):
+        (tmp_path / scratch).touch()
+    monkeypatch.setattr("ours.ROOT", tmp_path)
+    assert ours("*.py", "docs/*.md") == [tmp_path / "train.py", tmp_path / "docs" / "faults.md"]
 
 
 def test_files_that_the_pages_name_are_there():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), ROOT / "Makefile"):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md"), ROOT / "Makefile"):
         named = re.findall(
             r"(?<![\w/])(?:results|docs|tests|examples)/[\w/]+\.(?:md|json|png|py|jsonl)", page.read_text()
         )
@@ -135,13 +155,13 @@ def test_files_that_the_pages_name_are_there():
 
 
 def test_no_line_is_longer_than_those_of_the_code():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md")):
         lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
         assert [line for line in lines if len(line) > 120] == [], page.name
 
 
 def test_no_function_is_longer_than_sixty_lines():
-    for path in ROOT.glob("*.py"):
+    for path in ours("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
