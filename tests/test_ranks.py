@@ -74,7 +74,10 @@ def curve(folder, name):
 
 @pytest.mark.parametrize("options", [["--rlsd_teacher_sync_interval", "2"], ["--method", "opsd", "--micro_batch", "3"]])
 def test_two_processes_make_the_run_of_one(tmp_path, options):
-    for more in (tiny(tmp_path, *options), ["--resume", "--steps", "5"]):  # to an end without an evaluation
+    for more in (
+        tiny(tmp_path, *options),
+        ["--resume", "--steps", "5", "--verifier", f"{tmp_path}/rules.py:check"],
+    ):  # to an end without an evaluation
         run(tmp_path, "one", *more, processes=1)
         done = run(tmp_path, "two", *more)
         assert done.returncode == 0, done.stderr
@@ -118,6 +121,7 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 import torch
+import errors
 import ranks
 
 ranks.join("cpu")
@@ -126,9 +130,18 @@ model = torch.nn.Linear(2, 1)
 torch.nn.init.constant_(model.weight, r)
 ranks.same_weights(None, model)
 assert (model.weight == 0).all()
-assert ranks.agreed({"a": r}) == {"a": 0}
-assert ranks.latest_signal(15 if r == 1 else 0) == 15
+assert ranks.together(lambda: {"a": r}) == {"a": 0}
+for failing in (0, 1, 2):  # all learn of it, and process 0 alone is to say so
+    ranks.apart = True
+    try:
+        ranks.together(lambda: open("/nowhere/at/all") if r == failing else None)
+        raise AssertionError
+    except errors.UserError as error:
+        assert str(error) == "/nowhere/at/all: No such file or directory" and ranks.speaks() == (r == 0)
+assert ranks.most(15 if r == 1 else 0) == 15
 assert ranks.most(2 - r) == 2
+assert ranks.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
+assert ranks.gather(torch.zeros(0, 4)).shape == (0, 4) and ranks.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
 assert ranks.total(own) == 3 and own == r
 assert ranks.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
@@ -254,7 +267,10 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
     new = f"{start} --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
     new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"
     new += " --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
-    for options, whole, shared in ((new, "one", "two"), ("--resume --steps 4", "two", "one")):
+    for options, whole, shared in (
+        (new, "one", "two"),
+        (f"--resume --steps 4 --verifier {tmp_path}/rules.py:check", "two", "one"),
+    ):
         run(tmp_path, whole, *options.split(), processes=1)
         done = run(tmp_path, shared, *options.split(), "--fsdp", program=(tmp_path / "shares.py", ROOT))
         assert done.returncode == 0, done.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, rows, same
+from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, again, rows, same
 
 import errors
 import run_files
@@ -125,7 +125,7 @@ def test_a_line_that_did_not_fit_on_the_disk_is_dropped_when_resuming(tmp_path, 
     assert (
         status == 2 and f"{path} cannot be written: {os.strerror(errno.ENOSPC)}" in (tmp_path / "said.txt").read_text()
     )
-    run_files.truncate(path, 2)
+    run_files.truncate(path.parent, 2)
     assert path.read_text() == '{"step": 1}\n'
 
 
@@ -141,7 +141,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path, capsys):
     assert train.main([*options(tmp_path), "--steps", "1"]) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with run_files.locked(tmp_path / "out"):
-        assert train.main(["--resume", "--out", str(tmp_path / "out"), "--steps", "2"]) == 2
+        assert train.main(again(tmp_path / "out", "--steps", "2")) == 2
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
@@ -190,7 +190,7 @@ def test_a_signal_in_any_phase_ends_with_a_checkpoint(tmp_path, monkeypatch, cap
     assert printed.out.splitlines()[-1].startswith(f"interrupted after step {step}; ") and not printed.err
     out = tmp_path / "out"
     assert torch.load(out / "last.pt", weights_only=True)["step"] == step == rows(out / "metrics.jsonl")[-1]["step"]
-    assert train.main(["--resume", "--out", str(out)]) == 0
+    assert train.main(again(out)) == 0
     assert rows(out / "metrics.jsonl") == rows(whole / "metrics.jsonl")
     assert same(*(torch.load(folder / "last.pt", weights_only=True) for folder in (out, whole)))
 
