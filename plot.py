@@ -4,7 +4,6 @@ Runs that differ in the seed alone are one line, their mean, in a band from the 
 """
 
 import json
-import math
 import os
 import sys
 import textwrap
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from errors import Parser, UserError, program, read_file, reading, visible
-from run_files import replace
+from run_files import metrics_of, replace
 
 # Okabe and Ito's palette, told apart by the colour-blind; the line style says it again for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -33,20 +32,11 @@ ASIDE = {"seed", "out", "resume", "fingerprint", "warm_dir"}  # options in which
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high where lambda is above 0.
-
-    What is not finite is left out. Raises UserError that names the line which is no row of it.
-    """
-    rows = []
-    for i, line in enumerate((run / "metrics.jsonl").read_bytes().splitlines(), start=1):
-        try:
-            given = {name: x for name, x in json.loads(line).items() if name != "notes" and x is not None}
-            row = {name: x for name, x in ((name, float(x)) for name, x in given.items()) if math.isfinite(x)}
-            if row["step"] and row.get("lambda") and "clipped_low" in row:  # a skipped update has no such shares
-                row["clipped"] = row["clipped_low"] + row["clipped_high"]
-        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
-            raise UserError(f"{run / 'metrics.jsonl'}:{i}: no line of a run ({type(error).__name__})") from error
-        rows.append(row)
+    """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high where lambda is above 0."""
+    rows = metrics_of(run)
+    for row in rows:
+        if row.get("lambda") and row.keys() >= {"clipped_low", "clipped_high"}:  # a skipped update has no such shares
+            row["clipped"] = row["clipped_low"] + row["clipped_high"]
     return rows
 
 

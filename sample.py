@@ -20,7 +20,7 @@ import torch
 import credit
 import tasks
 import verifiers
-from config import Config, Parser, config_of
+from config import Config, Parser, check_files, config_of
 from data import load_source
 from errors import UserError, one_line, program, reading
 from methods import teacher_view
@@ -43,8 +43,7 @@ class Run:
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
     config, _ = config_of(folder, out="", **given)  # nothing is written there: a copy still names the original
-    if ".py:" in config.verifier and "verifier" not in given:  # what is in a folder makes no code run
-        raise UserError(f"{folder} is judged by {config.verifier}: if you trust that file, add --verifier and its name")
+    check_files(config, given, folder)  # what is in a folder makes no code run
     if not (folder / "best.pt").is_file():
         raise UserError(f"{folder} holds no best.pt: a run writes it at its first evaluation")
     if not torch.cuda.is_available():
@@ -83,12 +82,13 @@ def completed(run: Run, question: str, found: tasks.Problem | None, answer: str,
 
 def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[credit.Sample]]:
     """What was drawn, line by line, and a right and a wrong sample of one group; a single one where none has both."""
-    source, shown = dataclasses.replace(run.source, draw=lambda rng, n: [problem]), None
+    source, shown, spread = dataclasses.replace(run.source, draw=lambda rng, n: [problem]), None, False
     for group in range(1, tries + 1):
         batch = rollout(run.model, source, run.verifier, run.config, step=group)
-        batch = batch.rows((~batch.rewards.isnan()).nonzero().squeeze(1))  # without those that are dropped
-        shown = batch if len(batch.rewards) else shown
-        spread = bool(batch.advantages.any())
+        rewarded = (~batch.rewards.isnan()).nonzero().squeeze(1)  # the others are dropped
+        if len(rewarded):
+            shown = batch.rows(rewarded)
+            spread = bool(shown.advantages.any())
         if spread:
             break
     if shown is None:

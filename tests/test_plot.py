@@ -116,11 +116,15 @@ def test_errors_are_one_line(tmp_path, capsys):
         ([run, "--out", "/nowhere/c.png"], "/nowhere/c.png cannot be written: No such file"),
     ]
     huge = f'{{"step": 1, "reward": 1{"0" * 400}}}'
+    first = '{"step": 0, "pass@1": 0.1}'
     for n, line in enumerate(("{half", "[1]", '{"reward": 1}', '{"step": null}', '{"step": 1, "reward": [1]}', huge)):
         torn = make_run(tmp_path / f"torn-{n}")
-        with (torn / "metrics.jsonl").open("a") as file:
-            file.write(line + "\n")
-        cases.append(([torn], "metrics.jsonl:42: no line of a run"))
+        (torn / "metrics.jsonl").write_text(f'{first}\n{line}\n{{"step": 1, "reward": 0.5}}\n')
+        cases.append(([torn], "metrics.jsonl:2: "))
+    for n, encoding in enumerate(("utf-8-sig", "utf-16")):
+        foreign = make_run(tmp_path / f"foreign-{n}")
+        (foreign / "metrics.jsonl").write_text(f"{first}\n{first}\n", encoding=encoding)
+        cases.append(([foreign], "metrics.jsonl:1: "))
     unread = make_run(tmp_path / "unread")
     (unread / "config.json").write_text("{")
     listed = make_run(tmp_path / "listed")

@@ -3,11 +3,16 @@
 import contextlib
 import dataclasses
 import html
+import io
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -132,6 +137,29 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
     told, misled = (rows(ask(run, "47+85", *more, capsys=capsys)) for more in ([], ["--reference", "99"]))
     assert [row[0] for row in told] == [row[0] for row in misled] and [r[1] for r in told] != [r[1] for r in misled]
     assert rows(ask(run, "47+85", "--reference", "132", capsys=capsys)) == told
+
+
+FAILS = "n = []\ndef check(completion, answer):\n    n.append(1)\n    if {}: raise OSError('outage')\n    return {}\n"
+
+
+@pytest.mark.parametrize(
+    "fails, reward, says, shown",
+    [
+        ("True", 0, "3 groups, and the verifier has failed on every sample", 0),
+        ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
+        ("len(n) > 4", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
+        ("len(n) <= 9", "len(n) / 12", "group 3: 1 of 3 samples right", 2),  # one of the group is dropped
+        ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
+    ],
+)
+def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, fails, reward, says, shown):
+    run = make_run(tmp_path / "run", on_verifier_error="drop")
+    (run / "rules.py").write_text(FAILS.format(fails, reward))
+    argv = [str(run), "47+85", "--tries", "3", "--verifier", trusted(run)["verifier"]]
+    assert sample.main([*argv, "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert says in out and out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
+    assert Page((tmp_path / "page.html").read_text(encoding="utf-8")).text.count(": reward ") == 2 * shown
 
 
 # ---- questions -------------------------------------------------------------------------------------------------------
@@ -282,6 +310,56 @@ def test_depth_runs_from_bound_to_bound():
     assert credit.depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
 
 
+def test_a_pipe_gets_the_text_of_each_sample_too(run, capsys, monkeypatch):
+    drawn, credited = [], credit.credited
+    monkeypatch.setattr(credit, "credited", lambda m, batch, c: drawn.append(batch) or credited(m, batch, c))
+    printed = ask(run, "47+85", capsys=capsys)
+    texts = [credit.visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
+    assert printed.startswith("question: 47+85\n") and len(texts) == 2
+    assert re.findall(r"^completion: (.*)$", printed, re.MULTILINE) == texts
+    assert [line for line in printed.splitlines() if ": reward " in line][0].startswith("right: reward 1, ")
+    odd = Sample(1.0, 1.0, hostile(1.0).tokens, "".join(HOSTILE) + "\u2028\u200b\nwrong: reward 0")
+    text = credit.as_figures(odd)
+    assert all(line.isprintable() for line in text.split("\n")) and text.count("\n") == 1 + len(HOSTILE)
+
+
+# ---- what it runs, and where it writes -------------------------------------------------------------------------------
+
+
+def snapshot(*folders):
+    return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_makes_no_code_run(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "rules.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef check(c, a):\n    return 1.0\n")
+    assert sample.main([str(run), "47+85"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"--verifier {run}/rules.py:check" in err and not (tmp_path / "ran").exists()
+    assert sample.main([str(run), "47+85", "--verifier", "number", "--tries", "1"]) == 0  # a built-in one is no code
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_was_copied_is_all_that_is_read_and_nothing_is_written(tmp_path, capsys):
+    original = make_run(tmp_path / "run", on_verifier_error="zero", out=str(tmp_path / "run"))
+    (original / "rules.py").write_text(FAILS.format("len(n) % 2", "1"))
+    copy = Path(shutil.copytree(original, tmp_path / "copy"))
+    before = snapshot(original, copy)
+    argv = [str(copy), "47+85", "--verifier", f"{copy}/rules.py:check"]
+    assert sample.main([*argv, "--html", str(tmp_path / "page.HTM")]) == 0
+    assert {path: x for path, x in snapshot(original, copy).items() if "pycache" not in str(path)} == before
+    assert str(copy / "best.pt") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["best.pt", "config.json", "page", "page.html.txt", ".", ""])
+def test_a_page_is_written_over_nothing_else(run, tmp_path, capsys, name):
+    assert "the name of a .html file is needed" in refused(run, "47+85", "--html", str(run / name), capsys=capsys)
+    (tmp_path / "page.html").symlink_to(run / "best.pt")
+    before = snapshot(run)
+    ask(run, "47+85", "--html", str(tmp_path / "page.html"), capsys=capsys)
+    assert snapshot(run) == before and not (tmp_path / "page.html").is_symlink()
+
+
 # ---- errors, a line each ---------------------------------------------------------------------------------------------
 
 
@@ -323,11 +401,25 @@ def test_a_run_that_is_none_or_damaged_is_one_line(tmp_path, capsys):
         assert "best.pt is " in refused(run, "1+2", capsys=capsys)
     save({"other": torch.ones(1)}, run / "best.pt")
     assert "best.pt is no checkpoint of this run" in refused(run, "1+2", capsys=capsys)
+    weights = torch.load(io.BytesIO(checkpoint))
+    save({name: x * 1e37 for name, x in weights.items()}, run / "best.pt")  # finite, and what comes of them is not
+    assert "best.pt gives no probabilities" in refused(run, "1+2", "--verifier", "number", capsys=capsys)
     (run / "best.pt").unlink()
-    assert "best.pt" in refused(run, "1+2", capsys=capsys)
+    assert "holds no best.pt" in refused(run, "1+2", capsys=capsys)
+    os.mkfifo(run / "best.pt")  # never opened: it would wait for ever
+    assert "holds no best.pt" in refused(run, "1+2", capsys=capsys)
     for change in ({"hidden_size": "wide"}, {"hidden_size": 33}, {"colour": "red"}, {"task": 3}):
         (run / "config.json").write_text(json.dumps({**config, **change}))
         refused(run, "1+2", capsys=capsys)
     for text in ("", "[1]", "{", "{}"):
         (run / "config.json").write_text(text)
         assert "config.json is no configuration of this program" in refused(run, "1+2", capsys=capsys)
+
+
+def test_a_pipe_that_nobody_reads_on_and_an_input_that_is_closed(run):
+    """The program itself, once each: `sample.py RUN | head -1`, and `--interactive <&-`."""
+    for shown, words in ((1, "47+85 | head -1"), (0, "--interactive <&-")):
+        command = f'"{sys.executable}" sample.py "{run}" --verifier number --tries 1 {words}'
+        folder = Path(sample.__file__).parent
+        done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("question: 47+85\n") == shown
