@@ -42,18 +42,14 @@ def world() -> int:
     return place()[1]
 
 
-def take_device(device: str) -> None:
-    """On CUDA each process of a machine takes the device of its own number."""
-    if world() > 1 and device == "cuda":
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())))
-
-
 def join(device: str) -> None:
     """Enter the group that torchrun has prepared; from here on the end of one process is the end of all.
 
     UserError where the environment does not say where the others are, or nobody is there.
     """
     if world() > 1:
+        if device == "cuda":  # each process of a machine takes the device of its own number
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())))
         try:
             socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for minutes
             dist.init_process_group("nccl" if device == "cuda" else "gloo")

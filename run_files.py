@@ -13,12 +13,10 @@ from pathlib import Path
 import torch
 
 import ranks
-from errors import UserError, read_file, reading
+from errors import UserError, read_file
 
-FIRST = {"config.json", "metrics.jsonl", "verifier_error.txt"}  # what may be there before the first checkpoint
-HALF = re.compile(
-    r"(config\.json|(metrics|samples)\.jsonl|(last|best|skipped-.*)\.pt|.*_error\.txt|curves\.png)\.\d+\.tmp"
-)
+FIRST = r"config\.json|metrics\.jsonl|verifier_error\.txt"  # what may be there before the first checkpoint
+HALF = re.compile(rf"({FIRST}|samples\.jsonl|(last|best|skipped-.*)\.pt|curves\.png)\.\d+\.tmp")
 
 
 @contextlib.contextmanager
@@ -47,39 +45,39 @@ def locked(out: Path) -> Iterator[None]:
 
 def claim(stack: contextlib.ExitStack, config: dict, name: str) -> str:
     """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or this command's own; `stack` keeps it locked."""
-    for n in itertools.count(1):
+    n, passed_over = 1, () if config["out"] else (UserError, FileExistsError)
+    while True:
         out = config["out"] or f"runs/{name}{f'.{n}' * (n > 1)}"
-        try:
-            with contextlib.ExitStack() as attempt:
-                Path(out).mkdir(parents=True, exist_ok=os.name != "nt" or config["out"] != "")
-                attempt.enter_context(locked(Path(out)))
-                check_begun(Path(out), config)
-                stack.enter_context(attempt.pop_all())
-            break
-        except (UserError, FileExistsError):
-            if config["out"]:
-                raise
-    return out
+        with contextlib.suppress(*passed_over), contextlib.ExitStack() as attempt:
+            Path(out).mkdir(parents=True, exist_ok=os.name != "nt" or config["out"] != "")
+            attempt.enter_context(locked(Path(out)))
+            check_begun(Path(out), config)
+            stack.enter_context(attempt.pop_all())
+            return out
+        n += 1
 
 
 def check_begun(out: Path, config: dict) -> None:
     """UserError unless a folder holds at most what a run of ours leaves before its first checkpoint."""
     if (out / "last.pt").exists():
         raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
-    with reading(f"--out {out} holds more than a run leaves before its first checkpoint: choose another folder"):
+    with contextlib.suppress(UserError, ValueError, AttributeError, RecursionError):
         whole = [path for path in out.iterdir() if not HALF.fullmatch(path.name)]
         saved = json.loads(read_file(out / "config.json")) if whole else {**config, "out": str(out)}
-        ours = {"method", "fingerprint"} <= saved.keys() <= config.keys() and FIRST.issuperset(p.name for p in whole)
+        ours = {"method", "fingerprint"} <= saved.keys() <= config.keys() and all(
+            re.fullmatch(FIRST, p.name) for p in whole
+        )
         ours &= all(path.is_file() and not path.is_symlink() for path in out.iterdir())
         ours &= config["out"] != "" or saved == {**config, "out": str(out)}
-        if not ours or any(row["step"] for row in metrics_of(out)):
-            raise ValueError("it is not this command's")
+        if ours and not any(row["step"] for row in metrics_of(out)):
+            return
+    raise UserError(f"--out {out} holds more than a run leaves before its first checkpoint: choose another folder")
 
 
 def open_folder(out: Path, config: dict, resume: bool) -> None:
     """Clear the run's folder of what a killed run left half-written, or before its first checkpoint."""
     for path in out.iterdir():
-        if HALF.fullmatch(path.name) or (path.name in FIRST and not resume):
+        if HALF.fullmatch(path.name) or (re.fullmatch(FIRST, path.name) and not resume):
             path.unlink()
     replace(out / "config.json", lambda path: path.write_text(json.dumps({**config, "resume": False}, indent=1) + "\n"))
 
@@ -129,10 +127,7 @@ def check_finite(weights: dict[str, torch.Tensor]) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one.
-
-    The name is made anew and the rename takes the old one's place: a link in either place is not followed.
-    """
+    """Write under a new name, then rename: a reader finds the old file or the new, never half; no link is followed."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
@@ -168,10 +163,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
-    """The lines of steps up to `last_step`, a dict each; what a kill left of a line ends them.
-
-    UserError for any other line that is no line of a run, and for what is no file of our own.
-    """
+    """The lines of steps up to `last_step`, a dict each, without what a kill left of one; UserError for other files."""
     if path.is_symlink():
         raise UserError(f"{path} is a link: put the file itself there")
     rows: list[dict] = []

@@ -152,15 +152,10 @@ class State:
             self.step, self.best, micro_batch = state["step"], float(state["best"]), state.get("micro_batch", 0)
             rows = metrics_of(path.parent, self.step)  # older checkpoints do not tell best_step
             self.best_step = state.get("best_step", next((r["step"] for r in rows if r.get("pass@1") == self.best), 0))
-            counts = [self.step, self.best_step, micro_batch]
-            if (
-                any(type(n) is not int or n < 0 for n in counts)
-                or self.best_step > self.step
-                or not abs(self.best) <= 1
-            ):
-                raise ValueError(f"step, best_step, micro_batch and best are {counts} and {self.best}")
-            moved = any(row.get("grad_norm") and "skipped" not in row for row in rows)
-            self.load_moments(state["optimizer"], moved)
+            sound = all(type(n) is int and n >= 0 for n in (self.step, self.best_step, micro_batch))
+            if not sound or self.best_step > self.step or not abs(self.best) <= 1:
+                raise ValueError(f"step {self.step}, best_step {self.best_step}, best {self.best}, {micro_batch=}")
+            self.load_moments(state["optimizer"], any(r.get("grad_norm") and "skipped" not in r for r in rows))
             self.micro_batch = min((n for n in (self.micro_batch, micro_batch) if n), default=0)  # halved, or asked to
 
     def load_moments(self, saved: dict, moved: bool) -> None:
@@ -170,21 +165,12 @@ class State:
             each = [{"step": saved["steps"], "exp_avg": x[0], "exp_avg_sq": x[1]} for x in saved["moments"]]
         else:
             each = [saved["state"][i] for i in range(len(own))] if saved["state"] or moved else []
-        parts = [(x[name], p) for x, p in zip(each, own) for name in ("exp_avg", "exp_avg_sq")]
+        parts = [(x[name].contiguous(), p) for x, p in zip(each, own) for name in ("exp_avg", "exp_avg_sq")]
         n, *others = {float(x["step"]) for x in each} or {0.0}
-        sound = len(each) in (0, len(own)) and n in range(self.step + 1) and not others
-        sound = (
-            sound
-            and len({x.data_ptr() for x, _ in parts}) == len(parts)
-            and all(
-                x.shape in (p.shape, (p.numel(),))
-                and x.dtype == torch.float32
-                and x.is_contiguous()
-                and x.isfinite().all()
-                for x, p in parts
-            )
-        )
-        if not sound or any((x < 0).any() for x, _ in parts[1::2]):
+        sound = len(each) in (0, len(own)) and not others and n in range(self.step + 1)
+        sound &= all(x.shape in (p.shape, (p.numel(),)) and x.dtype == torch.float32 for x, p in parts)
+        sound &= all(bool(x.isfinite().all()) for x, _ in parts) and all(bool((x >= 0).all()) for x, _ in parts[1::2])
+        if not sound or len({x.data_ptr() for x, _ in parts}) < len(parts):
             raise ValueError("the optimizer's moments do not fit weights and step, are not finite, or two are one")
         shares = [ranks.share_of(x, p) for x, p in parts]
         moments = [{"step": torch.tensor(n), "exp_avg": x, "exp_avg_sq": y} for x, y in zip(shares[::2], shares[1::2])]

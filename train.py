@@ -39,7 +39,6 @@ from warm_start import warm_start
 
 def train(config: Config, stack: contextlib.ExitStack) -> int:
     """Warm start, then step by step: rollout, verify, credit, update; evaluate and save now and then."""
-    ranks.take_device(config.device)
     source, verifier = load_source(config)
     ranks.apart = True
     ranks.join(config.device)
@@ -86,35 +85,33 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
 
 def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
     """The run's folder, made or taken up again where its last checkpoint left it; the checkpoint's state in `state`."""
-    config.out = ranks.together(lambda: taken(config, state, stack))
-    if ranks.rank() == 0:
-        return Path(config.out)
-    # does all that process 0 does, and writes it where nobody looks
-    stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-    return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    config.out, state.best, state.best_step = ranks.together(lambda: taken(config, state, stack))
+    out = Path(config.out)
+    if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
+        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    if config.resume and state.best_step == state.step:  # a kill may have come between the two files
+        run_files.save(ranks.weights(state.model), out / "best.pt")
+    return out
 
 
-def taken(config: Config, state: State, stack: contextlib.ExitStack) -> str:
-    """Process 0 alone chooses the run's folder, locks and changes it; each reads the checkpoint."""
-    first, out, note = ranks.rank() == 0, Path(config.out), ""
-    options = {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}
+def taken(config: Config, state: State, stack: contextlib.ExitStack) -> tuple[str, float, int]:
+    """Each process reads the checkpoint, process 0 chooses, locks and changes the folder -> --out, best, best_step."""
+    first, out, options = ranks.rank() == 0, Path(config.out), dataclasses.asdict(config)
+    options["fingerprint"] = fingerprint_of(config)
     if config.resume:
         if first:
             stack.enter_context(run_files.locked(out))
         state.load(out / "last.pt", config)
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
-        weights, before = ranks.weights(state.model), config_of(out)[0].lr
-        if not (out / "best.pt").exists():
+        before = config_of(out)[0].lr
+        note = f"--lr {config.lr:g} after update {state.step}, {before:g} before" if config.lr != before else ""
+        if first:
+            run_files.truncate(out, state.step, note)
+            print(f"note: {note}\n" if note else "", end="", flush=True)
+        if not (out / "best.pt").exists():  # somebody took it away
             state.best, state.best_step = -1.0, state.step
-        if not first:
-            return ""
-        if config.lr != before:
-            note = f"--lr {config.lr:g} after update {state.step}, {before:g} before"
-            print(f"note: {note}", flush=True)
-        run_files.truncate(out, state.step, note)
-        if state.best_step == state.step:  # a kill may have come between the two files
-            run_files.save(weights, out / "best.pt")
     elif first:
         reads = {"out": config.out, "init": config.init, "opd_teacher": config.opd_teacher}
         run_files.check_apart({"out": config.out, "warm_dir": config.warm_dir if config.warm_steps else ""}, reads)
@@ -122,7 +119,7 @@ def taken(config: Config, state: State, stack: contextlib.ExitStack) -> str:
         options["out"] = run_files.claim(stack, options, name)
     if first:
         run_files.open_folder(Path(options["out"]), options, config.resume)
-    return options["out"]
+    return options["out"], state.best, state.best_step
 
 
 # ---- one RL step -----------------------------------------------------------------------------------------------------

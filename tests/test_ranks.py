@@ -207,6 +207,71 @@ def test_a_users_mistake_is_told_once(tmp_path):
     assert sum(line.startswith("train.py: --group_size 1") for line in done.stderr.splitlines()) == 1
 
 
+def test_another_machine_that_nobody_knows_is_named_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ranks, "apart", False)
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "nobody.invalid",
+        "MASTER_PORT": "29511",
+    }.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *a: asked.append(a))
+    assert train.main([*map(str, tiny(tmp_path, "--out", tmp_path / "x"))]) == 2
+    error = capfd.readouterr().err
+    assert "do not find each other" in error and error.count("\n") == 1 and not asked
+
+
+ENDS = """
+import os, signal, sys
+
+sys.path.insert(0, sys.argv.pop(1))
+import ranks, train
+
+update = train.update
+
+
+def interrupted(*args):
+    if ranks.rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return update(*args)
+
+
+train.update = interrupted
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_process_0_alone_chooses_the_folder_and_speaks(tmp_path):
+    """Of two that start at once without --out, either in two processes; and of one whose folder is another's."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    options = [*map(str, tiny(tmp_path, "--warm_steps", 0)), "--steps", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = [str(tmp_path / "ends.py"), str(ROOT)]
+    runs = [subprocess.Popen([*torchrun, *program, *options], env=env, **how) for _ in range(2)]
+    said = [run.communicate()[0] for run in runs]
+    folders = ["runs/addition-rlsd-0", "runs/addition-rlsd-0.2"]
+    rule = f"--verifier {tmp_path}/rules.py:check"
+    lines = [line for text in said for line in text.splitlines() if line.startswith("interrupted ")]
+    assert sorted(lines) == [
+        f"interrupted after step 1; python train.py --resume --out {folder} {rule} goes on" for folder in folders
+    ]
+    assert sorted(map(str, tmp_path.glob("runs/addition*"))) == [str(tmp_path / folder) for folder in folders]
+    (tmp_path / folders[0] / "metrics.jsonl").write_text("hello\n")
+    before = sorted(path.read_bytes() for path in (tmp_path / folders[0]).iterdir())
+    for more, words in (
+        (["--resume", "--out", folders[0], "--verifier", options[options.index("--verifier") + 1]], "metrics.jsonl:1"),
+        ([*options, "--out", folders[0]], "already holds a run"),
+    ):
+        done = subprocess.run([*torchrun, *program, *more], env=env, cwd=tmp_path, capture_output=True, text=True)
+        own = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+        assert done.returncode != 0 and len(own) == 1 and words in own[0]
+    assert before == sorted(path.read_bytes() for path in (tmp_path / folders[0]).iterdir())
+
+
 def test_equal_questions_stay_in_one_process(monkeypatch):
     questions = [tasks.Problem(q, "1") for q in ("a", "b", "a", "c", "b", "a")]
     monkeypatch.setenv("WORLD_SIZE", "2")

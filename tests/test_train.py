@@ -875,6 +875,29 @@ def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best)
     assert written == ["last.pt", "best.pt"] * (len(written) // 2)
 
 
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_what_is_exported_is_said_and_update_0_is_warned_of(tmp_path, monkeypatch, capsys, which):
+    config, state, _ = setup("--export", which)
+    config.init, exported = "folder", []
+    monkeypatch.setattr("state.pretrained.save", lambda model, out, init: exported.append(model.norm.weight[0].item()))
+    for state.step, score, best in ((0, 0.75, 0), (1, 0.5, 0), (2, 0.75, 2), (3, math.nan, 2)):
+        with torch.no_grad():
+            state.model.norm.weight.fill_(state.step)
+        state.keep({"pass@1": score}, tmp_path, config, due=True)
+        kept = state.model.norm.weight.clone()
+        train.export(state, config, tmp_path)
+        said = capsys.readouterr().out
+        assert f"best.pt: the policy after update {best}, held-out score 0.750\n" in said
+        assert f"{which}.pt as a folder for transformers and --init: {tmp_path / 'model'}" in said
+        assert ("the policy before RL" in said) == (state.step == 1)
+        assert exported[-1] == (best if which == "best" else state.step)
+        with torch.no_grad():
+            state.model.norm.weight.copy_(kept)
+    state.best = -1.0
+    train.export(state, train.dataclasses.replace(config, init=""), tmp_path)
+    assert "no reward" in capsys.readouterr().out and len(exported) == 4
+
+
 def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):
     data = tmp_path / "d.jsonl"
     data.write_text('{"question": "a", "answer": "b", "k": "c"}\n')

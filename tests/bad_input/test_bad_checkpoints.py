@@ -157,9 +157,6 @@ CHANGES = {
     "weights of different steps": lambda s: s["optimizer"]["state"][0]["step"].fill_(0.0),
     "one moment for two": lambda s: alias(s, 0, 0, "exp_avg", "exp_avg_sq"),
     "one moment for two weights": lambda s: alias(s, *norms(s), "exp_avg", "exp_avg"),
-    "one number for a moment": lambda s: s["optimizer"]["state"][0].update(
-        exp_avg=torch.zeros(()).expand_as(s["optimizer"]["state"][0]["exp_avg"])
-    ),
     "moments of another type": lambda s: s["optimizer"]["state"][0].update(
         exp_avg=s["optimizer"]["state"][0]["exp_avg"].double()
     ),
