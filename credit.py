@@ -106,11 +106,8 @@ def headline(sample: Sample) -> str:
 
 def in_colour(sample: Sample, config: Config) -> str:
     """The completion, each token on its shade; a line break after each token that ends with one."""
-    text = ""
-    for token in sample.tokens:
-        text += painted(visible(token.text), sample.sign, depth(sample, token, config))
-        text += "\n" if token.text.endswith("\n") else ""
-    return text
+    paint = lambda token: painted(visible(token.text), sample.sign, depth(sample, token, config))
+    return "".join(paint(token) + "\n" * token.text.endswith("\n") for token in sample.tokens)
 
 
 def painted(text: str, sign: int, deep: float) -> str:

@@ -279,19 +279,15 @@ def read(results: Path) -> list[dict]:
                 json.dumps(row, allow_nan=False)
                 if (row["name"], row["options"]) in rows:
                     raise ValueError("the run of a line above again")
-                if "curve" in row and not is_whole(row):
-                    raise ValueError("no whole run of its name")
+                if "curve" in row:  # every update of it, under the name of its own cell and seed
+                    run = Run(*(row[name] for name in ("task", "samples", "method", "seed", "lr")))
+                    steps = int(row["options"].split("--steps ")[-1].split()[0])
+                    if run.name != row["name"] or [x["step"] for x in row["curve"]] != list(range(steps + 1)):
+                        raise ValueError("no whole run of its name")
                 rows[row["name"], row["options"]] = row
             except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
                 print(f"{path}:{i}: passed over: {errors.one_line(error)}")
     return list(rows.values())
-
-
-def is_whole(row: dict) -> bool:
-    """Has it every update up to its --steps, and do its figures stand under the name of its own cell and seed?"""
-    run = Run(*(row[name] for name in ("task", "samples", "method", "seed", "lr")))
-    steps = int(row["options"].split("--steps ")[-1].split()[0])
-    return run.name == row["name"] and [point["step"] for point in row["curve"]] == list(range(steps + 1))
 
 
 def current(rows: list[dict], runs: list[Run]) -> list[dict]:

@@ -42,7 +42,9 @@ class Run:
 
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
-    config, _ = config_of(folder, out="", **given)  # nothing is written there: a copy still names the original
+    config, _ = config_of(
+        folder, out="", opd_teacher="", **given
+    )  # nothing is written there: a copy still names the original
     check_files(config, given, folder)  # what is in a folder makes no code run
     if not (folder / "best.pt").is_file():
         raise UserError(f"{folder} holds no best.pt: a run writes it at its first evaluation")
@@ -151,9 +153,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--answer", default="", help="reference answer of a question that --data does not hold")
     parser.add_argument("--reference", default="", help="what the teacher is shown instead of what the run shows it")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page: figures of every token, plain GRPO")
-    parser.add_argument(
-        "--verifier", default=argparse.SUPPRESS, metavar="FILE.py:f", help="the run's own, where a file"
-    )
+    parser.add_argument("--verifier", default=argparse.SUPPRESS, metavar="FILE.py:f", help="the run's own, if a file")
     parser.add_argument("--interactive", action="store_true", help="ask for questions until an empty line")
     parser.add_argument("--tries", type=int, default=32, help="groups to draw until one has both (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
