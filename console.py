@@ -1,5 +1,6 @@
 """What a run says, and how it ends: log lines, the bar, curves, Ctrl-C."""
 
+import shlex
 import signal
 import sys
 import threading
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from config import Config, verifier_file
 from run_files import append, metrics_of
 
 PRINTED = (
@@ -76,10 +78,12 @@ class Interrupt:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def end_after(self, step: int, out: Path) -> None:
+    def end_after(self, step: int, config: Config) -> None:
         """Where a checkpoint has just been written: end the run, if that was asked for."""
         if self.signal:
-            raise Interrupted(self.signal, f"after step {step}; python train.py --resume --out {out} goes on")
+            rule = ["--verifier", config.verifier] if verifier_file(config.verifier) else []  # run where it is named
+            again = shlex.join(["python", "train.py", "--resume", "--out", config.out, *rule])
+            raise Interrupted(self.signal, f"after step {step}; {again} goes on")
 
 
 def progress(steps: range):

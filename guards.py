@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from config import Config
 from errors import UserError
 from methods import Rollout
 from rounded_adam import RoundedAdam
-from run_files import lines_until, save
+from run_files import metrics_of, save
 from state import State
 
 PATIENCE = 10  # updates in a row: skipped, until the run stops; out of order, until the log says so
@@ -72,8 +71,8 @@ class Watch:
     def __init__(self, config: Config, last_step: int):
         self.config, self.skipped = config, 0
         self.spells: dict[str, int] = {}
-        for line in lines_until(Path(config.out) / "metrics.jsonl", last_step):
-            self.look(json.loads(line))
+        for row in metrics_of(Path(config.out), last_step):
+            self.look(row)
 
     def look(self, row: dict) -> dict[str, list[str]]:
         """Count the row; {"notes": ...} on spells that have just become too long, or nothing."""

@@ -75,7 +75,10 @@ def curve(folder, name):
 
 @pytest.mark.parametrize("options", [["--rlsd_teacher_sync_interval", "2"], ["--method", "opsd", "--micro_batch", "3"]])
 def test_two_processes_make_the_run_of_one(tmp_path, options):
-    for more in (tiny(tmp_path, *options), ["--resume", "--steps", "5"]):  # to an end without an evaluation
+    for more in (
+        tiny(tmp_path, *options),
+        ["--resume", "--steps", "5", "--verifier", f"{tmp_path}/rules.py:check"],
+    ):  # to an end without an evaluation
         run(tmp_path, "one", *more, processes=1)
         done = run(tmp_path, "two", *more)
         assert done.returncode == 0, done.stderr
@@ -119,6 +122,7 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 import torch
+import errors
 import ranks
 
 ranks.join("cpu")
@@ -127,9 +131,18 @@ model = torch.nn.Linear(2, 1)
 torch.nn.init.constant_(model.weight, r)
 ranks.same_weights(None, model)
 assert (model.weight == 0).all()
-assert ranks.agreed({"a": r}) == {"a": 0}
-assert ranks.latest_signal(15 if r == 1 else 0) == 15
+assert ranks.together(lambda: {"a": r}) == {"a": 0}
+for failing in (0, 1, 2):  # all learn of it, and process 0 alone is to say so
+    ranks.apart = True
+    try:
+        ranks.together(lambda: open("/nowhere/at/all") if r == failing else None)
+        raise AssertionError
+    except errors.UserError as error:
+        assert str(error) == "/nowhere/at/all: No such file or directory" and ranks.speaks() == (r == 0)
+assert ranks.most(15 if r == 1 else 0) == 15
 assert ranks.most(2 - r) == 2
+assert ranks.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
+assert ranks.gather(torch.zeros(0, 4)).shape == (0, 4) and ranks.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
 assert ranks.total(own) == 3 and own == r
 assert ranks.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
@@ -197,6 +210,71 @@ def test_a_users_mistake_is_told_once(tmp_path):
     assert sum(line.startswith("train.py: --group_size 1") for line in done.stderr.splitlines()) == 1
 
 
+def test_another_machine_that_nobody_knows_is_named_at_once(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(ranks, "apart", False)
+    for name, value in {
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "MASTER_ADDR": "nobody.invalid",
+        "MASTER_PORT": "29511",
+    }.items():
+        monkeypatch.setenv(name, value)
+    asked = []
+    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *a: asked.append(a))
+    assert train.main([*map(str, tiny(tmp_path, "--out", tmp_path / "x"))]) == 2
+    error = capfd.readouterr().err
+    assert "do not find each other" in error and error.count("\n") == 1 and not asked
+
+
+ENDS = """
+import os, signal, sys
+
+sys.path.insert(0, sys.argv.pop(1))
+import ranks, train
+
+update = train.update
+
+
+def interrupted(*args):
+    if ranks.rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return update(*args)
+
+
+train.update = interrupted
+sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_process_0_alone_chooses_the_folder_and_speaks(tmp_path):
+    """Of two that start at once without --out, either in two processes; and of one whose folder is another's."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    options = [*map(str, tiny(tmp_path, "--warm_steps", 0)), "--steps", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    program = [str(tmp_path / "ends.py"), str(ROOT)]
+    runs = [subprocess.Popen([*torchrun, *program, *options], env=env, **how) for _ in range(2)]
+    said = [run.communicate()[0] for run in runs]
+    folders = ["runs/addition-rlsd-0", "runs/addition-rlsd-0.2"]
+    rule = f"--verifier {tmp_path}/rules.py:check"
+    lines = [line for text in said for line in text.splitlines() if line.startswith("interrupted ")]
+    assert sorted(lines) == [
+        f"interrupted after step 1; python train.py --resume --out {folder} {rule} goes on" for folder in folders
+    ]
+    assert sorted(map(str, tmp_path.glob("runs/addition*"))) == [str(tmp_path / folder) for folder in folders]
+    (tmp_path / folders[0] / "metrics.jsonl").write_text("hello\n")
+    before = sorted(path.read_bytes() for path in (tmp_path / folders[0]).iterdir())
+    for more, words in (
+        (["--resume", "--out", folders[0], "--verifier", options[options.index("--verifier") + 1]], "metrics.jsonl:1"),
+        ([*options, "--out", folders[0]], "already holds a run"),
+    ):
+        done = subprocess.run([*torchrun, *program, *more], env=env, cwd=tmp_path, capture_output=True, text=True)
+        own = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
+        assert done.returncode != 0 and len(own) == 1 and words in own[0]
+    assert before == sorted(path.read_bytes() for path in (tmp_path / folders[0]).iterdir())
+
+
 def test_equal_questions_stay_in_one_process(monkeypatch):
     questions = [tasks.Problem(q, "1") for q in ("a", "b", "a", "c", "b", "a")]
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -257,7 +335,8 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
     new = f"{start} --verifier {shlex.quote(str(tmp_path))}/rules.py:check --max_seq_len 400 --max_new_tokens 40"
     new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"
     new += " --lr 2e-4 --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
-    for options, whole, shared in ((new, "one", "two"), ("--resume --steps 4", "two", "one")):
+    again = f"--resume --steps 4 --verifier {shlex.quote(str(tmp_path))}/rules.py:check"
+    for options, whole, shared in ((new, "one", "two"), (again, "two", "one")):
         run(tmp_path, whole, *shlex.split(options), processes=1)
         done = run(tmp_path, shared, *shlex.split(options), "--fsdp", program=(tmp_path / "shares.py", ROOT))
         assert done.returncode == 0, done.stderr

@@ -1,12 +1,18 @@
 """sample.py: what it shows is what training would do, whatever the model wrote, and its errors are one line."""
 
+import contextlib
 import dataclasses
 import html
+import io
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,14 +58,22 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("sample") / "run")
 
 
+def trusted(run):
+    """The options of somebody who has read the run's verifier, and runs it."""
+    verifier = json.loads((run / "config.json").read_text())["verifier"]
+    return {"verifier": verifier} if ".py:" in verifier else {}
+
+
 def ask(run, *argv, capsys):
-    code = sample.main([str(run), *argv])
+    code = sample.main([str(run), *argv, *(f"--{name}={value}" for name, value in trusted(run).items())])
     out, err = capsys.readouterr()
     assert (code, err) == (0, ""), err
     return out
 
 
 def refused(*argv, capsys):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a folder that is no run has none
+        argv = (*argv, *(f"--{name}={value}" for name, value in trusted(argv[0]).items()))
     code = sample.main([str(arg) for arg in argv])
     err = capsys.readouterr().err
     assert code == 2 and err.startswith("sample.py: ") and err.count("\n") == 1, err
@@ -75,7 +89,7 @@ def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, 
     monkeypatch.setattr(credit, "credited", lambda m, batch, c: batches.append(batch) or credited(m, batch, c))
     printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
     figures = [line.split()[-5:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
-    model = sample.load_run(run, {}).model
+    model = sample.load_run(run, trusted(run)).model
     problem, moved = tasks.Problem("47+85", "132"), 0
     assert batches[0].advantages[0] > 0 > batches[0].advantages[1]
     for ids, advantage in zip(batches[0].samples.completions(), batches[0].advantages.tolist()):
@@ -125,15 +139,39 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
     assert rows(ask(run, "47+85", "--reference", "132", capsys=capsys)) == told
 
 
+FAILS = "n = []\ndef check(completion, answer):\n    n.append(1)\n    if {}: raise OSError('outage')\n    return {}\n"
+
+
+@pytest.mark.parametrize(
+    "fails, reward, says, shown",
+    [
+        ("True", 0, "3 groups, and the verifier has failed on every sample", 0),
+        ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
+        ("len(n) > 4", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
+        ("len(n) <= 9", "len(n) / 12", "group 3: 1 of 3 samples right", 2),  # one of the group is dropped
+        ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
+    ],
+)
+def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, fails, reward, says, shown):
+    run = make_run(tmp_path / "run", on_verifier_error="drop")
+    (run / "rules.py").write_text(FAILS.format(fails, reward))
+    argv = [str(run), "47+85", "--tries", "3", "--verifier", trusted(run)["verifier"]]
+    assert sample.main([*argv, "--html", str(tmp_path / "page.html")]) == 0
+    out = capsys.readouterr().out
+    assert says in out and out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
+    assert Page((tmp_path / "page.html").read_text(encoding="utf-8")).text.count(": reward ") == 2 * shown
+
+
 # ---- questions -------------------------------------------------------------------------------------------------------
 
 
 def test_built_in_questions_are_worked_out(run, tmp_path):
     ask_for = lambda run, text: find_problem(run.source, run.config, text)
-    loaded = sample.load_run(run, {})
+    loaded = sample.load_run(run, trusted(run))
     assert ask_for(loaded, " 47 + 85 ") == tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
     assert ask_for(loaded, "999+1") == tasks.Problem("999+1", "1000")
-    loaded = sample.load_run(make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56), {})
+    countdown = make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56)
+    loaded = sample.load_run(countdown, trusted(countdown))
     made = ask_for(loaded, "27 from 8 2 4 3")
     assert made is not None and expression(made.answer, "8 2 4 3 = 27") == 1.0
     assert made.solution is not None and made.solution.count("\n") == 2
@@ -154,7 +192,7 @@ def test_a_question_of_the_file_needs_no_answer_and_another_does(tmp_path, capsy
 def test_interactive_asks_until_an_empty_line_and_survives_a_bad_question(run, capsys, monkeypatch):
     lines = iter(["47+85", "what?", "12+34", "", "never read"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert sample.main([str(run), "--interactive"]) == 0
+    assert sample.main([str(run), "--interactive", "--verifier", trusted(run)["verifier"]]) == 0
     out, err = capsys.readouterr()
     assert out.count("question: ") == 2 and "reference answer: 46" in out and next(lines) == "never read"
     assert err.count("\n") == 1 and "'what?' is no question of this run's task" in err
@@ -165,7 +203,8 @@ def test_interactive_asks_for_an_answer_it_lacks_and_ends_with_the_input(tmp_pat
     data.write_text("".join(f'{{"question": "q {i}?", "answer": "{i}"}}\n' for i in range(4)))
     lines = ["q 9?", "nine"]
     monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0) if lines else exec("raise EOFError"))
-    assert sample.main([str(make_run(tmp_path / "run", data=str(data))), "--interactive"]) == 0
+    run = make_run(tmp_path / "run", data=str(data))
+    assert sample.main([str(run), "--interactive", "--verifier", trusted(run)["verifier"]]) == 0
     assert "reference answer: nine" in capsys.readouterr().out
 
 
@@ -271,6 +310,56 @@ def test_depth_runs_from_bound_to_bound():
     assert credit.depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
 
 
+def test_a_pipe_gets_the_text_of_each_sample_too(run, capsys, monkeypatch):
+    drawn, credited = [], credit.credited
+    monkeypatch.setattr(credit, "credited", lambda m, batch, c: drawn.append(batch) or credited(m, batch, c))
+    printed = ask(run, "47+85", capsys=capsys)
+    texts = [credit.visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
+    assert printed.startswith("question: 47+85\n") and len(texts) == 2
+    assert re.findall(r"^completion: (.*)$", printed, re.MULTILINE) == texts
+    assert [line for line in printed.splitlines() if ": reward " in line][0].startswith("right: reward 1, ")
+    odd = Sample(1.0, 1.0, hostile(1.0).tokens, "".join(HOSTILE) + "\u2028\u200b\nwrong: reward 0")
+    text = credit.as_figures(odd)
+    assert all(line.isprintable() for line in text.split("\n")) and text.count("\n") == 1 + len(HOSTILE)
+
+
+# ---- what it runs, and where it writes -------------------------------------------------------------------------------
+
+
+def snapshot(*folders):
+    return {path: path.read_bytes() for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_a_folder_makes_no_code_run(tmp_path, capsys):
+    run = make_run(tmp_path / "run")
+    (run / "rules.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef check(c, a):\n    return 1.0\n")
+    assert sample.main([str(run), "47+85"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and f"--verifier {run}/rules.py:check" in err and not (tmp_path / "ran").exists()
+    assert sample.main([str(run), "47+85", "--verifier", "number", "--tries", "1"]) == 0  # a built-in one is no code
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_that_was_copied_is_all_that_is_read_and_nothing_is_written(tmp_path, capsys):
+    original = make_run(tmp_path / "run", on_verifier_error="zero", out=str(tmp_path / "run"))
+    (original / "rules.py").write_text(FAILS.format("len(n) % 2", "1"))
+    copy = Path(shutil.copytree(original, tmp_path / "copy"))
+    before = snapshot(original, copy)
+    argv = [str(copy), "47+85", "--verifier", f"{copy}/rules.py:check"]
+    assert sample.main([*argv, "--html", str(tmp_path / "page.HTM")]) == 0
+    assert {path: x for path, x in snapshot(original, copy).items() if "pycache" not in str(path)} == before
+    assert str(copy / "best.pt") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["best.pt", "config.json", "page", "page.html.txt", ".", ""])
+def test_a_page_is_written_over_nothing_else(run, tmp_path, capsys, name):
+    assert "the name of a .html file is needed" in refused(run, "47+85", "--html", str(run / name), capsys=capsys)
+    (tmp_path / "page.html").symlink_to(run / "best.pt")
+    before = snapshot(run)
+    ask(run, "47+85", "--html", str(tmp_path / "page.html"), capsys=capsys)
+    assert snapshot(run) == before and not (tmp_path / "page.html").is_symlink()
+
+
 # ---- errors, a line each ---------------------------------------------------------------------------------------------
 
 
@@ -285,7 +374,7 @@ def test_depth_runs_from_bound_to_bound():
         (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
         (["1+2", "--seed", "-1"], "--seed -1: 0 to"),
         (["1+2", "--color"], "unrecognized arguments: --color (python sample.py --help"),
-        (["1+2", "--html", "/nowhere/page.html"], "/nowhere/page.html: No such file or directory"),
+        (["1+2", "--html", "/nowhere/page.html"], "/nowhere/page.html cannot be written: No such file or directory"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line(run, capsys, argv, says):
@@ -312,11 +401,26 @@ def test_a_run_that_is_none_or_damaged_is_one_line(tmp_path, capsys):
         assert "best.pt is " in refused(run, "1+2", capsys=capsys)
     save({"other": torch.ones(1)}, run / "best.pt")
     assert "best.pt is no checkpoint of this run" in refused(run, "1+2", capsys=capsys)
+    weights = torch.load(io.BytesIO(checkpoint))
+    huge = {name: 3e37 * x if "norm" in name else x for name, x in weights.items()}
+    save(huge, run / "best.pt")  # finite, and what comes of them is not
+    assert "best.pt gives no probabilities" in refused(run, "1+2", "--verifier", "number", capsys=capsys)
     (run / "best.pt").unlink()
-    assert "best.pt" in refused(run, "1+2", capsys=capsys)
+    assert "holds no best.pt" in refused(run, "1+2", capsys=capsys)
+    os.mkfifo(run / "best.pt")  # never opened: it would wait for ever
+    assert "holds no best.pt" in refused(run, "1+2", capsys=capsys)
     for change in ({"hidden_size": "wide"}, {"hidden_size": 33}, {"colour": "red"}, {"task": 3}):
         (run / "config.json").write_text(json.dumps({**config, **change}))
         refused(run, "1+2", capsys=capsys)
     for text in ("", "[1]", "{", "{}"):
         (run / "config.json").write_text(text)
         assert "config.json is no configuration of this program" in refused(run, "1+2", capsys=capsys)
+
+
+def test_a_pipe_that_nobody_reads_on_and_an_input_that_is_closed(run):
+    """The program itself, once each: `sample.py RUN | head -1`, and `--interactive <&-`."""
+    for shown, words in ((1, "47+85 | head -1"), (0, "--interactive <&-")):
+        command = f'"{sys.executable}" sample.py "{run}" --verifier number --tries 1 {words}'
+        folder = Path(sample.__file__).parent
+        done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("question: 47+85\n") == shown

@@ -176,7 +176,8 @@ def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch)
     def fake(options, out):
         trained.append(out)
         out.mkdir(parents=True, exist_ok=True)
-        (out / "metrics.jsonl").write_text(json.dumps({"step": 0, "pass@1": 0.5}) + "\n")
+        rows = [{"step": step, "pass@1": 0.5} for step in range(61)]
+        (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     monkeypatch.setattr(reproduce, "train", fake)
     runs = reproduce.quick()
@@ -196,6 +197,50 @@ def test_rows_of_an_older_study_are_left_out():
     kept, other = reproduce.quick()[:2]
     rows = [{"name": kept.name, "options": kept.options}, {"name": other.name, "options": other.options + " --lr 1"}]
     assert reproduce.current(rows, reproduce.quick()) == rows[:1]
+
+
+def test_a_line_that_is_no_whole_run_of_its_own_counts_nowhere(tmp_path, capsys):
+    """Torn, edited, cut short, another's figures, or there already: named by file and line, and passed over."""
+    made = [reproduce.Run("addition", 256, "grpo", seed) for seed in (0, 1)]
+    curve = [{"step": step, "reward": 0.5, **({} if step % 5 else {"pass@1": 0.5})} for step in range(61)]
+    rows = [
+        {
+            "name": r.name,
+            "options": r.options,
+            **{k: getattr(r, k) for k in ("task", "method", "seed", "samples", "lr")},
+        }
+        | {"curve": curve}
+        for r in made
+    ]
+    whole = json.dumps(rows[0])
+    bad = [
+        whole,  # a second time
+        whole[:-20],
+        json.dumps({**rows[1], "curve": curve[:-1]}),
+        json.dumps({**rows[1], "curve": curve[:30] + curve[31:]}),
+        json.dumps({**rows[1], "curve": [{**curve[0], "pass@1": float("nan")}, *curve[1:]]}),
+        json.dumps(rows[1]).replace("0.5", "1e999"),
+        json.dumps({**rows[1], "seed": 7}),  # another seed by the same figures
+        json.dumps({**rows[0], "name": made[1].name, "options": made[1].options}),
+        json.dumps({**rows[1], "curve": None}),
+        *("[]", "1", "null", '{"name": "x"}', '{"name": [], "options": ""}', "[" * 100_000, "\x00", ""),
+    ]
+    (tmp_path / "addition.jsonl").write_text("\n".join([whole, *bad]))
+    assert reproduce.read(tmp_path) == rows[:1]
+    told = capsys.readouterr().out.splitlines()
+    assert [line.partition(": passed over: ")[0] for line in told] == [
+        f"{tmp_path}/addition.jsonl:{i}" for i in range(2, 2 + len(bad) - 1)
+    ]
+    with (tmp_path / "addition.jsonl").open("a") as file:
+        file.write(json.dumps(rows[1]) + "\n")
+    assert reproduce.read(tmp_path) == rows
+
+
+def test_the_committed_runs_are_whole(capsys):
+    folder = reproduce.ROOT / "results" / "study"
+    lines = sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
+    assert len(reproduce.current(reproduce.read(folder), reproduce.study())) == len(reproduce.study()) == lines
+    assert capsys.readouterr().out == ""
 
 
 # ---- probe -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import re
@@ -60,6 +61,12 @@ def options(tmp_path, name, *more, method="rlsd"):
     return [*TINY, *METHODS[method], "--out", str(tmp_path / name), "--warm_dir", str(tmp_path / "warm"), *more]
 
 
+def again(out, *more):
+    """The command that goes on with a run, as it was told: a verifier's file is run only where it is named."""
+    verifier = json.loads((Path(out) / "config.json").read_text())["verifier"]
+    return ["--resume", "--out", str(out), *(["--verifier", verifier] if ":" in verifier else []), *more]
+
+
 def verifier_file(tmp_path, body):
     path = tmp_path / "rules.py"
     path.write_text(f"def check(completion, answer):\n    {body}\n")
@@ -95,7 +102,7 @@ def test_checkpoints_come_every_save_every_updates_and_at_the_end(tmp_path, monk
     saved, save = [], train.State.save
     monkeypatch.setattr(train.State, "save", lambda self, *args: saved.append(self.step) or save(self, *args))
     assert train.main(options(tmp_path, "run", "--steps", "5", "--save_every", "2")) == 0
-    assert saved == [0, 2, 4, 5]
+    assert saved == [0, 2, 3, 4, 5]  # and at 3 for a best.pt of it
 
 
 def test_a_run_says_that_its_last_updates_were_not_evaluated(tmp_path, capsys):
@@ -162,11 +169,9 @@ def test_resumed_equals_never_stopped(tmp_path, method):
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (tmp_path / "parts" / name).open("a") as file:
             file.write('{"step": 5}\n{"step": 6, "rew')
-    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "3"]) == 2  # has made 4
-    assert (
-        train.main(["--out", str(tmp_path / "parts"), "--resume"]) == 0
-    )  # nothing left to do, and the refused option left no trace
-    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "6"]) == 0
+    assert train.main(again(tmp_path / "parts", "--steps", "3")) == 2  # has made 4
+    assert train.main(again(tmp_path / "parts")) == 0  # nothing left to do, and the refused option left no trace
+    assert train.main(again(tmp_path / "parts", "--steps", "6")) == 0
     assert checkpoint(tmp_path, "whole")["step"] == 6
     assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
     assert same_state(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
@@ -567,7 +572,7 @@ def bad_data(tmp_path, text):
         (lambda p: ["--fsdp", "--warm_steps", "0"], "--fsdp needs torchrun"),
         (lambda p: ["--step", "3"], "--step"),
         (lambda p: ["--steps", "many"], "--steps"),
-        (lambda p: ["--steps", "0"], "--steps 0"),
+        (lambda p: ["--steps=-1"], "--steps -1"),
         (lambda p: ["--group_size", "1"], "--group_size 1"),
         (lambda p: ["--lr", "nan"], "--lr nan"),
         (lambda p: ["--lr", "-1"], "--lr -1"),
@@ -644,7 +649,7 @@ def test_a_folder_with_a_run_is_kept(tmp_path, capsys):
     assert train.main(options(tmp_path, "run", "--steps", "1")) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     assert train.main(options(tmp_path, "run")) == 2
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--lr", "0.5"]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--seed", "5"]) == 2
     assert "contradicts" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
 
@@ -657,24 +662,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
     assert "last.pt is no checkpoint" in capsys.readouterr().err
 
 
-def test_a_run_without_out_takes_the_first_free_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = []
-    for _ in range(3):
-        names.append(run_files.new_folder("addition-rlsd-0"))
-        Path(names[-1]).mkdir(parents=True)
-    assert names == ["runs/addition-rlsd-0", "runs/addition-rlsd-0.2", "runs/addition-rlsd-0.3"]
-
-
 def test_lines_behind_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {step}}}\n' for step in range(4)]
     for text, kept in (("".join(lines), 3), ("".join(lines[:2]) + '{"step', 2), (lines[0] + '{"step": 1', 1)):
         path.write_text(text)
-        run_files.truncate(path, 2)
+        run_files.truncate(tmp_path, 2)
         assert path.read_text() == "".join(lines[:kept])
-    run_files.truncate(tmp_path / "none.jsonl", 2)
-    assert (tmp_path / "none.jsonl").read_text() == ""
+    assert (tmp_path / "samples.jsonl").read_text() == ""  # was lost
 
 
 def test_peak_memory_is_in_gibibytes(monkeypatch):
@@ -848,22 +843,59 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
     )
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, body), "--steps", "3")) == 0
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "6"]) == 0
+    assert train.main(again(tmp_path / "run", "--steps", "6")) == 0
     state = checkpoint(tmp_path, "run")
     assert state["best"] == metrics(tmp_path, "run")[0]["pass@1"] > metrics(tmp_path, "run")[3]["pass@1"]
     assert same_state(best, torch.load(tmp_path / "run" / "best.pt", weights_only=True))
     assert not same_state(best, state["model"])
 
 
-def test_of_equally_good_policies_the_first_is_kept(tmp_path):
+@pytest.mark.parametrize(
+    "rows, best",
+    [
+        ([{"pass@1": 0.0}, {"pass@1": 0.5}, {"pass@1": 0.25}, {}], (1, 0.5)),
+        ([{"pass@1": 0.5}, {"pass@1": 0.5}, {}, {"pass@1": 0.4}], (1, 0.5)),  # of equals the last
+        ([{"pass@1": math.nan}, {}, {"pass@1": math.nan}], (0, -1.0)),  # not one reward: the first
+        ([{}, {"pass@1": None}, {"pass@1": 0.0}, {"pass@1": math.nan}], (2, 0.0)),
+        ([{"pass@1": 0.5, "held-out reward": 0.5}, {"pass@1": 0.4, "held-out reward": 0.6}], (1, 0.6)),
+    ],
+)
+def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best):
+    """best.pt is there from the first row on, and never of an update that last.pt has not made."""
     config, state, _ = setup()
-    for row, best in (({"pass@1": 0.0}, 0.0), ({"pass@1": 0.5}, 0.5), ({"pass@1": 0.5}, 0.5), ({}, 0.5)):
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: written.append(Path(b).name) or replace(a, b))
+    for state.step, row in enumerate(rows):
         with torch.no_grad():
-            state.model.norm.weight.add_(1.0)
-        state.keep_if_best(row, tmp_path)
-        assert state.best == best
-    kept = torch.load(tmp_path / "best.pt", weights_only=True)["norm.weight"]
-    assert torch.equal(kept, state.model.norm.weight - 2.0)
+            state.model.norm.weight.fill_(state.step)
+        state.keep(row, tmp_path, config, due=False)
+        assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= state.best_step
+    assert (state.best_step, state.best) == best
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["norm.weight"][0] == best[0]
+    assert written == ["last.pt", "best.pt"] * (len(written) // 2)
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_what_is_exported_is_said_and_update_0_is_warned_of(tmp_path, monkeypatch, capsys, which):
+    config, state, _ = setup("--export", which)
+    config.init, exported = "folder", []
+    monkeypatch.setattr("state.pretrained.save", lambda model, out, init: exported.append(model.norm.weight[0].item()))
+    for state.step, score, best in ((0, 0.75, 0), (1, 0.5, 0), (2, 0.75, 2), (3, math.nan, 2)):
+        with torch.no_grad():
+            state.model.norm.weight.fill_(state.step)
+        state.keep({"pass@1": score}, tmp_path, config, due=True)
+        kept = state.model.norm.weight.clone()
+        train.export(state, config, tmp_path)
+        said = capsys.readouterr().out
+        assert f"best.pt: the policy after update {best}, held-out score 0.750\n" in said
+        assert f"{which}.pt as a folder for transformers and --init: {tmp_path / 'model'}" in said
+        assert ("the policy before RL" in said) == (state.step == 1)
+        assert exported[-1] == (best if which == "best" else state.step)
+        with torch.no_grad():
+            state.model.norm.weight.copy_(kept)
+    state.best = -1.0
+    train.export(state, train.dataclasses.replace(config, init=""), tmp_path)
+    assert "no reward" in capsys.readouterr().out and len(exported) == 4
 
 
 def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):

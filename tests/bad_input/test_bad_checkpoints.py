@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 
@@ -16,6 +17,7 @@ from refused import TINY, TRIED, Evil, contents, refused
 
 import console
 import errors
+import run_files
 import tasks
 import train
 import warm_start
@@ -24,6 +26,7 @@ from state import MAY_CHANGE, State, build_model
 from study import probe
 
 TWENTIETHS = range(20)
+RULE: list[str] = []  # the verifier of the run that all is tried on: a file is run only where it is named
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,8 @@ def finished(tmp_path_factory):
     """A run of one update, and its warm start beside it."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "v.py").write_text("def check(c, a, n=[0]):\n    n[0] += 1\n    return n[0] % 2 / 2\n")
-    more = ["--verifier", f"{folder}/v.py:check", "--warm_dir", str(folder / "warm")]
+    RULE[:] = ["--verifier", f"{folder}/v.py:check"]
+    more = [*RULE, "--warm_dir", str(folder / "warm")]
     with contextlib.redirect_stdout(io.StringIO()):
         assert train.main([*TINY, *more, "--out", str(folder / "run")]) == 0
     return folder
@@ -45,7 +49,7 @@ def run(finished, tmp_path):
 def resume_is_refused(capsys, run, *words, kind):
     """... and nothing in the folder is touched."""
     before = contents(run)
-    refused(capsys, train.main, ["--resume", "--out", run, "--steps", "2"], *words, kind=kind)
+    refused(capsys, train.main, ["--resume", "--out", run, "--steps", "2", *RULE], *words, kind=kind)
     assert contents(run) == before
 
 
@@ -121,6 +125,17 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_not_run(run, tmp_path, capsys, 
 # ---- foreign ---------------------------------------------------------------------------------------------------------
 
 
+def alias(state, i, j, name, other):
+    moments = state["optimizer"]["state"]
+    moments[j][other] = moments[i][name]
+
+
+def norms(state):
+    """Two weights of one shape."""
+    shapes = [tuple(x["exp_avg"].shape) for x in state["optimizer"]["state"].values()]
+    return next((i, j) for i, a in enumerate(shapes) for j, b in enumerate(shapes) if i < j and a == b)
+
+
 CHANGES = {
     "weights of other shapes": lambda s: s["model"].update({"norm.weight": torch.ones(7)}),
     "a weight too few": lambda s: s["model"].pop("norm.weight"),
@@ -135,12 +150,29 @@ CHANGES = {
     "a text for the step": lambda s: s.update(step="x"),
     "a list for the model": lambda s: s.update(model=[1]),
     "None for the best": lambda s: s.update(best=None),
-    "an optimizer of fewer weights": lambda s: s["optimizer"]["param_groups"][0]["params"].pop(),
+    "an optimizer of fewer weights": lambda s: s["optimizer"]["state"].pop(0),
+    "an optimizer that has made no step": lambda s: s["optimizer"].update(state={}),
+    "an optimizer of more steps": lambda s: [x["step"].fill_(2.0) for x in s["optimizer"]["state"].values()],
+    "an optimizer of part of a step": lambda s: [x["step"].fill_(0.5) for x in s["optimizer"]["state"].values()],
+    "weights of different steps": lambda s: s["optimizer"]["state"][0]["step"].fill_(0.0),
+    "one moment for two": lambda s: alias(s, 0, 0, "exp_avg", "exp_avg_sq"),
+    "one moment for two weights": lambda s: alias(s, *norms(s), "exp_avg", "exp_avg"),
+    "moments of another type": lambda s: s["optimizer"]["state"][0].update(
+        exp_avg=s["optimizer"]["state"][0]["exp_avg"].double()
+    ),
+    "squares below zero": lambda s: s["optimizer"]["state"][0]["exp_avg_sq"].fill_(-1.0),
+    "a fractional step": lambda s: s.update(step=1.5),
+    "a step that is true": lambda s: s.update(step=True),
+    "a best that is infinite": lambda s: s.update(best=math.inf),
+    "a best of no number": lambda s: s.update(best=math.nan),
+    "a best above every reward": lambda s: s.update(best=7.0),
+    "a best that is still to come": lambda s: s.update(best_step=3),
+    "half a best": lambda s: s.update(best_step=0.5),
+    "a fractional micro-batch": lambda s: s.update(micro_batch=1.5),
     "an optimizer of other shapes": lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
     "an optimizer without moments": lambda s: s["optimizer"]["state"][0].pop("exp_avg_sq"),
     "an optimizer with NaN": lambda s: s["optimizer"]["state"][0]["exp_avg"].fill_(math.nan),
     "an optimizer of no groups": lambda s: s.update(optimizer={}),
-    "another learning rate": lambda s: s["options"].update(lr=0.5),
     "another seed": lambda s: s["options"].update(seed=7),
     "another method": lambda s: s["options"].update(method="grpo"),
     "an option of another program": lambda s: s["options"].update(colour=1),
@@ -175,6 +207,25 @@ def test_a_folder_of_another_program(run, capsys):
     (run / "last.pt").mkdir()
     refused(capsys, train.main, ["--resume", "--out", run], "--resume needs", kind="foreign checkpoints")
     refused(capsys, train.main, [*TINY, "--out", run], "already holds a run", kind="foreign checkpoints")
+
+
+def test_rates_and_signs_are_those_of_the_options(run, tmp_path):
+    """Whatever a checkpoint says of them, and whether it says as little as those of before, or more."""
+    whole = shutil.copytree(run, tmp_path / "whole")
+    state = torch.load(run / "last.pt", weights_only=True)
+    state["optimizer"]["param_groups"][0].update(lr=0.5, betas=(0.0, 0.0), maximize=True, weight_decay=0.9)
+    state["options"].update(lr=0.5)
+    del state["best_step"]
+    torch.save(state, run / "last.pt")
+    for folder in (whole, run):
+        assert train.main(["--resume", "--out", str(folder), "--steps", "3", *RULE]) == 0
+    a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (whole, run))
+    for x, y in zip(a["model"].values(), b["model"].values(), strict=True):
+        assert torch.equal(x, y)
+    assert (
+        a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+        and b["optimizer"]["param_groups"][0]["lr"] == Config.lr
+    )
 
 
 # ---- configurations --------------------------------------------------------------------------------------------------
@@ -230,9 +281,61 @@ def test_a_damaged_line_inside_a_log_is_named_and_nothing_is_dropped(run, capsys
     resume_is_refused(capsys, run, "metrics.jsonl:2", kind="logs")
 
 
+KINDS = {
+    "a byte order mark": lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()),
+    "UTF-16": lambda path: path.write_text(path.read_text(), encoding="utf-16"),
+    "text": lambda path: path.write_text("hello"),
+    "a line of text": lambda path: path.write_text("hello\n"),
+    "no step": lambda path: path.write_text('{"reward": 1.0}\n'),
+    "a step that is none": lambda path: path.write_text('{"step": 0.5}\n'),
+    "steps out of order": lambda path: path.write_text('{"step": 1}\n{"step": 0}\n'),
+    "an array": lambda path: path.write_text("[]\n"),
+    "an empty line": lambda path: path.write_text("\n" + path.read_text()),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link": lambda path: path.rename(path.with_name("real")) and path.symlink_to("real"),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_log_of_another_kind_is_named_and_nothing_is_touched(run, capsys, name, log):
+    KINDS[name](run / log)
+    others = {path.name: os.lstat(path).st_ino for path in run.iterdir()}
+    resume_is_refused(capsys, run, log, kind="logs")
+    assert others == {path.name: os.lstat(path).st_ino for path in run.iterdir()}
+
+
+@pytest.mark.parametrize("value", ["true_", [1], {"a": 1}, 10**400, 1e999])
+def test_a_figure_that_is_none_is_named_and_what_is_not_finite_is_left_out(run, capsys, value):
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "entropy": math.nan}) + "\n" for row in rows))  # as older runs wrote it
+    assert all("entropy" not in row and row["step"] == i for i, row in enumerate(run_files.metrics_of(run)))
+    text = path.read_text()
+    path.write_text(text.replace("NaN", json.dumps(value).replace("Infinity", "1e999")))
+    resume_is_refused(capsys, run, "metrics.jsonl:1", "entropy", kind="logs")
+
+
+def test_every_line_of_a_run_is_json_for_every_reader(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    row = {"step": 1, "loss": math.nan, "notes": ["NaN"], "credit": [math.inf, 0.1, [-math.inf]], "text": "Infinity"}
+    run_files.append(path, row)
+    read = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
+    assert read == {"step": 1, "loss": None, "notes": ["NaN"], "credit": [None, 0.1, [None]], "text": "Infinity"}
+    for put in (lambda p: p.symlink_to(tmp_path / "elsewhere"), os.mkfifo):
+        other = tmp_path / put.__name__
+        put(other)
+        with pytest.raises(errors.UserError, match="cannot be written"):
+            run_files.append(other, row)
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_lost_logs_end_no_run(run, tmp_path):
     (run / "metrics.jsonl").unlink()
-    assert train.main(["--resume", "--out", str(run), "--steps", "2"]) == 0
+    assert train.main(["--resume", "--out", str(run), "--steps", "2", *RULE]) == 0
     assert [json.loads(line)["step"] for line in (run / "metrics.jsonl").open()] == [2]
 
 
