@@ -76,6 +76,7 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str | Non
         problems,
         verifier,
         careless=lambda problem, rng, slip: problem,
+        train=len(train),
     )
 
 

@@ -77,10 +77,10 @@ def rows_of(batch: Rollout, config: Config) -> Tensor:
     """The samples that move the policy: with an advantage (rlsd, grpo), another right sample (sdpo), or any reward."""
     if config.method in ("rlsd", "grpo"):
         return batch.advantages.nonzero().squeeze(1)
+    moves = ~batch.rewards.isnan()
     if config.method == "sdpo":
-        has_hint = [hint is not None for hint in batch.hints]
-        return torch.tensor(has_hint, device=batch.rewards.device).nonzero().squeeze(1)
-    return (~batch.rewards.isnan()).nonzero().squeeze(1)
+        moves &= torch.tensor([hint is not None for hint in batch.hints], device=moves.device)
+    return moves.nonzero().squeeze(1)
 
 
 def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:

@@ -79,7 +79,7 @@ def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh:
 
 def credit_figure(samples: Path, out: Path) -> None:
     """Token credit of one right and one wrong sample of a group, from the samples.jsonl of a run at RLSD's defaults."""
-    rows = [json.loads(line) for line in samples.read_text().splitlines()][:2]
+    rows = [row for row in map(json.loads, samples.read_text().splitlines()) if "credit" in row][:2]
     default = Config()
     lam = lambda_at(
         rows[0]["step"], default.rlsd_lambda, default.rlsd_lambda_warmup_steps, default.rlsd_lambda_decay_steps
