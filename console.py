@@ -1,5 +1,6 @@
 """What a run says, and how it ends: log lines, the bar, curves, Ctrl-C."""
 
+import shlex
 import signal
 import sys
 from math import nan
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from config import Config
 from errors import one_line
 from run_files import append, metrics_of
 
@@ -77,10 +79,12 @@ class Interrupt:
         self.signal = number
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def end_after(self, step: int, out: Path) -> None:
+    def end_after(self, step: int, config: Config) -> None:
         """Where a checkpoint has just been written: end the run, if that was asked for."""
         if self.signal:
-            raise Interrupted(self.signal, f"after step {step}; python train.py --resume --out {out} goes on")
+            rule = ["--verifier", config.verifier] if ":" in config.verifier else []  # run only where it is named
+            again = shlex.join(["python", "train.py", "--resume", "--out", config.out, *rule])
+            raise Interrupted(self.signal, f"after step {step}; {again} goes on")
 
 
 def progress(steps: range):

@@ -75,7 +75,7 @@ class Watch:
         self.config, self.train, self.refused = config, train, refused
         self.skipped, self.held_out = 0, math.nan
         self.spells: dict[str, int] = {}
-        for row in metrics_of(Path(config.out)) if last_step else []:
+        for row in metrics_of(Path(config.out), last_step):
             self.look(row)
 
     def look(self, row: dict) -> dict[str, list[str]]:

@@ -8,7 +8,8 @@ each process holds its share of every weight, gradient and moment, and borrows t
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,8 +55,9 @@ def join(device: str) -> None:
     """
     if world() > 1:
         try:
+            socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for minutes
             dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        except (ValueError, dist.DistNetworkError) as error:
+        except (ValueError, OSError, dist.DistNetworkError) as error:
             raise UserError(
                 f"the processes do not find each other, start them by torchrun: {one_line(error)}"
             ) from error
@@ -102,26 +104,33 @@ def total(x: Tensor) -> Tensor:
     return x
 
 
+def everyones(x: Any) -> list:
+    """What each process has in the place of this one's `x`, in the order of their numbers."""
+    parts = [x] * world()
+    if world() > 1:
+        dist.all_gather_object(parts, x)
+    return parts
+
+
+def together(work: Callable[[], Any]) -> Any:
+    """What `work` gives in process 0; if it fails in any, all raise the first one's failure, and process 0 says so."""
+    global apart
+    try:
+        parts = everyones(work())
+    except (UserError, OSError) as error:
+        parts = everyones(UserError(one_line(error)))
+    for failure in [part for part in parts if isinstance(part, UserError)]:
+        apart = False
+        raise failure
+    return parts[0]
+
+
 def summed(figures: dict[str, float]) -> dict[str, float]:
     """Each figure's sum over all processes; one that a process lacks counts 0 there."""
     if world() == 1:
         return figures
-    parts: list = [None] * world()
-    dist.all_gather_object(parts, figures)
+    parts = everyones(figures)
     return {name: sum(part.get(name, 0.0) for part in parts) for name in max(parts, key=len)}
-
-
-def agreed(figures: dict[str, float]) -> dict[str, float]:
-    """The figures of process 0, so that what follows from them is done by all processes or by none."""
-    box = [figures]
-    if world() > 1:
-        dist.broadcast_object_list(box, 0)
-    return box[0]
-
-
-def latest_signal(number: int) -> int:
-    """The signal that any process has got, so that all of them end after the same step."""
-    return max(int(n) for n in gather(torch.tensor([number])))
 
 
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
@@ -135,11 +144,7 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
 
 def gather(rows: Tensor) -> Tensor:
     """The rows (n, ...) of all processes, n free to differ, in the order of their numbers."""
-    if world() == 1:
-        return rows
-    parts: list = [None] * world()
-    dist.all_gather_object(parts, rows.cpu())
-    return torch.cat(parts).to(rows.device)
+    return torch.cat(everyones(rows.cpu())).to(rows.device) if world() > 1 else rows
 
 
 # ---- --fsdp: torch's own fully_shard, imported when it is asked for --------------------------------------------------
@@ -189,7 +194,7 @@ def total_norm(norm: Any) -> Tensor:
 
 
 def most(n: int) -> int:
-    """The largest of the processes' numbers."""
+    """The largest of the processes' numbers, such as of a signal that one has got and all are to end after."""
     return int(gather(torch.tensor([n])).max())
 
 

@@ -1,25 +1,24 @@
-"""What a run leaves on disk: its folder, checkpoints, lines of metrics."""
+"""What a run leaves on disk: its folder, checkpoints, lines of metrics. Nothing here writes through a link."""
 
 import contextlib
+import itertools
 import json
+import math
 import os
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
 import ranks
-from errors import UserError
+from errors import UserError, read_file, reading
 
-
-def new_folder(name: str) -> str:
-    """runs/NAME, or the first of runs/NAME.2, runs/NAME.3, ... that is not there yet."""
-    n, folder = 1, f"runs/{name}"
-    while Path(folder).exists():
-        n += 1
-        folder = f"runs/{name}.{n}"
-    return folder
+FIRST = {"config.json", "metrics.jsonl", "verifier_error.txt"}  # what may be there before the first checkpoint
+HALF = re.compile(
+    r"(config\.json|(metrics|samples)\.jsonl|(last|best|skipped-.*)\.pt|.*_error\.txt|curves\.png)\.\d+\.tmp"
+)
 
 
 @contextlib.contextmanager
@@ -46,15 +45,52 @@ def locked(out: Path) -> Iterator[None]:
         os.close(folder)
 
 
-def open_folder(out: Path, config: dict, resume: bool) -> None:
-    """Clear the run's folder of what a killed run left; one that already holds a run is refused, or resumed."""
-    if (out / "last.pt").exists() and not resume:
+def claim(stack: contextlib.ExitStack, config: dict, name: str) -> str:
+    """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or begun by this command; `stack` keeps its lock."""
+    for n in itertools.count(1):
+        out = config["out"] or f"runs/{name}{f'.{n}' * (n > 1)}"
+        try:
+            with contextlib.ExitStack() as attempt:
+                Path(out).mkdir(parents=True, exist_ok=os.name != "nt" or config["out"] != "")
+                attempt.enter_context(locked(Path(out)))
+                check_begun(Path(out), config)
+                stack.enter_context(attempt.pop_all())
+            break
+        except (UserError, FileExistsError):
+            if config["out"]:
+                raise
+    return out
+
+
+def check_begun(out: Path, config: dict) -> None:
+    """UserError unless a folder holds at most what a run of ours leaves before its first checkpoint."""
+    if (out / "last.pt").exists():
         raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
-    left = ["*.[0-9]*.tmp"]  # half-written; the rest is of a run that was stopped before its first checkpoint
-    left += [] if resume else ["metrics.jsonl", "samples.jsonl", "best.pt", "verifier_error.txt", "skipped-*.pt"]
-    for path in [path for pattern in left for path in out.glob(pattern)]:
-        path.unlink()
+    with reading(f"--out {out} holds more than a run leaves before its first checkpoint: choose another folder"):
+        whole = [path for path in out.iterdir() if not HALF.fullmatch(path.name)]
+        saved = json.loads(read_file(out / "config.json")) if whole else config
+        ours = {"method", "fingerprint"} <= saved.keys() <= config.keys() and FIRST.issuperset(p.name for p in whole)
+        ours &= not any(path.is_symlink() or not path.is_file() for path in out.iterdir())
+        if not ours or any(row["step"] for row in metrics_of(out)):
+            raise UserError(f"--out {out} holds what is not this program's to take: choose another folder")
+        if whole and not config["out"] and saved != {**config, "out": str(out)}:
+            raise UserError(f"{out} was begun by another command")
+
+
+def open_folder(out: Path, config: dict, resume: bool) -> None:
+    """Clear the run's folder of what a killed run left half-written, or before its first checkpoint."""
+    for path in out.iterdir():
+        if HALF.fullmatch(path.name) or (path.name in FIRST and not resume):
+            path.unlink()
     replace(out / "config.json", lambda path: path.write_text(json.dumps({**config, "resume": False}, indent=1) + "\n"))
+
+
+def check_apart(writes: dict[str, str], reads: dict[str, str]) -> None:
+    """UserError where a folder to write to is, or lies in, what is read or another run's, by whatever names."""
+    for (written, path), (read, folder) in itertools.product(writes.items(), reads.items()):
+        real = Path(os.path.realpath(path))
+        if written != read and path and folder and Path(os.path.realpath(folder)) in (real, *real.parents):
+            raise UserError(f"--{written} {path} lies in --{read} {folder}: choose a folder apart from it")
 
 
 def save(state: dict, path: Path) -> None:
@@ -94,10 +130,15 @@ def check_finite(weights: dict[str, torch.Tensor]) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one."""
+    """Write under a temporary name, then rename: a reader finds the old file or the new one, never half of one.
+
+    The name is made anew and the rename takes the old one's place: a link in either place is not followed.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with writing(path):
         try:
+            temporary.unlink(missing_ok=True)
+            open(temporary, "x").close()
             write(temporary)
             to_disk(temporary)  # before the name is: power may fail in between
             os.replace(temporary, path)
@@ -127,35 +168,56 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def lines_until(path: Path, last_step: int) -> list[str]:
-    """The lines of steps up to `last_step`; what a kill left of a line ends them.
+def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
+    """The lines of steps up to `last_step`, a dict each; what a kill left of a line ends them.
 
-    UserError for a line before it that is no line of a run: the file is left as it is.
+    UserError for any other line that is no line of a run, and for what is no file of our own.
     """
-    kept, lines = [], path.read_bytes().splitlines() if path.exists() else []
+    if path.is_symlink():
+        raise UserError(f"{path} is a link: put the file itself there")
+    rows: list[dict] = []
+    lines = read_file(path).split(b"\n") if path.exists() else [b""]
     for i, line in enumerate(lines, start=1):
         try:
-            if json.loads(line)["step"] > last_step:
-                break
-        except (ValueError, TypeError, KeyError, IndexError, RecursionError) as error:
-            if i == len(lines):
+            row = json.loads(line.decode(), parse_constant=lambda name: None)
+            if type(row["step"]) is not int or row["step"] < (rows[-1]["step"] if rows else 0):
+                raise ValueError
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            if i == len(lines) and (line[:1] or b"{") in b"{\0":  # after a loss of power also bytes of 0
                 break
             raise UserError(f"{path}:{i}: no line of a run; mend or remove it, and resume again") from error
-        kept.append(line.decode() + "\n")
-    return kept
+        if row["step"] > last_step:
+            break
+        rows.append(row)
+    return rows
 
 
-def truncate(path: Path, last_step: int) -> None:
-    """Drop the lines of steps after the checkpoint that the run goes on from, a half-written last one included."""
-    kept = lines_until(path, last_step)
-    replace(path, lambda temporary: temporary.write_text("".join(kept)))
+def truncate(out: Path, last_step: int, note: str = "") -> None:
+    """Drop the lines of steps after the checkpoint that the run goes on from; a note is added to the last figures."""
+    metrics_of(out, last_step)
+    logs = {name: lines_until(out / name, last_step) for name in ("metrics.jsonl", "samples.jsonl")}
+    if note and logs["metrics.jsonl"]:
+        last = logs["metrics.jsonl"][-1]
+        last["notes"] = [*last.get("notes", []), note]
+    for name, rows in logs.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        replace(out / name, lambda path: path.write_text(text))
 
 
 def append(path: Path, row: dict) -> None:
-    with writing(path), open(path, "a") as file:
-        file.write(json.dumps(row) + "\n")
+    """A line of JSON that every reader knows: a number that is not finite is null. Not through a link or a pipe."""
+    flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    plain = json.loads(json.dumps(row), parse_constant=lambda name: None)
+    with writing(path), open(path, "a", opener=lambda name, how: os.open(name, how | flags, 0o666)) as file:
+        file.write(json.dumps(plain) + "\n")
 
 
-def metrics_of(out: Path) -> list[dict]:
-    """The lines of metrics.jsonl, a dict each."""
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def metrics_of(out: Path, last_step: float = math.inf) -> list[dict]:
+    """The lines of metrics.jsonl, a dict each, without what is null; UserError for a figure that is none."""
+    path = out / "metrics.jsonl"
+    rows = [{name: x for name, x in row.items() if x is not None} for row in lines_until(path, last_step)]
+    for i, row in enumerate(rows, start=1):
+        for name, x in row.items():
+            if name != "notes" and (type(x) not in (int, float) or not abs(x) < 1e300):
+                raise UserError(f"{path}:{i}: {name!r} is no number; mend or remove the line")
+    return rows

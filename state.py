@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from config import CHANGEABLE, Config, config_of
 from errors import UserError, reading
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
-from run_files import fill, load, save, to_disk
+from run_files import check_finite, fill, load, metrics_of, save, to_disk
 
 MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
 
@@ -71,7 +72,7 @@ def external_teacher(config: Config) -> Transformer:
 
 
 class State:
-    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best pass@1, micro-batch.
+    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out score, micro-batch.
 
     Problems and noise of a step follow from (seed, step), so no generator has to be kept.
     """
@@ -90,7 +91,7 @@ class State:
                 ranks.shard(model, config.device)
         adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
         self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
-        self.step, self.best, self.micro_batch = 0, -1.0, config.micro_batch
+        self.step, self.best, self.best_step, self.micro_batch = 0, -1.0, -1, config.micro_batch
 
     def sync_teacher(self, share: float = 1.0) -> None:
         """Move the teacher's weights towards the policy's; share 1 copies them."""
@@ -107,23 +108,35 @@ class State:
         if config.method == "sdpo":
             self.sync_teacher(config.sdpo_ema)
 
-    def keep_if_best(self, row: dict, out: Path) -> None:
-        """best.pt: the weights of the highest held-out pass@1 so far, those before the first update included."""
-        if row.get("pass@1", -1.0) > self.best:
-            self.best = row["pass@1"]
+    def keep(self, row: dict, out: Path, config: Config, due: bool) -> None:
+        """last.pt where it is due, and ahead of best.pt: the weights of the best held-out score; of equals the last."""
+        score = row.get("held-out reward", row.get("pass@1"))
+        score = math.nan if score is None else score  # without any reward the first weights are the best so far
+        better = self.best_step < 0 or score >= self.best
+        if better:
+            self.best, self.best_step = max(-1.0, score), self.step
+        if better or due:
+            self.save(out / "last.pt", config)
+        if better:
             save(ranks.weights(self.model), out / "best.pt")
 
     def save(self, path: Path, config: Config) -> None:
-        for lines in path.parent.glob("*.jsonl"):  # of the steps that the checkpoint tells of: power may fail after it
-            to_disk(lines)
+        weights, optimizer = ranks.weights(self.model), ranks.full(self.optimizer.state_dict())
+        with reading(f"{path} stays as it was before update {self.step}; lower --lr"):
+            check_finite({name: x for name, x in weights.items() if x is not None})  # process 0 alone has shards whole
+        for name in ("metrics.jsonl", "samples.jsonl"):  # of the steps that it tells of: power may fail after it
+            if (path.parent / name).exists():
+                to_disk(path.parent / name)
         save(
             {
                 "step": self.step,
                 "best": self.best,
+                "best_step": self.best_step,
+                "updates": max(steps_of(optimizer), default=0),
                 "micro_batch": self.micro_batch,
                 "options": {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE},
-                "model": ranks.weights(self.model),
-                "optimizer": ranks.full(self.optimizer.state_dict()),
+                "model": weights,
+                "optimizer": optimizer,
                 "teacher": ranks.weights(self.teacher) if self.teacher is not None else None,
             },
             path,
@@ -133,29 +146,64 @@ class State:
         with reading(f"{path} is no checkpoint of this run"):
             state = load(path, "cpu" if config.fsdp else config.device)
             for name, value in state.get("options", {}).items():  # older checkpoints do not tell
-                if getattr(config, name) != value:
+                if name not in MAY_CHANGE and getattr(config, name) != value:
                     raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
             fill(self.model, state["model"])
-            if config.fsdp:
-                for p, moments in zip(self.model.parameters(), state["optimizer"]["state"].values()):
-                    moments.update({name: ranks.share_of(x, p) for name, x in moments.items()})
-            self.optimizer.load_state_dict(state["optimizer"])
-            for p, moments in getattr(self.optimizer, "state", {}).items():  # RoundedAdam looks for itself
-                for name in ("step", "exp_avg", "exp_avg_sq"):
-                    if moments[name].shape != (() if name == "step" else p.shape) or not moments[name].isfinite().all():
-                        raise ValueError(f"the optimizer's {name} does not fit the weights, or is not finite")
             if self.teacher is not None:
                 fill(self.teacher, state["teacher"])
-            self.step, self.best = int(state["step"]), float(state["best"])
-            sizes = [size for size in (self.micro_batch, int(state.get("micro_batch", 0))) if size]
-            self.micro_batch = min(sizes, default=0)  # halved before, or asked to be smaller now
-            if self.step < 0:
-                raise ValueError(f"step {self.step}")
+            self.step, self.best, micro_batch = state["step"], float(state["best"]), state.get("micro_batch", 0)
+            rows = () if "best_step" in state else metrics_of(path.parent, self.step)  # older ones do not tell
+            self.best_step = state.get("best_step", next((r["step"] for r in rows if r.get("pass@1") == self.best), 0))
+            counts = [self.step, self.best_step, micro_batch]
+            if (
+                any(type(n) is not int or n < 0 for n in counts)
+                or self.best_step > self.step
+                or not abs(self.best) <= 1
+            ):
+                raise ValueError(f"step, best_step, micro_batch and best are {counts} and {self.best}")
+            self.load_moments(state["optimizer"], state.get("updates"))
+            self.micro_batch = min((n for n in (self.micro_batch, micro_batch) if n), default=0)  # halved, or asked to
+
+    def load_moments(self, saved: dict, updates: int | None) -> None:
+        """The optimizer's moments, and nothing else that a file says of it: rates and signs are the options'."""
+        own, rounded = list(self.model.parameters()), "moments" in self.optimizer.state_dict()
+        if rounded:
+            pairs = [(*x.view(2, *p.shape),) for p, x in zip(own, saved["moments"], strict=True)]
+        else:
+            each = [saved["state"][i] for i in range(len(own))] if saved["state"] else []
+            pairs = [(x["exp_avg"], x["exp_avg_sq"]) for x in each]
+        parts = [(x, p.shape) for p, pair in zip(own, pairs) for x in pair]
+        fit = all(
+            x.shape == s and x.dtype == torch.float32 and x.is_contiguous() and x.isfinite().all() for x, s in parts
+        )
+        fit = fit and len({x.data_ptr() for x, _ in parts}) == len(parts) and all((x >= 0).all() for _, x in pairs)
+        n, *others = steps_of(saved) or {0.0}
+        if not fit or others or n not in range(self.step + 1) or updates not in (None, n):
+            raise ValueError("the optimizer's moments do not fit weights and step, are not finite, or two are one")
+        moments = {
+            i: {"step": torch.tensor(n), "exp_avg": ranks.share_of(mean, p), "exp_avg_sq": ranks.share_of(square, p)}
+            for i, (p, (mean, square)) in enumerate(zip(own, pairs))
+        }
+        own_way = {"steps": int(n), "moments": saved.get("moments")} if rounded else {"state": moments}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), **own_way})
+
+
+def steps_of(optimizer: dict) -> set[float]:
+    """The updates that the moments of an optimizer's state dict have seen."""
+    return {float(x["step"]) for x in optimizer["state"].values()} if "state" in optimizer else {optimizer["steps"]}
 
 
 def export(state: State, config: Config, out: Path) -> None:
-    """best.pt as a folder that transformers and --init read."""
+    """Say whose weights best.pt holds; with --init make best.pt or last.pt a folder for transformers and --init."""
+    score = f"{state.best:.3f}" if state.best >= 0 else "none"
+    print(f"best.pt: the policy after update {state.best_step}, held-out score {score}")
+    if state.best_step == 0 < state.step:
+        print("warning: that is the policy before RL, no evaluation after it was as good; --export last takes the last")
+    if not config.init:
+        return
     model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
-    fill(model, load(out / "best.pt", "cpu" if config.fsdp else config.device))
+    weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
+    fill(model, weights["model"] if config.export == "last" else weights)
     pretrained.save(model, out / "model", config.init)
-    print(f"best.pt as a folder for transformers and --init: {out / 'model'}")
+    update = state.best_step if config.export == "best" else state.step
+    print(f"{out / 'model'}: the policy after update {update}, as a folder for transformers and --init")

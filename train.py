@@ -25,7 +25,7 @@ import ranks
 import run_files
 import tasks
 import verifiers
-from config import Config, fingerprint_of, parse_config
+from config import Config, config_of, fingerprint_of, parse_config
 from data import load_source
 from errors import UserError, one_line
 from evaluation import credited_samples, evaluate, evaluate_teacher
@@ -59,33 +59,30 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
             state.sync_teacher()
         row = {
             "step": 0,
-            **ranks.agreed(evaluate(state.model, source, verifier, config)),
+            **ranks.together(lambda: evaluate(state.model, source, verifier, config)),
             **evaluate_teacher(state.model, source, verifier, config),
         }
         console.log(out, row)
-        state.keep_if_best(row, out)
-        state.save(out / "last.pt", config)
+        state.keep(row, out, config, due=True)
     ranks.same_weights(state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
     print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
-    interrupt.signal = ranks.latest_signal(interrupt.signal)
-    interrupt.end_after(state.step, out)
+    interrupt.signal = ranks.most(interrupt.signal)
+    interrupt.end_after(state.step, config)
 
     watch = Watch(config, state.step, source.train, refused)
     for step in console.progress(range(state.step + 1, config.steps + 1)):
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
-            row |= ranks.agreed(evaluate(state.model, source, verifier, config))
+            row |= ranks.together(lambda: evaluate(state.model, source, verifier, config))
         console.log(out, row | watch.look(row))
         watch.stop_if_hopeless()
-        state.keep_if_best(row, out)
-        interrupt.signal = ranks.latest_signal(interrupt.signal)
-        if step % config.save_every == 0 or step == config.steps or interrupt.signal:
-            state.save(out / "last.pt", config)
-        interrupt.end_after(step, out)
+        interrupt.signal = ranks.most(interrupt.signal)
+        due = step % config.save_every == 0 or step == config.steps or interrupt.signal > 0
+        state.keep(row, out, config, due)
+        interrupt.end_after(step, config)
     if ranks.rank() == 0:
-        if config.init:
-            export(state, config, out)
+        export(state, config, out)
         console.finish(out)
     ranks.stop()
     return 0
@@ -96,23 +93,41 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
 
 def begin(config: Config, state: State, stack: contextlib.ExitStack) -> Path:
     """The run's folder, made or taken up again where its last checkpoint left it; the checkpoint's state in `state`."""
-    name = Path(config.data).stem or config.task.replace(":", "-")
-    config.out = config.out or run_files.new_folder(f"{name}-{config.method}-{config.seed}")
-    out = Path(config.out)
+    config.out = ranks.together(lambda: taken(config, state, stack))
     if ranks.rank() == 0:
-        stack.enter_context(run_files.locked(out))
+        return Path(config.out)
+    # does all that process 0 does, and writes it where nobody looks
+    stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
+    return Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+
+def taken(config: Config, state: State, stack: contextlib.ExitStack) -> str:
+    """Process 0 alone chooses the run's folder, locks and changes it; each reads the checkpoint."""
+    first, out, note = ranks.rank() == 0, Path(config.out), ""
+    options = {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}
     if config.resume:
+        if first:
+            stack.enter_context(run_files.locked(out))
         state.load(out / "last.pt", config)
-    if ranks.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
-        out = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
-    if config.resume:
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
-        run_files.truncate(out / "metrics.jsonl", state.step)
-        run_files.truncate(out / "samples.jsonl", state.step)
-    run_files.open_folder(out, {**dataclasses.asdict(config), "fingerprint": fingerprint_of(config)}, config.resume)
-    return out
+        weights, before = ranks.weights(state.model), config_of(out)[0].lr
+        if not first:
+            return ""
+        if config.lr != before:
+            note = f"--lr {config.lr:g} after update {state.step}, {before:g} before"
+            print(f"note: {note}", flush=True)
+        run_files.truncate(out, state.step, note)
+        if state.best_step == state.step:  # a kill may have come between the two files
+            run_files.save(weights, out / "best.pt")
+    elif first:
+        reads = {"out": config.out, "init": config.init, "opd_teacher": config.opd_teacher}
+        run_files.check_apart({"out": config.out, "warm_dir": config.warm_dir if config.warm_steps else ""}, reads)
+        name = f"{Path(config.data).stem or config.task.replace(':', '-')}-{config.method}-{config.seed}"
+        options["out"] = run_files.claim(stack, options, name)
+    if first:
+        run_files.open_folder(Path(options["out"]), options, config.resume)
+    return options["out"]
 
 
 # ---- one RL step -----------------------------------------------------------------------------------------------------
@@ -251,10 +266,12 @@ def main(argv: list[str]) -> int:
         return 2
     except console.Interrupted as interrupted:
         number, where = interrupted.args
-        print(f"interrupted {where}", flush=True)
+        if ranks.rank() == 0:
+            print(f"interrupted {where}", flush=True)
         return 128 + number
     except KeyboardInterrupt:
-        print("train.py: interrupted at once; --resume goes on from the last checkpoint, if any", file=sys.stderr)
+        if ranks.rank() == 0:
+            print("train.py: interrupted at once; --resume goes on from the last checkpoint, if any", file=sys.stderr)
         return 130
 
 

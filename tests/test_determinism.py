@@ -24,7 +24,7 @@ def run(folder: Path, world: dict[str, str], files: int) -> None:
     """Warm start, four updates, evaluation and checkpoints, in a folder of its own with other files around."""
     folder.mkdir()
     for i in range(files):
-        for name in ("", "run", "warm"):
+        for name in ("", "warm"):
             (folder / name).mkdir(exist_ok=True)
             (folder / name / f"{i}.pt.txt").write_text(str(i))
     rows = ({"question": f"{i} é İı", "answer": f"ß{i}", "solution": f"{i}"} for i in range(40))

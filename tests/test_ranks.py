@@ -118,6 +118,7 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 import torch
+import errors
 import ranks
 
 ranks.join("cpu")
@@ -126,9 +127,18 @@ model = torch.nn.Linear(2, 1)
 torch.nn.init.constant_(model.weight, r)
 ranks.same_weights(None, model)
 assert (model.weight == 0).all()
-assert ranks.agreed({"a": r}) == {"a": 0}
-assert ranks.latest_signal(15 if r == 1 else 0) == 15
+assert ranks.together(lambda: {"a": r}) == {"a": 0}
+for failing in (0, 1, 2):  # all learn of it, and process 0 alone is to say so
+    ranks.apart = True
+    try:
+        ranks.together(lambda: open("/nowhere/at/all") if r == failing else None)
+        raise AssertionError
+    except errors.UserError as error:
+        assert str(error) == "/nowhere/at/all: No such file or directory" and ranks.speaks() == (r == 0)
+assert ranks.most(15 if r == 1 else 0) == 15
 assert ranks.most(2 - r) == 2
+assert ranks.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
+assert ranks.gather(torch.zeros(0, 4)).shape == (0, 4) and ranks.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
 assert ranks.total(own) == 3 and own == r
 assert ranks.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}

@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import random
 import re
@@ -95,7 +96,7 @@ def test_checkpoints_come_every_save_every_updates_and_at_the_end(tmp_path, monk
     saved, save = [], train.State.save
     monkeypatch.setattr(train.State, "save", lambda self, *args: saved.append(self.step) or save(self, *args))
     assert train.main(options(tmp_path, "run", "--steps", "5", "--save_every", "2")) == 0
-    assert saved == [0, 2, 4, 5]
+    assert saved == [0, 2, 3, 4, 5]  # and at 3 for a best.pt of it
 
 
 def test_a_run_says_that_its_last_updates_were_not_evaluated(tmp_path, capsys):
@@ -657,24 +658,14 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, capsys):
     assert "last.pt is no checkpoint" in capsys.readouterr().err
 
 
-def test_a_run_without_out_takes_the_first_free_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = []
-    for _ in range(3):
-        names.append(run_files.new_folder("addition-rlsd-0"))
-        Path(names[-1]).mkdir(parents=True)
-    assert names == ["runs/addition-rlsd-0", "runs/addition-rlsd-0.2", "runs/addition-rlsd-0.3"]
-
-
 def test_lines_behind_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [f'{{"step": {step}}}\n' for step in range(4)]
     for text, kept in (("".join(lines), 3), ("".join(lines[:2]) + '{"step', 2), (lines[0] + '{"step": 1', 1)):
         path.write_text(text)
-        run_files.truncate(path, 2)
+        run_files.truncate(tmp_path, 2)
         assert path.read_text() == "".join(lines[:kept])
-    run_files.truncate(tmp_path / "none.jsonl", 2)
-    assert (tmp_path / "none.jsonl").read_text() == ""
+    assert (tmp_path / "samples.jsonl").read_text() == ""  # was lost
 
 
 def test_peak_memory_is_in_gibibytes(monkeypatch):
@@ -855,15 +846,29 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
     assert not same_state(best, state["model"])
 
 
-def test_of_equally_good_policies_the_first_is_kept(tmp_path):
+@pytest.mark.parametrize(
+    "rows, best",
+    [
+        ([{"pass@1": 0.0}, {"pass@1": 0.5}, {"pass@1": 0.25}, {}], (1, 0.5)),
+        ([{"pass@1": 0.5}, {"pass@1": 0.5}, {}, {"pass@1": 0.4}], (1, 0.5)),  # of equals the last
+        ([{"pass@1": math.nan}, {}, {"pass@1": math.nan}], (0, -1.0)),  # not one reward: the first
+        ([{}, {"pass@1": None}, {"pass@1": 0.0}, {"pass@1": math.nan}], (2, 0.0)),
+        ([{"pass@1": 0.5, "held-out reward": 0.5}, {"pass@1": 0.4, "held-out reward": 0.6}], (1, 0.6)),
+    ],
+)
+def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best):
+    """best.pt is there from the first row on, is told of in last.pt, and never of an update that last.pt has not made."""
     config, state, _ = setup()
-    for row, best in (({"pass@1": 0.0}, 0.0), ({"pass@1": 0.5}, 0.5), ({"pass@1": 0.5}, 0.5), ({}, 0.5)):
+    written, replace = [], os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: written.append(Path(b).name) or replace(a, b))
+    for state.step, row in enumerate(rows):
         with torch.no_grad():
-            state.model.norm.weight.add_(1.0)
-        state.keep_if_best(row, tmp_path)
-        assert state.best == best
-    kept = torch.load(tmp_path / "best.pt", weights_only=True)["norm.weight"]
-    assert torch.equal(kept, state.model.norm.weight - 2.0)
+            state.model.norm.weight.fill_(state.step)
+        state.keep(row, tmp_path, config, due=False)
+        assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= state.best_step
+    assert (state.best_step, state.best) == best
+    assert torch.load(tmp_path / "best.pt", weights_only=True)["norm.weight"][0] == best[0]
+    assert written == ["last.pt", "best.pt"] * (len(written) // 2)
 
 
 def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):

@@ -121,6 +121,17 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_not_run(run, tmp_path, capsys, 
 # ---- foreign ---------------------------------------------------------------------------------------------------------
 
 
+def alias(state, i, j, name, other):
+    moments = state["optimizer"]["state"]
+    moments[j][other] = moments[i][name]
+
+
+def norms(state):
+    """Two weights of one shape."""
+    shapes = [tuple(x["exp_avg"].shape) for x in state["optimizer"]["state"].values()]
+    return next((i, j) for i, a in enumerate(shapes) for j, b in enumerate(shapes) if i < j and a == b)
+
+
 CHANGES = {
     "weights of other shapes": lambda s: s["model"].update({"norm.weight": torch.ones(7)}),
     "a weight too few": lambda s: s["model"].pop("norm.weight"),
@@ -135,12 +146,32 @@ CHANGES = {
     "a text for the step": lambda s: s.update(step="x"),
     "a list for the model": lambda s: s.update(model=[1]),
     "None for the best": lambda s: s.update(best=None),
-    "an optimizer of fewer weights": lambda s: s["optimizer"]["param_groups"][0]["params"].pop(),
+    "an optimizer of fewer weights": lambda s: s["optimizer"]["state"].pop(0),
+    "an optimizer that has made no step": lambda s: s["optimizer"].update(state={}),
+    "an optimizer of more steps": lambda s: [x["step"].fill_(2.0) for x in s["optimizer"]["state"].values()],
+    "an optimizer of part of a step": lambda s: [x["step"].fill_(0.5) for x in s["optimizer"]["state"].values()],
+    "weights of different steps": lambda s: s["optimizer"]["state"][0]["step"].fill_(0.0),
+    "one moment for two": lambda s: alias(s, 0, 0, "exp_avg", "exp_avg_sq"),
+    "one moment for two weights": lambda s: alias(s, *norms(s), "exp_avg", "exp_avg"),
+    "one number for a moment": lambda s: s["optimizer"]["state"][0].update(
+        exp_avg=torch.zeros(()).expand_as(s["optimizer"]["state"][0]["exp_avg"])
+    ),
+    "moments of another type": lambda s: s["optimizer"]["state"][0].update(
+        exp_avg=s["optimizer"]["state"][0]["exp_avg"].double()
+    ),
+    "squares below zero": lambda s: s["optimizer"]["state"][0]["exp_avg_sq"].fill_(-1.0),
+    "a fractional step": lambda s: s.update(step=1.5),
+    "a step that is true": lambda s: s.update(step=True),
+    "a best that is infinite": lambda s: s.update(best=math.inf),
+    "a best of no number": lambda s: s.update(best=math.nan),
+    "a best above every reward": lambda s: s.update(best=7.0),
+    "a best that is still to come": lambda s: s.update(best_step=3),
+    "half a best": lambda s: s.update(best_step=0.5),
+    "a fractional micro-batch": lambda s: s.update(micro_batch=1.5),
     "an optimizer of other shapes": lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
     "an optimizer without moments": lambda s: s["optimizer"]["state"][0].pop("exp_avg_sq"),
     "an optimizer with NaN": lambda s: s["optimizer"]["state"][0]["exp_avg"].fill_(math.nan),
     "an optimizer of no groups": lambda s: s.update(optimizer={}),
-    "another learning rate": lambda s: s["options"].update(lr=0.5),
     "another seed": lambda s: s["options"].update(seed=7),
     "another method": lambda s: s["options"].update(method="grpo"),
     "an option of another program": lambda s: s["options"].update(colour=1),

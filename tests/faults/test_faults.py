@@ -125,7 +125,7 @@ def test_a_line_that_did_not_fit_on_the_disk_is_dropped_when_resuming(tmp_path, 
     assert (
         status == 2 and f"{path} cannot be written: {os.strerror(errno.ENOSPC)}" in (tmp_path / "said.txt").read_text()
     )
-    run_files.truncate(path, 2)
+    run_files.truncate(path.parent, 2)
     assert path.read_text() == '{"step": 1}\n'
 
 
