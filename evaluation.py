@@ -71,10 +71,7 @@ def error_count(name: str, rewards: list[float], config: Config) -> dict[str, fl
 def credited_samples(
     model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float
 ) -> list[dict]:
-    """One right and one wrong sample of the first group with spread, with the credit of each token.
-
-    Without spread two samples as they are, those that have a reward first; without a reward it is None.
-    """
+    """One right and one wrong sample of the first group with spread, with the credit of each token; else any two."""
     spread = batch.advantages.nonzero().squeeze(1)
     picked = batch.rewards.isnan().sort(stable=True).indices[:2]
     if len(spread):
@@ -85,12 +82,8 @@ def credited_samples(
         logps = score(model, pair, config, tasks.student_prompt) if len(spread) else pair.samples.logps
     with torch.no_grad(), ranks.whole(teacher):
         teacher_logps = evidence(teacher, pair, config, logps) if len(spread) and lam > 0 else logps
-    rows = [
-        {
-            "question": problem.question,
-            "completion": tasks.decode(tokens),
-            "reward": None if reward != reward else reward,
-        }  # the tokens of a dropped sample are there, and masked
+    rows: list[dict] = [  # a dropped sample has a reward of nan, and its tokens, though masked
+        {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}
         for problem, tokens, reward in zip(pair.problems, batch.samples.tokens[picked].tolist(), pair.rewards.tolist())
     ]
     mask = pair.samples.mask

@@ -104,9 +104,7 @@ class Watch:
         if row.get("no_spread") == 1 and self.config.method in ("rlsd", "grpo"):
             cure = f"raise --group_size, or take {'harder' if row['reward'] > 0.5 else 'easier'} problems"
             if self.refused and row["reward"] == 0:
-                cure = (
-                    f"the verifier gives 0 to what the warm start teaches, too, such as {self.refused}: mend it first"
-                )
+                cure = f"the verifier gives 0 to what the warm start teaches, such as {self.refused}: mend it first"
             found["no_spread"] = (
                 f"nothing is learned: for {PATIENCE} updates all samples of a question have earned the same "
                 f"(mean reward {row['reward']:.3g}); {cure}"
@@ -168,11 +166,11 @@ def check_memory(config: Config, source: tasks.Source) -> None:
     weights = sum(p.numel() for p in model.parameters()) * (size * (1 if config.method == "grpo" else 2) + moved)
     cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size * len(tasks.student_prompt(source.known[0]))
     caches = cached * config.prompts_per_step * config.group_size // ranks.world()
-    lower = {weights: "--hidden_size or --num_layers, or take a smaller --init", caches: "--group_size"}
+    lower = {weights: "--hidden_size, --num_layers (or a smaller --init)", caches: "--prompts_per_step or --group_size"}
     if max(lower) > room:
+        has, needs = (f"{x / 2**30:.1f} GiB" for x in (room, max(lower)))
         raise UserError(
-            f"the machine's memory of {room / 2**30:.1f} GiB is too small, {max(lower) / 2**30:.1f} are needed at "
-            f"least: lower {lower[max(lower)]}"
+            f"the machine's memory of {has} is too small, {needs} at least are needed: lower {lower[max(lower)]}"
         )
 
 
@@ -187,8 +185,7 @@ def update_in_memory(update: Callable, state: State, batch: Rollout, config: Con
         try:
             return update(state.model, state.teacher, state.optimizer, batch, sized, lam)
         except (MemoryError, RuntimeError) as error:
-            whose = whose_memory(error)
-            if not whose:
+            if not (whose := whose_memory(error)):
                 raise
             if size == 1 or not config.halve_micro_batch:
                 lower = "--max_new_tokens" if size == 1 else "--micro_batch (or add --halve_micro_batch)"

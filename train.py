@@ -253,11 +253,6 @@ def main(argv: list[str]) -> int:
         if ranks.speaks():
             sys.stderr.write(f"train.py: {one_line(error)}\n")
         return 2
-    except torch.OutOfMemoryError:
-        print(
-            "train.py: the GPU's memory is too small for the model: a smaller one, or --dtype bfloat16", file=sys.stderr
-        )
-        return 2
     except RuntimeError as error:
         if not ranks.has_lost_another(error):
             raise

@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import random
 import time
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -51,10 +50,7 @@ def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str
 
 @out_of_memory("the warm start", "--warm_batch")
 def warm_start(model: Transformer, source: tasks.Source, config: Config, interrupt: Interrupt) -> None:
-    """Imitate worked solutions in both views; the result is kept on disk under everything it depends on.
-
-    What is kept on the way there is enough to go on from, to the same bits.
-    """
+    """Imitate worked solutions in both views; kept on disk under all it depends on, and gone on with, to the same bits."""
     config = dataclasses.replace(config, warm_steps=steps_for(config, source))
     if config.warm_steps == 0:
         return
@@ -75,7 +71,8 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config, interru
         optimizer.step()
         now, last = time.perf_counter(), step == config.warm_steps
         if last or interrupt.signal or now > due:
-            keep(path, model, optimizer, step, () if last else MOMENTS)
+            moments = [] if last else list(optimizer.state_dict()["state"].values())
+            save({"step": step, "model": model.state_dict(), "moments": moments}, path)
             due = time.perf_counter() + max(SECONDS, 20 * (time.perf_counter() - now))  # where writing is slow: rarely
         if last or now - told > SECONDS:
             told, at = now, f"step={step}/{config.warm_steps}"
@@ -84,34 +81,24 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config, interru
             raise Interrupted(interrupt.signal, f"in the warm start after its step {step}: the same command goes on")
 
 
-def keep(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, step: int, moments: Iterable[str]) -> None:
-    """Weights, and before the last step Adam's moments, each under the name of its weight."""
-    named = list(model.named_parameters(remove_duplicate=False))
-    kept = {kind: {name: optimizer.state[p][kind] for name, p in named} for kind in moments}
-    save({"step": step, "model": model.state_dict(), **kept}, path)
-
-
 def take_up(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, config: Config) -> int:
-    """What `keep` has kept, put in place -> its step; 0 where there is nothing, or nothing that fits."""
-    begun = {name: x.clone() for name, x in model.state_dict().items()}
+    """Put a kept warm start's weights and moments in place -> its step; 0 where there is none, or none that fits."""
+    if not path.is_file():
+        return 0
     try:
         with reading("warm start"):
-            kept = load(path, config.device)
-            step = kept["step"]
-            if not (type(step) is int and 0 < step <= config.warm_steps):
-                raise ValueError(f"its step {step!r:.20} is none of 1 to {config.warm_steps}")
-            for kind in MOMENTS if step < config.warm_steps else ():
-                fill(model, kept[kind])  # through the model: they have to have its shapes
-                for p in model.parameters():
-                    optimizer.state[p] |= {"step": torch.tensor(float(step)), kind: p.detach().clone()}
+            kept, kind = load(path, config.device), lambda x: (x.shape, x.dtype)
+            step, moments = int(kept["step"]), kept["moments"]
+            own = [kind(p) for p in model.parameters() for _ in MOMENTS] if step < config.warm_steps else []
+            fits = own == [kind(x[name]) for x in moments for name in MOMENTS]
+            if not (fits and 0 < step <= config.warm_steps):
+                raise ValueError("its step or its moments do not fit")
             fill(model, kept["model"])
-            return step
     except UserError as error:  # torn by a full disk or the like
-        model.load_state_dict(begun)
-        optimizer.state.clear()
-        if path.exists():
-            print(f"{one_line(error)}; it is made anew")
+        print(f"{one_line(error)}; it is made anew")
         return 0
+    optimizer.state.update((p, {**x, "step": torch.tensor(float(step))}) for p, x in zip(model.parameters(), moments))
+    return step
 
 
 def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng: random.Random) -> torch.Tensor:

@@ -317,10 +317,10 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "more, words",
     [
-        ("--hidden_size 32768", "lower --hidden_size or --num_layers"),
-        ("--hidden_size 1024 --num_layers 9", "lower --hidden_size or --num_layers"),
-        ("--group_size 1048576", "lower --group_size"),
-        ("--prompts_per_step 1048576", "lower --group_size"),
+        ("--hidden_size 32768", "lower --hidden_size, --num_layers"),
+        ("--hidden_size 1024 --num_layers 9", "lower --hidden_size, --num_layers"),
+        ("--group_size 1048576", "lower --prompts_per_step or --group_size"),
+        ("--prompts_per_step 1048576", "lower --prompts_per_step or --group_size"),
     ],
 )
 def test_what_the_machine_can_never_hold_is_refused_before_it_is_made(tmp_path, monkeypatch, capsys, more, words):
