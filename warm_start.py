@@ -50,7 +50,7 @@ def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str
 
 @out_of_memory("the warm start", "--warm_batch")
 def warm_start(model: Transformer, source: tasks.Source, config: Config, interrupt: Interrupt) -> None:
-    """Imitate worked solutions in both views; kept on disk under all it depends on, and gone on with, to the same bits."""
+    """Imitate worked solutions in both views; kept on disk under all it depends on, half-way too, to go on from."""
     config = dataclasses.replace(config, warm_steps=steps_for(config, source))
     if config.warm_steps == 0:
         return
