@@ -42,6 +42,7 @@ import model as model_file
 import tasks
 import train
 import verifiers
+from errors import Parser
 from methods import Rollout
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages
@@ -822,15 +823,8 @@ def rounded(value):
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"bench.py: {message} (python bench.py --help lists the options)\n")
-
-
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(
-        "bench.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("bench.py", __doc__)
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does everything run?")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--rounds", type=int, help="paired rounds (default: 7, with --smoke 2)")

@@ -5,6 +5,8 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +15,10 @@ import torch
 import errors
 import ranks
 import reasoning
-from errors import UserError, one_line
+from errors import UserError, one_line, read_file
 
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
+FLOATS = ("float32", "bfloat16")
 
 
 def option(default, help, choices=None, low=None, high=None):
@@ -34,23 +37,10 @@ class Config:
     chain: int = option(0, "reasoning steps of a built-in problem (digits, numbers); 0: the task's own", low=0, high=20)
     filler: int = option(0, "letters of free choice before each reasoning step of a built-in problem", low=0, high=20)
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
-    eval_data: str = option(
-        "", "JSONL file of held-out problems, of which --eval_problems are taken; all of --data then trains"
-    )
+    eval_data: str = option("", "JSONL file of held-out problems (--eval_problems of them); all of --data then trains")
     verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
-    verifier_timeout: float = option(
-        300.0,
-        "seconds a call of the verifier may take, 0: no limit; one long call into C code is not cut short, "
-        "and on Windows nothing is",
-        low=0.0,
-        high=86400.0,
-    )
-    on_verifier_error: str = option(
-        "stop",
-        "a verifier that raises, takes too long or returns anything but a float from 0 to 1: stop the run, take its "
-        "reward as zero, or drop the sample from its group; counted as 'verifier errors'",
-        ("stop", "zero", "drop"),
-    )
+    verifier_timeout: float = option(300.0, "seconds that a call of it may take, 0: no limit", low=0.0, high=86400.0)
+    on_verifier_error: str = option("stop", "if it fails: stop, reward zero, drop the sample", ("stop", "zero", "drop"))
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
     out: str = option("", "folder of the run (default: a new runs/TASK-METHOD-SEED)")
@@ -60,39 +50,22 @@ class Config:
     device: str = option("cpu", "where to run", ("cpu", "cuda"))
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
 
-    init: str = option(
-        "",
-        "folder of a published Llama or Qwen3 model to start from; unless given, "
-        + ", ".join(f"--{name} is then {value}" for name, value in INIT.items()),
-    )
-    dtype: str = option(
-        "float32",
-        "type of the weights with --init; bfloat16: half the memory, small steps by chance",
-        ("float32", "bfloat16"),
-    )
+    init: str = option("", f"folder of a published Llama or Qwen3 model to start from; defaults are then {INIT}")
+    dtype: str = option("float32", "of weights with --init; bfloat16: half the memory, small steps by chance", FLOATS)
     fsdp: bool = option(False, "under torchrun: each process holds a share of weights, gradients and optimizer state")
     gradient_checkpointing: bool = option(False, "keep less for the backward pass, and compute it again")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32, high=2**15)
     num_layers: int = option(2, "layers of the model", low=1, high=1000)
     max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1, high=2**20)
 
-    warm_steps: int = option(
-        -1,
-        "supervised steps before RL, in both views; -1: 700, with --data fewer, so that no problem is seen too often",
-        low=-1,
-        high=10**9,
-    )
+    warm_steps: int = option(-1, "supervised steps before RL; -1: 700, or fewer for little --data", low=-1, high=10**9)
     warm_batch: int = option(128, "sequences a supervised step", low=1, high=2**20)
     warm_lr: float = option(6e-3, "peak learning rate of the warm start", low=1e-9, high=1.0)
     warm_teacher_share: float = option(0.5, "share of supervised examples in the teacher's view", low=0.0, high=1.0)
     warm_slip: float = option(0.8, "probability of a slip in the student's worked examples", low=0.0, high=1.0)
-    warm_teacher_slip: float = option(
-        0.5, "the same in the teacher's, whose reference is where the slips lead", low=0.0, high=1.0
-    )
+    warm_teacher_slip: float = option(0.5, "the same in the teacher's, whose reference they lead to", low=0.0, high=1.0)
     warm_cite: float = option(0.0, "share of the teacher's examples that cite the reference first", low=0.0, high=1.0)
-    warm_solutions: float = option(
-        -1.0, "share of the teacher's examples shown a solution; -1: as --privileged says", low=-1.0, high=1.0
-    )
+    warm_solutions: float = option(-1.0, "share of them shown a solution; -1: as --privileged", low=-1.0, high=1.0)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
     steps: int = option(200, "updates; 0: evaluate and end", low=0, high=10**9)
@@ -102,26 +75,15 @@ class Config:
     temperature: float = option(1.0, "of sampling and of every log-probability", low=1e-3, high=100.0)
     lr: float = option(2e-4, "learning rate of Adam", low=1e-9, high=1.0)
     max_grad_norm: float = option(1.0, "gradient clipping", low=1e-9, high=1e9)
-    micro_batch: int = option(
-        0, "samples a forward and backward pass, 0 for all; the gradient is the same", low=0, high=2**20
-    )
-    micro_tokens: int = option(
-        0,
-        "tokens a forward and backward pass, prompts and padding included, 0 for all; evaluations go in parts too",
-        low=0,
-        high=2**31,
-    )
+    micro_batch: int = option(0, "samples a forward and backward pass, 0: all; same gradient", low=0, high=2**20)
+    micro_tokens: int = option(0, "tokens a pass, padded prompts too, 0: all; also in evaluations", low=0, high=2**31)
     halve_micro_batch: bool = option(False, "when the GPU's memory does not suffice, go on with half of --micro_batch")
 
     rlsd_lambda: float = option(0.5, "weight of the self-distilled credit", low=0.0, high=1.0)
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
     rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0, high=10**9)
-    rlsd_lambda_decay_steps: int = option(
-        50, "updates over which lambda then falls to 0; 0 keeps it", low=0, high=10**9
-    )
-    rlsd_teacher_sync_interval: int = option(
-        10, "updates between copies of the policy to the teacher; 0: never", low=0, high=10**9
-    )
+    rlsd_lambda_decay_steps: int = option(50, "updates over which it then falls to 0; 0 keeps it", low=0, high=10**9)
+    rlsd_teacher_sync_interval: int = option(10, "updates between syncs of the teacher; 0: never", low=0, high=10**9)
     rlsd_negative_only: bool = option(False, "evidence for samples with A < 0 alone")
     rlsd_thought_only: bool = option(False, "evidence before the answer marker alone")
     evidence: str = option("plain", "reading of the evidence", ("plain", "contrastive", "agreement"))
@@ -137,24 +99,13 @@ class Config:
 
 
 # What a run may be resumed with: what stopped it can be mended, what it learns from stays.
-CHANGEABLE = (
-    "steps",
-    "lr",
-    "verifier_timeout",
-    "on_verifier_error",
-    "micro_batch",
-    "halve_micro_batch",
-    "fsdp",
-    "export",
-)
+CHANGEABLE = "steps lr verifier_timeout on_verifier_error micro_batch halve_micro_batch fsdp export".split()
 
 SLIPS = ("warm_slip", "warm_teacher_slip")
 USED_BY = {"opsd_beta": ("opsd", "sdpo", "grpo+opsd"), "opsd_weight": ("grpo+opsd",), "sdpo_ema": ("sdpo",)}
 
 
 class Parser(errors.Parser):
-    """Mistakes are the main program's to tell."""
-
     def error(self, message):
         raise UserError(self.advised(message))
 
@@ -198,7 +149,7 @@ def check_together(config: Config, given: dict) -> None:
         raise UserError("--init brings a size of its own: leave --hidden_size and --num_layers out")
     if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
         raise UserError(
-            "--dtype bfloat16 needs --init, and neither a warm start nor --method sdpo: both lose small steps"
+            "--dtype bfloat16 needs --init, no warm start, and another method than sdpo: small steps get lost"
         )
     if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
         raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
@@ -214,10 +165,9 @@ def check_values(config: Config) -> None:
     """Type, choice and range of every option: those of the command line, and those of a config.json."""
     for f in dataclasses.fields(config):
         value, choices, low, high = (getattr(config, f.name), *(f.metadata[k] for k in ("choices", "low", "high")))
-        if type(value) is not f.type and (f.type, type(value)) != (float, int):
-            raise UserError(
-                f"--{f.name} {value!r}: {getattr(f.type, '__name__', f.type)} is needed, not {type(value).__name__}"
-            )
+        kind = type(f.default)
+        if type(value) is not kind and (kind, type(value)) != (float, int):
+            raise UserError(f"--{f.name} {value!r:.60}: {kind.__name__} is needed, not {type(value).__name__}")
         if choices and value not in choices:
             raise UserError(f"--{f.name} {value!r}: one of {', '.join(choices)} is needed")
         if low is not None and not low <= value <= (math.inf if high is None else high):
@@ -237,18 +187,47 @@ def resumed(given: dict) -> Config:
         )
     config, fingerprint = config_of(out)
     for name, value in given.items():
-        if name not in ("out", "resume", *CHANGEABLE) and getattr(config, name) != value:
+        if name not in ("out", "resume", *CHANGEABLE) and sense(name, getattr(config, name)) != sense(name, value):
             raise UserError(
                 f"--{name} {value} contradicts {out / 'config.json'}, which has {getattr(config, name)!r}; only "
                 f"{', '.join(f'--{name}' for name in CHANGEABLE)} may change"
             )
     config = dataclasses.replace(config, **{"fsdp": False, **given})  # a checkpoint fits any number of processes
+    check_files(config, given, out)
     if fingerprint != fingerprint_of(config):
         raise UserError(
-            f"--data, --init or the file of --verifier has changed since {out / 'config.json'} was written: "
-            "start a new run"
+            f"--data, --eval_data, --init or the file of --verifier has changed since {out / 'config.json'} was "
+            "written, or is another one: start a new run"
         )
     return config
+
+
+def verifier_file(verifier: str) -> str:
+    """The path in `file.py:function`; empty for a verifier that is no file of the user's."""
+    path = verifier.rpartition(":")[0]
+    return path if path.endswith(".py") and not path.startswith(reasoning.PREFIX) else ""
+
+
+def sense(name: str, value):
+    """What two values of an option have to share to be one: of files, whose content is fingerprinted, not the path."""
+    if name == "verifier" and verifier_file(value):
+        return ":" + value.rpartition(":")[2]
+    return value != "" if name in ("data", "eval_data", "init") else value
+
+
+def check_files(config: Config, given: dict, run: Path) -> None:
+    """UserError where a run's verifier is a file, thus code, and not named anew, or a file is not found from here."""
+    rule = verifier_file(config.verifier)
+    if rule and "verifier" not in given:
+        add = f"--verifier {shlex.quote(config.verifier)}"
+        raise UserError(f"the verifier of {run} is a file, which is run as code, so name it here as well: add {add}")
+    files = {name: getattr(config, name) for name in ("data", "eval_data", "init", "opd_teacher")}
+    for name, path in {**files, "verifier": rule}.items():
+        if path and not os.path.exists(path):
+            raise UserError(
+                f"--{name} {path} is not found from here ({os.getcwd()}): go to the folder where the run was "
+                f"started, or give --{name} as it is now"
+            )
 
 
 def config_of(run: Path, **given) -> tuple[Config, str]:
@@ -257,7 +236,7 @@ def config_of(run: Path, **given) -> tuple[Config, str]:
     if not path.is_file():
         raise UserError(f"{run} holds no config.json: give the folder of a run, as python train.py prints")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(read_file(path).decode("utf-8"))
         fingerprint = saved.pop("fingerprint")
         config = Config(**{**saved, **given})  # an older run's: options that came later have their defaults
         check_values(config)
@@ -268,8 +247,8 @@ def config_of(run: Path, **given) -> tuple[Config, str]:
 
 def fingerprint_of(config: Config) -> str:
     """Hash of the user's own files that a run depends on."""
-    names = [config.data, config.verifier.rpartition(":")[0]]
+    names = [config.data, verifier_file(config.verifier), config.eval_data]
     names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
-    parts = [Path(name).read_bytes() for name in names if Path(name).is_file()]
+    parts = [read_file(name) for name in names if Path(name).is_file()]
     parts.append(reasoning.package_version(config.task).encode())
     return hashlib.sha256(b"\0".join(filter(None, parts))).hexdigest()[:16]

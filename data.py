@@ -2,19 +2,30 @@
 
 import json
 import random
-from pathlib import Path
+import re
+from dataclasses import replace
 
 import pretrained
+import ranks
 import reasoning
 import tasks
 import verifiers
-from config import Config
-from errors import UserError
+from config import Config, verifier_file
+from errors import UserError, read_file
 from methods import takes_hints, teacher_view
 
-
-class DataError(ValueError):
-    """A data file that cannot be used: says file, line and what is wrong."""
+MARKER = verifiers.MARKER
+LONG_ANSWER = 100  # characters; final answers are shorter
+OTHERS = {  # what others call our keys; no solution for an answer, as the way is in it too
+    "question": "question prompt problem input instruction query",
+    "answer": "answer response completion output target label final_answer ground_truth",
+}
+FORMS = {  # what a line that is no JSON object begins with, and what to do
+    rb"PAR1|PK\x03\x04|\x1f\x8b": "the file is packed (Parquet, zip, gzip): save it as JSON Lines",
+    rb"\xff\xfe|\xfe\xff|\0?\{\0": "the file is UTF-16: save it as UTF-8",
+    rb"\[": "write each object of an array on a line of its own, without brackets and commas between",
+    rb"": 'each line is an object like {"question": "1+1", "answer": "2"}, in UTF-8',
+}
 
 
 def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
@@ -22,54 +33,60 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     try:
         tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
         source = (
-            from_file(config.data, config.eval_problems, config.verifier or "exact", config.privileged_key)
+            from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
             if config.data
             else reasoning.source(config.task, config.eval_problems)
             if config.task.startswith(reasoning.PREFIX)
             else tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
         )
         verifier = verifiers.load(config.verifier or source.verifier)
-        for problem in source.known:
-            check_fit(problem, verifier, config)
     except ValueError as error:
         raise UserError(str(error)) from error
+    for problem in source.known:
+        try:
+            check_fit(problem, verifier, config)
+        except ValueError as error:  # a tokenizer's, too
+            raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
+    long = sum("\n" in p.answer.strip() or len(p.answer) > LONG_ANSWER for p in source.known)
+    if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and ranks.rank() == 0:
+        print(
+            f"note: {config.data}: {long} of {len(source.known)} answers are whole texts, which a completion has to "
+            f"repeat behind {MARKER}: 'answer' is for the final answer alone, 'solution' for the way to it"
+        )
     return source, verifier
 
 
 def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Config) -> None:
-    """UserError where no completion can earn the reward, or where solution or prompts are longer than there is room."""
+    """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
     completion, room = tasks.target(problem), config.max_seq_len - config.max_new_tokens
     longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
+    if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
+        longest = max(longest, len(teacher_view(problem, replace(config, privileged="solution"))))
     if takes_hints(config):  # a sample may be shown as the reference
         longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
     if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
-        raise UserError(
-            f"{problem.origin}: no completion can earn a reward: the verifier does not accept the "
-            f"reference answer {problem.answer[:60]!r} itself"
-        )
+        raise ValueError(f"no completion can earn a reward: the verifier does not accept {problem.answer[:60]!r}")
     if len(completion) > config.max_new_tokens:
-        raise UserError(
-            f"the solution of {problem.question[:60]!r} has {len(completion)} tokens, more than "
-            f"--max_new_tokens {config.max_new_tokens}; raise it"
-        )
+        raise ValueError(f"the solution has {len(completion)} tokens; raise --max_new_tokens {config.max_new_tokens}")
     if longest > room:
-        raise UserError(
-            f"the prompt of {problem.question[:60]!r} has {longest} tokens; with --max_new_tokens "
-            f"{config.max_new_tokens} that exceeds --max_seq_len {config.max_seq_len}; raise it"
-        )
+        after = f"--max_new_tokens {config.max_new_tokens}"
+        raise ValueError(f"the prompt has {longest} tokens; with {after} raise --max_seq_len {config.max_seq_len}")
 
 
 # ---- the user's own problems -----------------------------------------------------------------------------------------
 
 
-def from_file(path: str, held_out: int, verifier: str, privileged_key: str | None = None) -> tasks.Source:
-    """The user's own problems; up to `held_out`, at most a tenth, are set aside, the same ones for every seed."""
-    problems = load_problems(path, privileged_key)
-    if len(problems) < 2:
-        raise DataError(f"{path}: {len(problems)} problem(s); at least 2 are needed, one of them to hold out")
-    shuffled = random.Random("held out").sample(problems, len(problems))
-    cut = max(1, min(held_out, len(problems) // 10))
-    train = shuffled[cut:]
+def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "", eval_path: str = "") -> tasks.Source:
+    """The user's own problems; held out are, for every seed, the same `held_out` of eval_path, or at most a tenth."""
+    seen: dict[str, str] = {}
+    train = problems = load_problems(path, privileged_key, seen)
+    aside = load_problems(eval_path, privileged_key, seen) if eval_path else problems
+    if len(aside) < (least := 1 if eval_path else 2) or not problems:
+        short = eval_path if problems and eval_path else path
+        raise UserError(f"{short}: {len(aside and problems)} problem(s); at least {least} are needed, one to hold out")
+    shuffled = random.Random("held out").sample(aside, len(aside))
+    cut = max(1, min(held_out, len(aside) if eval_path else len(aside) // 10))
+    train, problems = (problems, problems + aside) if eval_path else (shuffled[cut:], problems)
     return tasks.Source(
         lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
         shuffled[:cut],
@@ -80,59 +97,59 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str | Non
     )
 
 
-def load_problems(path: str, privileged_key: str | None = None) -> list[tasks.Problem]:
+def load_problems(path: str, privileged_key: str = "", seen: dict[str, str] | None = None) -> list[tasks.Problem]:
     """Read a JSONL file of {"question", "answer", "solution"?, privileged_key?} objects; blank lines are skipped.
 
-    Raises DataError, naming file, line and fault, for the first line that is not sound.
+    seen: file and line of the questions so far. UserError names those of the first line that is not sound.
     """
-    try:
-        raw = Path(path).read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    seen = {} if seen is None else seen
     problems: list[tasks.Problem] = []
-    line_of: dict[str, int] = {}
-    for i, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
+    for i, line in enumerate(read_file(path).removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             problem = _problem(line, privileged_key, f"{path}:{i}")
             question = " ".join(problem.question.split())
-            if question in line_of:
-                raise ValueError(f"the question of line {line_of[question]} again; remove one of the two")
+            if question in seen:
+                there = seen[question].replace(f"{path}:", "line ", 1)
+                raise ValueError(f"the question of {there} again; remove one of the two")
         except ValueError as error:
-            raise DataError(f"{path}:{i}: {error}") from error
-        line_of[question] = i
+            raise UserError(f"{path}:{i}: {error}") from error
+        seen[question] = problem.origin
         problems.append(problem)
     return problems
 
 
-def _problem(line: bytes, privileged_key: str | None, origin: str) -> tasks.Problem:
+def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
+    row, form = None, next(advice for start, advice in FORMS.items() if re.match(start, line.strip()))
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"byte {error.start} is not UTF-8") from error
+        raise ValueError(f"byte {error.start} is not UTF-8; {form}") from error
     except (ValueError, RecursionError) as error:  # of a number with thousands of digits Python says how to allow it
-        raise ValueError(f"not JSON: {str(error).partition(';')[0]}") from error
+        raise ValueError(f"not JSON: {str(error).partition(';')[0]}; {form}") from error
     if not isinstance(row, dict):
-        raise ValueError(f"a JSON object is needed, not {type(row).__name__}")
-    required = ["question", "answer"] + ([privileged_key] if privileged_key else [])
-    for key in required:
-        if key not in row:
-            raise ValueError(f"no key {key!r}")
+        raise ValueError(f"a JSON object is needed, not {type(row).__name__}; {form}")
+    required = ["question", "answer", *filter(None, [privileged_key])]
+    alike = {key: [name for name in row if name.strip().lower() in OTHERS.get(key, key).split()] for key in required}
+    if missing := [key for key in required if key not in row]:
+        advice = [f"rename {alike[key][0]!r} to {key!r}" for key in missing if len(alike[key]) == 1]
+        raise ValueError("; ".join([", ".join(f"no key {key!r}" for key in missing), *advice, form]))
     for key in (*required, "solution"):
         value = row.get(key)
         if value is not None and not isinstance(value, str):
-            raise ValueError(f"{key!r} must be a string, not {type(value).__name__}")
+            how = "what json.dumps makes of it" if isinstance(value, (dict, list)) else f'"{json.dumps(value)[:40]}"'
+            raise ValueError(f"{key!r} must be a string, not {type(value).__name__}; write {how}")
         if (key in required or value is not None) and not (value or "").strip():
-            raise ValueError(f"{key!r} is empty")
-        if value is not None and len(value) > verifiers.MAX_COMPLETION:
-            raise ValueError(
-                f"{key!r} has {len(value)} characters; {verifiers.MAX_COMPLETION} are the most that is read"
-            )
-        if key != privileged_key and verifiers.MARKER in (value or ""):
-            raise ValueError(
-                f"{key!r} contains {verifiers.MARKER}, which is put before the answer for you; leave it out"
-            )
-    return tasks.Problem(
-        row["question"], row["answer"], row.get("solution"), row[privileged_key] if privileged_key else None, origin
-    )
+            raise ValueError(f"{key!r} is empty" + ", null is no text" * (value is None))
+        if value and len(value) > verifiers.MAX_COMPLETION:
+            raise ValueError(f"{key!r} has {len(value)} characters, more than the {verifiers.MAX_COMPLETION} allowed")
+    question, answer, solution = row["question"], row["answer"], row.get("solution")
+    way, marker, final = answer.partition(MARKER)
+    if solution is None and way.strip() and final.strip() and "#" not in (way[-1], final[0]) and MARKER not in final:
+        solution, answer = way.strip(), final.strip()  # the form of GSM8K
+    for key, text in (("question", question), ("answer", answer), ("solution", solution or "")):
+        if MARKER in text:
+            rest = " and what stands before it" if key == "answer" else " and the answer behind it"
+            raise ValueError(f"{key!r} contains {MARKER}, which is put before the answer for you; leave it out{rest}")
+    return tasks.Problem(question, answer, solution, row[privileged_key] if privileged_key else None, origin)

@@ -48,13 +48,13 @@ def read_file(path: str | Path) -> bytes:
     """All bytes of a user's file; UserError for one that is not there, too large, or none: a pipe may never end."""
     try:
         found = os.stat(path)
-        if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
             raise UserError(f"{path} is a pipe or a device: save what it gives to a file, and name that")
-        if stat.S_ISREG(found.st_mode) and found.st_size > LARGEST_FILE:
+        if found.st_size > LARGEST_FILE:
             raise UserError(f"{path} has {found.st_size:,} bytes; {LARGEST_FILE:,} are the most that is read")
         return Path(path).read_bytes()
-    except (OSError, ValueError) as error:  # of a name with a NUL in it Python says ValueError
-        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
 
 
 class Parser(argparse.ArgumentParser):
@@ -66,20 +66,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         self.given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(self.given, namespace)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {one_line(UserError(self.advised(message)))}\n")
 
     def advised(self, message: str) -> str:
-        """What argparse says, and of a value that begins with a minus, which it takes for an option, how to give it."""
-        option = re.match(r"argument (--\w+): expected one argument", message)
-        value = self.given[self.given.index(option[1]) + 1 :][:1] if option and option[1] in self.given else []
-        if option and value and value[0].partition("=")[0] not in self._option_string_actions:
-            message += f"; a value that begins with a minus is given as {option[1]}={value[0]}"
+        """What argparse says, and how a value that begins with a minus is given: it took it for an option."""
+        option = message.removeprefix("argument ").partition(":")[0] if "expected one argument" in message else ""
+        value = dict(zip(self.given, self.given[1:])).get(option, "")
+        if option and value.startswith("-") and value.partition("=")[0] not in self._option_string_actions:
+            message += f"; a value that begins with a minus is given as {option}={value}"
         return f"{message[:400]} (python {self.prog} --help lists the options)"
-
-
-def no_options(about: str | None) -> None:
-    """For a program without options: --help says what it does, anything else is refused, before it does any work."""
-    Parser(os.path.basename(sys.argv[0]), about).parse_args()

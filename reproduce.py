@@ -7,7 +7,6 @@
 Two processes at a time, one thread each. A cell is a set of options of train.py; a run is a cell with a seed.
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from errors import Parser
 from run_files import append
 
 ROOT = Path(__file__).parent
@@ -303,15 +303,8 @@ def write_report(
     return report.write(current(read(results / "study"), runs), probed, costs, pair, out)
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"reproduce.py: {message} (python reproduce.py --help lists the options)\n")
-
-
 def main(argv: list[str]) -> int:
-    parser = Parser(
-        "reproduce.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("reproduce.py", __doc__)
     parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
     parser.add_argument("--report", action="store_true", help="tables and figures from the finished runs alone")
     args = parser.parse_args(argv)

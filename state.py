@@ -10,7 +10,7 @@ import torch
 import pretrained
 import ranks
 import tasks
-from config import CHANGEABLE, Config, config_of
+from config import CHANGEABLE, Config, config_of, sense
 from errors import UserError, reading
 from model import ModelConfig, Transformer
 from rounded_adam import RoundedAdam
@@ -146,7 +146,7 @@ class State:
         with reading(f"{path} is no checkpoint of this run"):
             state = load(path, "cpu" if config.fsdp else config.device)
             for name, value in state.get("options", {}).items():  # older checkpoints do not tell
-                if name not in MAY_CHANGE and getattr(config, name) != value:
+                if name not in MAY_CHANGE and sense(name, getattr(config, name)) != sense(name, value):
                     raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
             fill(self.model, state["model"])
             if self.teacher is not None:

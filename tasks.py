@@ -133,7 +133,7 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
         return prompt(problem, problem.answer)
     if privileged == "solution":
         if not problem.solution:
-            raise ValueError(f"{problem.origin}: the problem {problem.question[:60]!r} has no solution to show")
+            raise ValueError(f"the problem {problem.question[:60]!r} has no solution to show")
         return prompt(problem, problem.solution)
     return prompt(problem, privileged)
 

@@ -3,6 +3,7 @@
 python docs/exercises.py        three seeds each, two at a time, one thread each -> results/exercises.json
 """
 
+import argparse
 import json
 import os
 import shutil
@@ -57,6 +58,7 @@ def curve(name: str, seed: int, warm: Path) -> dict[str, list[float]]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()  # --help costs no training
     warm = ROOT / "runs" / "warm_start"
     with ThreadPoolExecutor(2) as pool:
         first = list(pool.map(lambda seed: curve("nothing", seed, warm), SEEDS))  # makes the warm starts

@@ -3,6 +3,7 @@
 OMP_NUM_THREADS=1 python examples/measure.py smollm2      # the folder that examples/smollm2 makes; 4 minutes, 9 GiB
 """
 
+import argparse
 import json
 import os
 import resource
@@ -75,9 +76,11 @@ def dry_run(tokenizer: Path) -> dict[str, float]:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     if torch.get_num_threads() != 1:
         sys.exit("measure.py: the figures are those of one thread: set OMP_NUM_THREADS=1")
-    folder = Path(sys.argv[1])
     found = {
         "command": "OMP_NUM_THREADS=1 python examples/measure.py smollm2",
         "machine": {"CPUs": os.cpu_count(), "threads": 1, "torch": torch.__version__},

@@ -13,12 +13,14 @@ after sampling, also for further updates on the same samples (num_iterations, st
 1.16.0, of which three private methods are used; where another version has them no more, the import says so.
 """
 
+import argparse
 import inspect
 import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()  # before the libraries below are imported
     os.environ["HF_HUB_OFFLINE"] = "1"  # read when the libraries below are imported
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # rlsd.py, where it is not installed
 

@@ -8,6 +8,7 @@ stands before the first token that could be learned in its place, so a mask that
 the other end, leaves that half to chance.
 """
 
+import argparse
 import contextlib
 import json
 import os
@@ -91,6 +92,7 @@ def gain(folder: Path, seed: int, name: str = "as it is") -> float:
 
 def main() -> None:
     """Every seed of every loss that the file of figures does not have yet."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     torch.set_num_threads(1)
     gains: dict[str, list[float]] = {name: [] for name in LOSSES}
     if FIGURES.exists() and (found := json.loads(FIGURES.read_text())) == {**ABOUT, "gains": found["gains"]}:

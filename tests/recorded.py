@@ -1,5 +1,6 @@
 """train.py with every update's samples and gradient kept, in FOLDER/RANK.pt: python tests/recorded.py FOLDER OPTIONS"""
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -14,15 +15,19 @@ update = train.update
 
 
 def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", metavar="FOLDER")
+    given, options = parser.parse_known_args(argv)
+
     def recorded(model, teacher, optimizer, batch, *rest):
         metrics = update(model, teacher, optimizer, batch, *rest)
         samples = list(zip([problem.question for problem in batch.problems], batch.samples.completions()))
         gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
-        torch.save({"samples": samples, "gradient": gradient}, f"{argv[0]}/{os.environ.get('RANK', 0)}.pt")
+        torch.save({"samples": samples, "gradient": gradient}, f"{given.folder}/{os.environ.get('RANK', 0)}.pt")
         return metrics
 
     train.update = recorded
-    return train.main(argv[1:])
+    return train.main(options)
 
 
 if __name__ == "__main__":

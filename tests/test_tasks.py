@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 import data
 import tasks
 import verifiers
+from errors import UserError
 from tasks import ASSISTANT, END, REFERENCE, USER, Problem, student_prompt, teacher_prompt
 
 texts = st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace").decode())
@@ -196,16 +197,16 @@ def test_a_sound_file(tmp_path):
 )
 def test_a_bad_line_is_named(tmp_path, line, words):
     path = write(tmp_path, row(0), row(1), b"", line)
-    with pytest.raises(data.DataError) as error:
+    with pytest.raises(UserError) as error:
         data.load_problems(path)
     message = str(error.value)
     assert message.startswith(f"{path}:4: ") and words in message and "\n" not in message
 
 
 def test_a_missing_key_or_file_is_named(tmp_path):
-    with pytest.raises(data.DataError, match=":1: no key 'rule'"):
+    with pytest.raises(UserError, match=":1: no key 'rule'"):
         data.load_problems(write(tmp_path, row(0)), "rule")
-    with pytest.raises(data.DataError, match="none.jsonl: cannot be read"):
+    with pytest.raises(UserError, match="none.jsonl: cannot be read"):
         data.load_problems(str(tmp_path / "none.jsonl"))
-    with pytest.raises(data.DataError, match="1 problem"):
+    with pytest.raises(UserError, match="1 problem"):
         data.from_file(write(tmp_path, row(0)), 500, "exact")

@@ -1,6 +1,7 @@
 """Data files: whatever bytes they hold, they are read as they stand or refused by line."""
 
 import json
+import random
 import subprocess
 import sys
 
@@ -12,6 +13,8 @@ from refused import ROOT, TINY, TRIED, one_line, refused
 import data
 import tasks
 import train
+from config import Config
+from errors import UserError
 
 SOUND = b"".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)}).encode() + b"\n" for i in range(12))
 ROW = '{"question": "q", "answer": "a"}'
@@ -53,10 +56,18 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "a line of 50 MB": (b'{"question": "' + b"q" * 50_000_000 + b'"}', "x.jsonl:13", "no key 'answer'"),
     "a question of 50 MB": (big(question=50_000_000), "x.jsonl:13: 'question' has 50000000 characters"),
     "a solution of 2 MB": (big(solution="s" * 2_000_000), "'solution' has 2000000 characters"),
-    "a question longer than the context": (big(question=300), "304 tokens", "--max_seq_len 256"),
-    "a question of 900,000 characters": (big(question=900_000), "--max_seq_len 256"),
-    "an answer longer than a completion": (big(answer=60), "--max_new_tokens 40"),
-    "an answer that nothing decodes to": (b'{"question": "q", "answer": "\\ud800"}', "no completion can earn"),
+    "a question longer than the context": (big(question=300), "x.jsonl:13", "304 tokens", "--max_seq_len 256"),
+    "a question of 900,000 characters": (big(question=900_000), "x.jsonl:13", "--max_seq_len 256"),
+    "an answer longer than a completion": (big(answer=60), "x.jsonl:13", "--max_new_tokens 40"),
+    "an answer that nothing decodes to": (b'{"question": "q", "answer": "\\ud800"}', "x.jsonl:13", "no completion can"),
+    "GSM8K's form and a solution": (b'{"question": "q", "answer": "s\\n#### 1", "solution": "s"}', "'answer' contains"),
+    "nothing behind the marker": (b'{"question": "q", "answer": "so it is ####"}', "'answer' contains ####"),
+    "two markers": (b'{"question": "q", "answer": "a #### 1 #### 2"}', "'answer' contains ####"),
+    "five of its characters": (b'{"question": "q", "answer": "a ##### 1"}', "'answer' contains ####"),
+    "the marker in the question": (b'{"question": "q #### 3", "answer": "a"}', "'question' contains ####"),
+    "an object as answer": (b'{"question": "q", "answer": {"a": 1}}', "not dict", "json.dumps"),
+    "a list as answer": (b'{"question": "q", "answer": ["a"]}', "not list", "json.dumps"),
+    "a number, with what to write": (b'{"question": "q", "answer": 7}', 'write "7"'),
 }
 
 
@@ -67,6 +78,140 @@ def test_a_bad_line_is_named(tmp_path, capsys, name):
     options = [*TINY, "--data", tmp_path / "x.jsonl", "--out", tmp_path / "run", "--warm_dir", tmp_path]
     refused(capsys, train.main, options, *words, kind="data")
     assert not (tmp_path / "run").exists()
+
+
+ROWS_OF = {  # whole files as other people have them: bytes, words of the message
+    "CSV": (b"question,answer\n1+1,2\n1+2,3\n", "x.jsonl:1", "not JSON", "each line is an object like"),
+    "one array": (json.dumps([{"question": "q", "answer": "a"}]).encode(), "x.jsonl:1", "on a line of its own"),
+    "an array, indented": (json.dumps([{"question": "q"}], indent=1).encode(), "x.jsonl:1", "on a line of its own"),
+    "an object of rows": (
+        b'{"data": [{"question": "q", "answer": "a"}]}',
+        "x.jsonl:1",
+        "no key 'question'",
+        "each line",
+    ),
+    "an object, indented": (json.dumps({"question": "q"}, indent=1).encode(), "x.jsonl:1", "each line is an object"),
+    "Parquet": (b"PAR1\x15\x04\x15\xff\n\x00", "x.jsonl:1", "Parquet", "JSON Lines"),
+    "gzip": (b"\x1f\x8b\x08\x00", "x.jsonl:1", "gzip"),
+    "zip": (b"PK\x03\x04\x14\xff", "x.jsonl:1", "zip"),
+    "UTF-16": (SOUND.decode().encode("utf-16"), "x.jsonl:1", "save it as UTF-8"),
+    "UTF-16 without a mark": (SOUND.decode().encode("utf-16-le"), "x.jsonl:1", "save it as UTF-8"),
+    "UTF-16, big end first": (SOUND.decode().encode("utf-16-be"), "x.jsonl:1", "save it as UTF-8"),
+    "UTF-32": (SOUND.decode().encode("utf-32"), "x.jsonl:1", "save it as UTF-8"),
+    "Latin-1": ('{"question": "é", "answer": "a"}'.encode("latin-1"), "x.jsonl:1", "not UTF-8", "in UTF-8"),
+    "prompt and response": (b'{"prompt": "q", "response": "a"}', "rename 'prompt' to", "rename 'response' to 'answer'"),
+    "problem and answer": (b'{"problem": "q", "answer": "a"}', "rename 'problem' to 'question'"),
+    "other case": (b'{"Question": "q", "Answer": "a"}', "rename 'Question' to 'question'", "'Answer'"),
+    "messages": (b'{"messages": [{"role": "user", "content": "q"}]}', "no key 'question', no key 'answer'", "like"),
+    "a solution and no answer": (b'{"question": "q", "solution": "so 3"}', "no key 'answer'; each line"),
+}
+
+
+@pytest.mark.parametrize("name", ROWS_OF)
+def test_other_peoples_files_are_told_what_is_expected(tmp_path, capsys, name):
+    content, *words = ROWS_OF[name]
+    (tmp_path / "x.jsonl").write_bytes(content)
+    refused(capsys, train.main, [*TINY, "--data", tmp_path / "x.jsonl", "--out", tmp_path / "o"], *words, kind="data")
+
+
+FAULTS = {  # a row that is sound JSON, more options, words
+    "a long prompt": ({"question": "so " * 300, "answer": "1"}, [], "tokens"),
+    "a long solution": ({"question": "q", "answer": "1", "solution": "so " * 300}, [], "--max_new_tokens"),
+    "a long reference": ({"question": "q", "answer": "1", "hint": "so " * 300}, ["--privileged_key", "hint"], "tokens"),
+    "no reference": ({"question": "q", "answer": "1"}, ["--privileged_key", "hint"], "no key 'hint'"),
+    "a null reference": (
+        {"question": "q", "answer": "1", "hint": None},
+        ["--privileged_key", "hint"],
+        "'hint' is empty",
+    ),
+    "a null answer": ({"question": "q", "answer": None}, [], "'answer' is empty"),
+    "no solution": ({"question": "q", "answer": "1", "solution": None}, ["--privileged", "solution"], "no solution"),
+    "no solution in the warm start": ({"question": "q", "answer": "1"}, ["--warm_solutions", "0.5"], "no solution"),
+    "no number": ({"question": "q", "answer": "one"}, ["--verifier", "number"], "no completion"),
+    "a question again": ({"question": "3+1", "answer": "4"}, [], "line 4 again"),
+    "a lone surrogate": ({"question": "q", "answer": "\ud800"}, [], "no completion"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("option", ["--data", "--eval_data"])
+def test_every_fault_is_told_with_its_file_and_line(tmp_path, capsys, name, option):
+    """Wherever the row stands, of the file that trains as of that which is held out."""
+    row, more, words = FAULTS[name]
+    sound = [{"question": f"{i}+1", "answer": str(i + 1), "solution": "s", "hint": "h"} for i in range(12)]
+    other = [{**r, "question": "other " + r["question"]} for r in sound]
+    for name, rows in (("x.jsonl", [*sound[:7], row, *sound[7:]]), ("other.jsonl", other)):
+        (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    files = ["--data", "x.jsonl", "--eval_data", "other.jsonl"] if option == "--data" else ["--data", "other.jsonl"]
+    files += ["--eval_data", "x.jsonl"] if option == "--eval_data" else []
+    files = [tmp_path / file if file.endswith(".jsonl") else file for file in files]
+    argv = [*TINY, *more, *files, "--out", tmp_path / "run"]
+    refused(capsys, train.main, argv, f"{tmp_path / 'x.jsonl'}:8: ", words, kind="data")
+
+
+def test_held_out_problems_of_their_own(tmp_path, capsys):
+    """All of --data trains, --eval_problems of the others are held out, and no question is in both."""
+    (tmp_path / "x.jsonl").write_bytes(SOUND)
+    (tmp_path / "y.jsonl").write_bytes(SOUND.replace(b'"question": "', b'"question": "y'))
+    files = (str(tmp_path / "x.jsonl"), str(tmp_path / "y.jsonl"))
+    source = data.from_file(files[0], 5, "exact", eval_path=files[1])
+    assert len(source.held_out) == 5 and all(p.question.startswith("y") for p in source.held_out)
+    assert source.held_out == data.from_file(files[0], 5, "exact", eval_path=files[1]).held_out
+    assert {p.question for p in source.draw(random.Random(0), 12)} == {f"{i}+1" for i in range(12)}
+    assert len(source.known) == 24 and len(data.from_file(files[0], 50, "exact", eval_path=files[1]).held_out) == 12
+    ask = [*TINY, "--out", tmp_path / "run", "--data", files[0], "--eval_data"]
+    refused(capsys, train.main, [*ask, files[0]], "x.jsonl:1: the question of line 1 again", kind="data")
+    (tmp_path / "y.jsonl").write_bytes(b'\n{"question": "3 +1", "answer": "4"}\n{"question": "3+1 ", "answer": "4"}')
+    refused(capsys, train.main, [*ask, files[1]], f"y.jsonl:3: the question of {files[0]}:4 again", kind="data")
+    (tmp_path / "y.jsonl").write_bytes(b"\n")
+    refused(capsys, train.main, [*ask, files[1]], "y.jsonl: 0 problem(s)", "at least 1", kind="data")
+    refused(capsys, train.main, [*TINY, "--eval_data", files[1]], "--eval_data", "--data", kind="options")
+
+
+GSM = [  # as GSM8K has it
+    {
+        "question": f"A farmer has {i} hens and buys {i + 1}.",
+        "answer": f"He has {i}+1 = <<{i}+1>>\nSo\n#### {2 * i + 1}",
+    }
+    for i in range(12)
+]
+
+
+def test_the_form_of_gsm8k_is_read_as_it_stands(tmp_path, capsys):
+    """What stands before the marker is the solution, to the letter, and what the model imitates is the text itself."""
+    problems = data.load_problems(write(tmp_path, "\n".join(map(json.dumps, GSM)).encode()))
+    for problem, row in zip(problems, GSM):
+        assert problem.answer == row["answer"].split()[-1]
+        assert tasks.decode(tasks.target(problem)) == row["answer"]
+    shown = data.load_problems(write(tmp_path, "\n".join(map(json.dumps, GSM)).encode()), "answer")
+    assert [p.privileged for p in shown] == [row["answer"] for row in GSM]
+
+
+def test_whole_texts_as_answers_are_not_taken_without_a_word(tmp_path, capsys):
+    """The marker taken out, all is the answer; a verifier of the user's own may want just that, and gets no note."""
+    rows = [{**row, "answer": row["answer"].replace("#### ", "")} for row in GSM]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)).encode())
+    (tmp_path / "v.py").write_text("def check(c, a):\n    return 0.0\n")
+    said = {}
+    for verifier in ("exact", f"{tmp_path}/v.py:check"):
+        data.load_source(Config(data=path, verifier=verifier))
+        said[verifier] = capsys.readouterr().out
+    assert said.pop("exact").startswith(f"note: {path}: 12 of 12 answers are whole texts") and list(said.values()) == [
+        ""
+    ]
+    data.load_source(Config(data=write(tmp_path, SOUND)))
+    assert capsys.readouterr().out == ""
+
+
+def test_the_advice_about_the_marker_is_right_when_it_is_followed(tmp_path):
+    """`leave it out and what stands before it`, to the letter, gives the problem that was meant."""
+    for row in GSM:
+        both = {**row, "solution": "He has them."}
+        with pytest.raises(UserError, match="leave it out and what stands before it"):
+            data.load_problems(write(tmp_path, json.dumps(both).encode()))
+        followed = {**both, "answer": both["answer"].partition("####")[2]}
+        (problem,) = data.load_problems(write(tmp_path, json.dumps(followed).encode()))
+        assert problem.answer.strip() == row["answer"].split()[-1] and problem.solution == "He has them."
 
 
 @pytest.mark.parametrize(
@@ -137,7 +282,7 @@ def test_any_bytes_are_read_or_refused_by_line(tmp_path_factory, lines, end, key
     TRIED["data, fuzzed"] += 1
     try:
         problems = data.load_problems(str(path), key)
-    except data.DataError as error:
+    except UserError as error:
         assert str(error).startswith(f"{path}:") and "\n" not in str(error)
         return
     for problem in problems:

@@ -1,20 +1,29 @@
 """Options of every program: out of range, of another type, unknown, contradictory; folders with odd names."""
 
+import contextlib
 import dataclasses
+import io
+import json
 import os
+import re
+import runpy
+import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ours import ours
 from refused import ROOT, TINY, TRIED, contents, refused
 
 import bench
 import reproduce
 import train
 from config import Config, parse_config
-from errors import UserError
+from errors import UserError, one_line
 from study import probe
 
 NO_INT = ("", "x", "1.5", "nan", "inf", "1e3", "0x10", "--", "9" * 5000)
@@ -78,6 +87,148 @@ def test_options_that_do_not_go_together(tmp_path, monkeypatch, capsys, line):
     refused(capsys, train.main, [*TINY, *line.split(" ")], TOGETHER[line], kind="options")
     assert not contents(tmp_path)
 
+
+def test_a_value_that_begins_with_a_minus_names_the_form_that_works(capsys):
+    for name, f in FIELDS.items():
+        for value in ("-x", "-my.jsonl", "--y", "-x=1") if f.type is not bool else ():
+            with pytest.raises(UserError, match=re.escape(f"--{name}={value} (")):
+                parse_config([f"--{name}", value])
+            with contextlib.suppress(UserError):  # the form that is named reaches the option
+                assert getattr(parse_config([f"--{name}={value}"]), name) == value
+    refused(capsys, train.main, ["--out", "--steps", "5"], "--out: expected one argument (", kind="options")
+    refused(capsys, bench.main, ["--out", "-x.json"], "--out=-x.json", kind="other programs")
+
+
+# ---- programs --------------------------------------------------------------------------------------------------------
+
+
+def begins_work(*args, **kwargs):
+    raise AssertionError("it begins to work")
+
+
+EVERYWHERE = ours("*.py", "docs/*.py", "study/*.py", "examples/**/*.py", "tests/**/*.py")
+PROGRAMS = [p for p in EVERYWHERE if '\nif __name__ == "__main__":' in p.read_text() and p.name != "worker.py"]
+
+
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_no_program_works_on_help_or_on_what_it_does_not_know(tmp_path, monkeypatch, capsys, path):
+    """worker.py alone is no program: the run starts it, and it speaks to nobody else."""
+    monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(train, "update", train.update)  # tests/recorded.py puts its own there
+    monkeypatch.chdir(tmp_path)
+    for begin in ("subprocess.Popen", "torch.manual_seed", "pytest.main", "os.fork"):
+        monkeypatch.setattr(begin, begins_work)
+    for argv, code in ((["--help"], 0), (["-h"], 0), (["--nonsense"], 2), (["--nonsense=1", "x", "y", "z"], 2)):
+        monkeypatch.setattr(sys, "argv", [str(path), *argv])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(path), run_name="__main__")
+        said = capsys.readouterr()
+        assert (end.value.code, bool(said.out), bool(said.err)) == (code, code == 0, code == 2), said
+        TRIED["other programs"] += code == 2
+    assert not contents(tmp_path)
+
+
+# ---- what a run is gone on with -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of one update begun in its own folder: data, held-out data and verifier by relative paths."""
+    home = tmp_path_factory.mktemp("home")
+    (home / "my.jsonl").write_text("".join(f'{{"question": "{i}+1", "answer": "{i + 1}"}}\n' for i in range(9)))
+    (home / "held.jsonl").write_text('{"question": "0+0", "answer": "0"}\n')
+    (home / "rule.py").write_text("def check(c, a):\n    return len(c) % 2 / 2\n\ndef other(c, a):\n    return 0.0\n")
+    files = "--data my.jsonl --eval_data held.jsonl --verifier rule.py:check --out run --warm_dir warm".split()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+        patch.chdir(home)
+        assert train.main([*TINY, *files]) == 0
+    return home
+
+
+def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_path, monkeypatch, capsys):
+    elsewhere = tmp_path / "it's elsewhere"
+    shutil.copytree(finished, elsewhere)
+    (elsewhere / "changed.jsonl").write_text((elsewhere / "my.jsonl").read_text() + '{"question": "?", "answer": "!"}')
+    (elsewhere / "changed.py").write_text((elsewhere / "rule.py").read_text() + "\n")
+    monkeypatch.chdir(tmp_path)
+    run = ["--resume", "--out", elsewhere / "run", "--steps", "2"]
+    named = [*run, "--verifier", f"{elsewhere}/rule.py:check"]
+    data, held = ["--data", elsewhere / "my.jsonl"], ["--eval_data", elsewhere / "held.jsonl"]
+    before = contents(elsewhere)
+    for argv, words in (
+        (named, ("--data my.jsonl is not found from here", str(tmp_path), "give --data")),
+        ([*named, *data], ("--eval_data held.jsonl is not found from here",)),
+        ([*run, *data, *held], ("add --verifier rule.py:check",)),
+        ([*run, *data, *held, "--verifier", "rule.py:check"], ("--verifier rule.py is not found from here",)),
+        ([*named, *data, "--eval_data", elsewhere / "my.jsonl"], ("has changed",)),
+        ([*named, *held, "--data", elsewhere / "changed.jsonl"], ("has changed",)),
+        ([*run, *data, *held, "--verifier", f"{elsewhere}/changed.py:check"], ("has changed",)),
+        ([*run, *data, *held, "--verifier", f"{elsewhere}/rule.py:other"], ("contradicts",)),
+        ([*run, *data, *held, "--verifier", "exact"], ("contradicts",)),
+        ([*named, *held, "--data", ""], ("contradicts",)),
+    ):
+        refused(capsys, train.main, argv, *words, kind="folders")
+        assert contents(elsewhere) == before
+    whole = [str(word) for word in (*named, *data, *held)]
+    assert train.main(whole) == 0 and train.main([*whole[:3], "--steps", "3", *whole[5:]]) == 0
+
+
+@pytest.mark.parametrize("verifier", ["rule.py:check", "./x/../rule.py:other", "/etc/rule.py:f"])
+def test_a_verifier_that_only_a_runs_folder_names_is_never_run(finished, tmp_path, monkeypatch, capsys, verifier):
+    """Whoever wrote that config.json, the file that it names is code."""
+    shutil.copytree(finished, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    config = json.loads(Path("run/config.json").read_text())
+    Path("rule.py").write_text("open('ran', 'w')\n\ndef check(c, a):\n    return 0.0\n")
+    Path("run/config.json").write_text(json.dumps({**config, "verifier": verifier}))
+    refused(capsys, train.main, ["--resume", "--out", "run"], f"add --verifier {verifier}", kind="folders")
+    assert not Path("ran").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_or_a_device_is_refused_by_name_and_at_once(finished, tmp_path, monkeypatch, capsys):
+    shutil.copytree(finished, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    os.mkfifo("pipe.jsonl"), os.mkfifo("pipe.py"), os.mkfifo("run/pipe")
+    number, _ = os.pipe()
+    signal.signal(signal.SIGALRM, begins_work)
+    signal.alarm(60)
+    try:
+        for name in ("pipe.jsonl", f"/dev/fd/{number}", "/dev/null", "/dev/zero"):
+            if os.path.exists(name):
+                asked = [*TINY, "--out", "new", "--data"]
+                refused(capsys, train.main, [*asked, name], f"{name} is a pipe or a device: save", kind="data")
+                refused(capsys, train.main, [*asked, "my.jsonl", "--eval_data", name], name, "pipe", kind="data")
+        refused(capsys, train.main, [*TINY, "--out", "new", "--verifier", "pipe.py:check"], "pipe.py", kind="folders")
+        os.replace("run/pipe", "run/config.json")
+        refused(capsys, train.main, ["--resume", "--out", "run"], "config.json", kind="folders")
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        os.close(number)
+    assert not Path("new").exists()
+
+
+# ---- the line --------------------------------------------------------------------------------------------------------
+
+
+@given(st.text() | st.text("\x1b[\u202e\u200b\u2066\x9b\x07\ud800\u3164\n\r\t", max_size=9), st.integers(0, 2000))
+def test_every_line_is_one_of_characters_that_show_and_of_bounded_length(text, times):
+    for error in (UserError(text * times), ValueError(text * times), OSError(2, "x", text * times)):
+        line = one_line(error)
+        assert len(line) <= 800 and all(c.isprintable() and c not in "\u3164\u115f\uffa0" for c in line)
+        line.encode()
+    if "\u202e" in text:
+        assert "\\u202e" in one_line(UserError(text))
+
+
+def test_a_long_line_keeps_what_to_do_at_its_end():
+    line = one_line(UserError("x" * 10**6 + ": do this"))
+    assert line.startswith("xxx") and line.endswith("xxx: do this")
+
+
+# ---- any words -------------------------------------------------------------------------------------------------------
 
 WORDS = [f"--{name}" for name in FIELDS] + [
     "-1",
@@ -213,7 +364,7 @@ def test_names_with_spaces_and_letters_of_any_alphabet(tmp_path):
     (home / "règle.py").write_text("def check(c, a):\n    return float(len(c) % 2)\n")
     options = ["--data", home / "Fragen ü.jsonl", "--verifier", f"{home}/règle.py:check", "--out", home / "läuft"]
     python, env = [sys.executable, ROOT / "train.py"], environment(PYTHONIOENCODING="ascii")
-    for argv in ([*TINY, *options, "--warm_dir", home / "warm"], ["--resume", "--out", home / "läuft", "--steps", "2"]):
+    for argv in ([*TINY, *options, "--warm_dir", home / "warm"], ["--resume", *options, "--steps", "2"]):
         done = subprocess.run([*python, *argv], capture_output=True, env=env, cwd=home)
         assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     TRIED["folders"] += 2

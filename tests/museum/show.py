@@ -5,6 +5,7 @@ python tests/museum/show.py --whole   # all test files of the changed module, to
 python tests/museum/show.py --print   # the first, and nothing is written
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -26,15 +27,19 @@ def show(copy: Copy, piece: Piece, whole: bool) -> Verdict:
 
 
 def main(options: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--whole", action="store_true", help="all test files of the changed module")
+    parser.add_argument("--print", action="store_true", help="write nothing")
+    given = parser.parse_args(options)
     warm_up()
     rows = []
     with Copy() as copy:
         for piece in PIECES:
-            verdict = show(copy, piece, "--whole" in options)
+            verdict = show(copy, piece, given.whole)
             rows.append({"number": piece.number, "mistake": piece.mistake, "file": piece.file, **vars(verdict)})
             print(json.dumps(rows[-1]), flush=True)
     caught = sum(row["outcome"] == "failed" for row in rows)
-    if "--print" not in options:
+    if not given.print:
         result = {"command": "make museum", "caught": caught, "pieces": len(rows), "rows": rows}
         (ROOT / "results" / "museum.json").write_text(json.dumps(result, indent=1) + "\n")
     return int(caught < len(rows))
