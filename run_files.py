@@ -46,7 +46,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def claim(stack: contextlib.ExitStack, config: dict, name: str) -> str:
-    """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or begun by this command; `stack` keeps its lock."""
+    """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or this command's own; `stack` keeps it locked."""
     for n in itertools.count(1):
         out = config["out"] or f"runs/{name}{f'.{n}' * (n > 1)}"
         try:
@@ -68,13 +68,12 @@ def check_begun(out: Path, config: dict) -> None:
         raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
     with reading(f"--out {out} holds more than a run leaves before its first checkpoint: choose another folder"):
         whole = [path for path in out.iterdir() if not HALF.fullmatch(path.name)]
-        saved = json.loads(read_file(out / "config.json")) if whole else config
+        saved = json.loads(read_file(out / "config.json")) if whole else {**config, "out": str(out)}
         ours = {"method", "fingerprint"} <= saved.keys() <= config.keys() and FIRST.issuperset(p.name for p in whole)
-        ours &= not any(path.is_symlink() or not path.is_file() for path in out.iterdir())
+        ours &= all(path.is_file() and not path.is_symlink() for path in out.iterdir())
+        ours &= config["out"] != "" or saved == {**config, "out": str(out)}
         if not ours or any(row["step"] for row in metrics_of(out)):
-            raise UserError(f"--out {out} holds what is not this program's to take: choose another folder")
-        if whole and not config["out"] and saved != {**config, "out": str(out)}:
-            raise UserError(f"{out} was begun by another command")
+            raise ValueError("it is not this command's")
 
 
 def open_folder(out: Path, config: dict, resume: bool) -> None:

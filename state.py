@@ -112,8 +112,7 @@ class State:
         """last.pt where it is due, and ahead of best.pt: the weights of the best held-out score; of equals the last."""
         score = row.get("held-out reward", row.get("pass@1"))
         score = math.nan if score is None else score  # without any reward the first weights are the best so far
-        better = self.best_step < 0 or score >= self.best
-        if better:
+        if better := self.best_step < 0 or score >= self.best:
             self.best, self.best_step = max(-1.0, score), self.step
         if better or due:
             self.save(out / "last.pt", config)
@@ -121,22 +120,21 @@ class State:
             save(ranks.weights(self.model), out / "best.pt")
 
     def save(self, path: Path, config: Config) -> None:
-        weights, optimizer = ranks.weights(self.model), ranks.full(self.optimizer.state_dict())
+        weights = ranks.weights(self.model)
         with reading(f"{path} stays as it was before update {self.step}; lower --lr"):
             check_finite({name: x for name, x in weights.items() if x is not None})  # process 0 alone has shards whole
-        for name in ("metrics.jsonl", "samples.jsonl"):  # of the steps that it tells of: power may fail after it
-            if (path.parent / name).exists():
-                to_disk(path.parent / name)
+        for lines in (path.parent / "metrics.jsonl", path.parent / "samples.jsonl"):
+            if lines.exists():  # of the steps that the checkpoint tells of: power may fail after it
+                to_disk(lines)
         save(
             {
                 "step": self.step,
                 "best": self.best,
                 "best_step": self.best_step,
-                "updates": max(steps_of(optimizer), default=0),
                 "micro_batch": self.micro_batch,
                 "options": {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE},
                 "model": weights,
-                "optimizer": optimizer,
+                "optimizer": ranks.full(self.optimizer.state_dict()),
                 "teacher": ranks.weights(self.teacher) if self.teacher is not None else None,
             },
             path,
@@ -152,7 +150,7 @@ class State:
             if self.teacher is not None:
                 fill(self.teacher, state["teacher"])
             self.step, self.best, micro_batch = state["step"], float(state["best"]), state.get("micro_batch", 0)
-            rows = () if "best_step" in state else metrics_of(path.parent, self.step)  # older ones do not tell
+            rows = metrics_of(path.parent, self.step)  # older checkpoints do not tell best_step
             self.best_step = state.get("best_step", next((r["step"] for r in rows if r.get("pass@1") == self.best), 0))
             counts = [self.step, self.best_step, micro_batch]
             if (
@@ -161,49 +159,48 @@ class State:
                 or not abs(self.best) <= 1
             ):
                 raise ValueError(f"step, best_step, micro_batch and best are {counts} and {self.best}")
-            self.load_moments(state["optimizer"], state.get("updates"))
+            moved = any(row.get("grad_norm") and "skipped" not in row for row in rows)
+            self.load_moments(state["optimizer"], moved)
             self.micro_batch = min((n for n in (self.micro_batch, micro_batch) if n), default=0)  # halved, or asked to
 
-    def load_moments(self, saved: dict, updates: int | None) -> None:
+    def load_moments(self, saved: dict, moved: bool) -> None:
         """The optimizer's moments, and nothing else that a file says of it: rates and signs are the options'."""
-        own, rounded = list(self.model.parameters()), "moments" in self.optimizer.state_dict()
+        own, rounded = list(self.model.parameters()), isinstance(self.optimizer, RoundedAdam)
         if rounded:
-            pairs = [(*x.view(2, *p.shape),) for p, x in zip(own, saved["moments"], strict=True)]
+            each = [{"step": saved["steps"], "exp_avg": x[0], "exp_avg_sq": x[1]} for x in saved["moments"]]
         else:
-            each = [saved["state"][i] for i in range(len(own))] if saved["state"] else []
-            pairs = [(x["exp_avg"], x["exp_avg_sq"]) for x in each]
-        parts = [(x, p.shape) for p, pair in zip(own, pairs) for x in pair]
-        fit = all(
-            x.shape == s and x.dtype == torch.float32 and x.is_contiguous() and x.isfinite().all() for x, s in parts
+            each = [saved["state"][i] for i in range(len(own))] if saved["state"] or moved else []
+        parts = [(x[name], p) for x, p in zip(each, own) for name in ("exp_avg", "exp_avg_sq")]
+        n, *others = {float(x["step"]) for x in each} or {0.0}
+        sound = len(each) in (0, len(own)) and n in range(self.step + 1) and not others
+        sound = (
+            sound
+            and len({x.data_ptr() for x, _ in parts}) == len(parts)
+            and all(
+                x.shape in (p.shape, (p.numel(),))
+                and x.dtype == torch.float32
+                and x.is_contiguous()
+                and x.isfinite().all()
+                for x, p in parts
+            )
         )
-        fit = fit and len({x.data_ptr() for x, _ in parts}) == len(parts) and all((x >= 0).all() for _, x in pairs)
-        n, *others = steps_of(saved) or {0.0}
-        if not fit or others or n not in range(self.step + 1) or updates not in (None, n):
+        if not sound or any((x < 0).any() for x, _ in parts[1::2]):
             raise ValueError("the optimizer's moments do not fit weights and step, are not finite, or two are one")
-        moments = {
-            i: {"step": torch.tensor(n), "exp_avg": ranks.share_of(mean, p), "exp_avg_sq": ranks.share_of(square, p)}
-            for i, (p, (mean, square)) in enumerate(zip(own, pairs))
-        }
-        own_way = {"steps": int(n), "moments": saved.get("moments")} if rounded else {"state": moments}
+        shares = [ranks.share_of(x, p) for x, p in parts]
+        moments = [{"step": torch.tensor(n), "exp_avg": x, "exp_avg_sq": y} for x, y in zip(shares[::2], shares[1::2])]
+        own_way = {"steps": int(n), "moments": saved.get("moments")} if rounded else {"state": dict(enumerate(moments))}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), **own_way})
-
-
-def steps_of(optimizer: dict) -> set[float]:
-    """The updates that the moments of an optimizer's state dict have seen."""
-    return {float(x["step"]) for x in optimizer["state"].values()} if "state" in optimizer else {optimizer["steps"]}
 
 
 def export(state: State, config: Config, out: Path) -> None:
     """Say whose weights best.pt holds; with --init make best.pt or last.pt a folder for transformers and --init."""
-    score = f"{state.best:.3f}" if state.best >= 0 else "none"
-    print(f"best.pt: the policy after update {state.best_step}, held-out score {score}")
+    score = f"held-out score {state.best:.3f}" if state.best >= 0 else "no reward on held-out problems"
+    print(f"best.pt: the policy after update {state.best_step}, {score}")
     if state.best_step == 0 < state.step:
         print("warning: that is the policy before RL, no evaluation after it was as good; --export last takes the last")
-    if not config.init:
-        return
-    model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
-    weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
-    fill(model, weights["model"] if config.export == "last" else weights)
-    pretrained.save(model, out / "model", config.init)
-    update = state.best_step if config.export == "best" else state.step
-    print(f"{out / 'model'}: the policy after update {update}, as a folder for transformers and --init")
+    if config.init:
+        model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
+        weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
+        fill(model, weights["model"] if config.export == "last" else weights)
+        pretrained.save(model, out / "model", config.init)
+        print(f"{config.export}.pt as a folder for transformers and --init: {out / 'model'}")

@@ -112,6 +112,8 @@ def taken(config: Config, state: State, stack: contextlib.ExitStack) -> str:
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
         weights, before = ranks.weights(state.model), config_of(out)[0].lr
+        if not (out / "best.pt").exists():
+            state.best, state.best_step = -1.0, state.step
         if not first:
             return ""
         if config.lr != before:

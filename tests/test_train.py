@@ -569,7 +569,7 @@ def bad_data(tmp_path, text):
         (lambda p: ["--fsdp", "--warm_steps", "0"], "--fsdp needs torchrun"),
         (lambda p: ["--step", "3"], "--step"),
         (lambda p: ["--steps", "many"], "--steps"),
-        (lambda p: ["--steps", "-1"], "--steps -1"),
+        (lambda p: ["--steps=-1"], "--steps -1"),
         (lambda p: ["--group_size", "1"], "--group_size 1"),
         (lambda p: ["--lr", "nan"], "--lr nan"),
         (lambda p: ["--lr", "-1"], "--lr -1"),
@@ -646,7 +646,7 @@ def test_a_folder_with_a_run_is_kept(tmp_path, capsys):
     assert train.main(options(tmp_path, "run", "--steps", "1")) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
     assert train.main(options(tmp_path, "run")) == 2
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--lr", "0.5"]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--seed", "5"]) == 2
     assert "contradicts" in capsys.readouterr().err
     assert before == {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
 
@@ -861,7 +861,7 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
     ],
 )
 def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best):
-    """best.pt is there from the first row on, is told of in last.pt, and never of an update that last.pt has not made."""
+    """best.pt is there from the first row on, and never of an update that last.pt has not made."""
     config, state, _ = setup()
     written, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: written.append(Path(b).name) or replace(a, b))

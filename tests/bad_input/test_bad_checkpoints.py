@@ -5,6 +5,7 @@ import copy
 import io
 import json
 import math
+import os
 import pickle
 import shutil
 
@@ -16,6 +17,7 @@ from refused import TINY, TRIED, Evil, contents, refused
 
 import console
 import errors
+import run_files
 import tasks
 import train
 import warm_start
@@ -208,6 +210,25 @@ def test_a_folder_of_another_program(run, capsys):
     refused(capsys, train.main, [*TINY, "--out", run], "already holds a run", kind="foreign checkpoints")
 
 
+def test_rates_and_signs_are_those_of_the_options(run, tmp_path):
+    """Whatever a checkpoint says of them, and whether it says as little as those of before, or more."""
+    whole = shutil.copytree(run, tmp_path / "whole")
+    state = torch.load(run / "last.pt", weights_only=True)
+    state["optimizer"]["param_groups"][0].update(lr=0.5, betas=(0.0, 0.0), maximize=True, weight_decay=0.9)
+    state["options"].update(lr=0.5)
+    del state["best_step"]
+    torch.save(state, run / "last.pt")
+    for folder in (whole, run):
+        assert train.main(["--resume", "--out", str(folder), "--steps", "3"]) == 0
+    a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (whole, run))
+    for x, y in zip(a["model"].values(), b["model"].values(), strict=True):
+        assert torch.equal(x, y)
+    assert (
+        a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+        and b["optimizer"]["param_groups"][0]["lr"] == Config.lr
+    )
+
+
 # ---- configurations --------------------------------------------------------------------------------------------------
 
 TEXTS = (b"", b"{", b"[]", b"null", b"7", b'"x"', b"{}", b"\xff", b"[" * 100_000, b"\x00")
@@ -259,6 +280,58 @@ def test_a_damaged_line_inside_a_log_is_named_and_nothing_is_dropped(run, capsys
     lines = path.read_bytes().splitlines()
     path.write_bytes(b"\n".join([lines[0], line, *lines[1:]]) + b"\n")
     resume_is_refused(capsys, run, "metrics.jsonl:2", kind="logs")
+
+
+KINDS = {
+    "a byte order mark": lambda path: path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes()),
+    "UTF-16": lambda path: path.write_text(path.read_text(), encoding="utf-16"),
+    "text": lambda path: path.write_text("hello"),
+    "a line of text": lambda path: path.write_text("hello\n"),
+    "no step": lambda path: path.write_text('{"reward": 1.0}\n'),
+    "a step that is none": lambda path: path.write_text('{"step": 0.5}\n'),
+    "steps out of order": lambda path: path.write_text('{"step": 1}\n{"step": 0}\n'),
+    "an array": lambda path: path.write_text("[]\n"),
+    "an empty line": lambda path: path.write_text("\n" + path.read_text()),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a link": lambda path: path.rename(path.with_name("real")) and path.symlink_to("real"),
+    "a link to nowhere": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
+    "a device": lambda path: (path.unlink(), path.symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "samples.jsonl"])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_log_of_another_kind_is_named_and_nothing_is_touched(run, capsys, name, log):
+    KINDS[name](run / log)
+    others = {path.name: os.lstat(path).st_ino for path in run.iterdir()}
+    resume_is_refused(capsys, run, log, kind="logs")
+    assert others == {path.name: os.lstat(path).st_ino for path in run.iterdir()}
+
+
+@pytest.mark.parametrize("value", ["true_", [1], {"a": 1}, 10**400, 1e999])
+def test_a_figure_that_is_none_is_named_and_what_is_not_finite_is_left_out(run, capsys, value):
+    path = run / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "entropy": math.nan}) + "\n" for row in rows))  # as older runs wrote it
+    assert all("entropy" not in row and row["step"] == i for i, row in enumerate(run_files.metrics_of(run)))
+    text = path.read_text()
+    path.write_text(text.replace("NaN", json.dumps(value).replace("Infinity", "1e999")))
+    resume_is_refused(capsys, run, "metrics.jsonl:1", "entropy", kind="logs")
+
+
+def test_every_line_of_a_run_is_json_for_every_reader(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    row = {"step": 1, "loss": math.nan, "notes": ["NaN"], "credit": [math.inf, 0.1, [-math.inf]], "text": "Infinity"}
+    run_files.append(path, row)
+    read = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
+    assert read == {"step": 1, "loss": None, "notes": ["NaN"], "credit": [None, 0.1, [None]], "text": "Infinity"}
+    for put in (lambda p: p.symlink_to(tmp_path / "elsewhere"), os.mkfifo):
+        other = tmp_path / put.__name__
+        put(other)
+        with pytest.raises(errors.UserError, match="cannot be written"):
+            run_files.append(other, row)
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_lost_logs_end_no_run(run, tmp_path):
