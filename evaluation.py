@@ -77,19 +77,22 @@ def credited_samples(
     if len(spread):
         first = int(spread[0]) // config.group_size * config.group_size
         picked = first + batch.rows(torch.arange(first, first + config.group_size)).right_and_wrong()
-    pair = batch.rows(picked)
-    with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
-        logps = score(model, pair, config, tasks.student_prompt) if len(spread) else pair.samples.logps
-    with torch.no_grad(), ranks.whole(teacher):
-        teacher_logps = evidence(teacher, pair, config, logps) if len(spread) and lam > 0 else logps
-    rows: list[dict] = [  # a dropped sample has a reward of nan, and its tokens, though masked
-        {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}
-        for problem, tokens, reward in zip(pair.problems, batch.samples.tokens[picked].tolist(), pair.rewards.tolist())
-    ]
+    pair, end = batch.rows(picked), tasks.FORMAT.end
+    texts = batch.samples.tokens[picked].tolist()  # those of a dropped sample are there, and masked
+    texts = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in texts]
+    pair.samples = Samples.of(texts, pair.rewards.device)
     mask = pair.samples.mask
+    with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
+        logps = score(model, pair, config, tasks.student_prompt)
+    with torch.no_grad(), ranks.whole(teacher):
+        teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
+    rows: list[dict] = [
+        {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}
+        for problem, tokens, reward in zip(pair.problems, texts, pair.rewards.tolist())
+    ]
     if len(spread) and (teacher_logps - logps)[mask].isfinite().all():
         credit = token_advantages(pair.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
-        for row, tokens, values in zip(rows, pair.samples.completions(), credit.tolist()):
+        for row, tokens, values in zip(rows, texts, credit.tolist()):
             row["tokens"] = [tasks.FORMAT.tokenizer.decode([t]) for t in tokens]
             row["credit"] = [round(c, 4) for c in values[: len(tokens)]]
     return rows

@@ -82,16 +82,10 @@ class Watch:
         """Count the row; {"notes": ...} on spells that have just become too long, or nothing."""
         row = {name: value for name, value in row.items() if value == value}  # what is nan does not exist
         self.skipped = self.skipped + 1 if "skipped" in row else 0
+        self.held_out = row.get("held-out reward", row.get("pass@1", self.held_out))
         signs = self.signs(row)
         self.spells = {name: self.spells.get(name, 0) + 1 for name in signs}
         notes = [signs[name] for name, length in self.spells.items() if length == PATIENCE]
-        self.held_out = row.get("held-out reward", row.get("pass@1", self.held_out))
-        if self.train and row.get("reward", 0.0) - self.held_out >= GAP:
-            notes.append(
-                f"known by heart: the {self.train} problems that train earn {row['reward']:.3g} on average, held-out "
-                f"ones {self.held_out:.3g}; take more problems, or fewer --warm_steps ({self.config.warm_steps})"
-            )
-            self.train = 0  # said once
         return {"notes": notes} if notes else {}
 
     def signs(self, row: dict) -> dict[str, str]:
@@ -108,6 +102,11 @@ class Watch:
             found["no_spread"] = (
                 f"nothing is learned: for {PATIENCE} updates all samples of a question have earned the same "
                 f"(mean reward {row['reward']:.3g}); {cure}"
+            )
+        if self.train and row.get("reward", 0.0) - self.held_out >= GAP:
+            found["by heart"] = (
+                f"known by heart: for {PATIENCE} updates the {self.train} training problems have earned far more "
+                f"({row['reward']:.3g}) than held-out ones ({self.held_out:.3g}); take more, or fewer --warm_steps"
             )
         if row.get("verifier errors") == self.config.prompts_per_step * self.config.group_size:
             found["verifier errors"] = (

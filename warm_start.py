@@ -23,12 +23,12 @@ from state import warm_seed
 from verifiers import Verifier
 
 SECONDS = 3  # between two lines, and at least between two checkpoints, of a warm start
-STEPS, FEWEST, PASSES = 700, 50, 40
+STEPS, FEWEST, PASSES = 700, 100, 100
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def steps_for(config: Config, source: tasks.Source) -> int:
-    """--warm_steps; for -1 what shows no problem of a small --data more than PASSES times, as far as that teaches."""
+    """--warm_steps; for -1 no more than show a problem of --data PASSES times, and as few as can teach anything."""
     if config.warm_steps >= 0:
         return config.warm_steps
     return min(STEPS, max(FEWEST, PASSES * source.train // config.warm_batch)) if source.train else STEPS

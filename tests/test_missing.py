@@ -107,7 +107,8 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     problem = tasks.Problem("q", "a")
     rewards, samples = train.settle(torch.full((4,), math.nan), Samples.of(texts), config)
     batch = train.Rollout([problem] * 4, samples, rewards, train.advantages_of(rewards, 4))
-    rows = evaluation.credited_samples(None, None, batch, config, 0.5)
+    state = train.State(config)
+    rows = evaluation.credited_samples(state.model, state.teacher, batch, config, 0.5)
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)
 
 
@@ -404,3 +405,23 @@ def test_the_steps_of_a_run_are_written_down(tmp_path, capsys):
     assert f"warm start: step={steps}/{steps} " in capsys.readouterr().out
     again = ["--resume", "--out", str(tmp_path / "run"), "--steps", "2", "--verifier", rule_of(tmp_path)]
     assert train.main(again) == 0
+
+
+# ---- several processes -----------------------------------------------------------------------------------------------
+
+
+def test_a_process_whose_samples_are_all_dropped_holds_up_nobody(tmp_path):
+    """--fsdp runs every block together: process 1 has no reward at all, process 0 none from its second update on."""
+    given = options(tmp_path, "run", "--fsdp", "--on_verifier_error", "drop", "--steps", "2")
+    given[given.index("--warm_steps") + 1] = "0"
+    (tmp_path / "rules.py").write_text(
+        "import os\nn = 0\ndef check(completion, answer):\n    global n\n    n += 1\n"
+        "    return float(len(completion) % 2) if n < 14 and os.environ['RANK'] == '0' else None\n"
+    )
+    args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*args, *given], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    rows = run_files.metrics_of(tmp_path / "run")
+    assert [row.get("verifier errors") for row in rows] == [None, 4, 8] and "reward" in rows[1]
+    assert "reward" not in rows[2] and "pass@1" not in rows[2] and (tmp_path / "run" / "best.pt").exists()
