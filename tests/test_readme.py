@@ -4,6 +4,8 @@ import ast
 import itertools
 import json
 import re
+import shutil
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -125,6 +127,23 @@ def test_the_lines_shown_are_the_lines_of_the_code():
 def test_every_program_is_named_where_one_looks_for_it():
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     assert [p.name for p in ours("*.py") if p.name not in contributing] == []
+
+
+@pytest.mark.parametrize("with_git", [False, True])
+def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
+    (tmp_path / "docs").mkdir()
+    for page in ("README.md", "CONTRIBUTING.md", "docs/faults.md"):
+        (tmp_path / page).write_text("`train.py`, docs/faults.md")
+    (tmp_path / "train.py").touch()
+    if with_git:
+        if not shutil.which("git"):
+            pytest.skip("no git here")
+        for command in ("init", "add ."):
+            subprocess.run(["git", *command.split()], cwd=tmp_path, check=True, capture_output=True)
+    for scratch in ("scratch.py", "docs/notes.md"):
+        (tmp_path / scratch).touch()
+    monkeypatch.setattr("ours.ROOT", tmp_path)
+    assert ours("*.py", "docs/*.md") == [tmp_path / "train.py", tmp_path / "docs" / "faults.md"]
 
 
 def test_files_that_the_pages_name_are_there():

@@ -149,6 +149,17 @@ def test_every_fault_is_told_with_its_file_and_line(tmp_path, capsys, name, opti
     refused(capsys, train.main, argv, f"{tmp_path / 'x.jsonl'}:8: ", words, kind="data")
 
 
+def test_what_a_tokenizer_cannot_write_is_told_with_its_line(tmp_path, monkeypatch):
+    def prompt(problem):
+        if problem.question == "7+1":
+            raise ValueError("the tokenizer has no token for '7'")
+        return []
+
+    monkeypatch.setattr(tasks, "student_prompt", prompt)
+    with pytest.raises(UserError, match=r"sound.jsonl:8: the tokenizer has no token for '7'"):
+        data.load_source(Config(data=write(tmp_path, SOUND)))
+
+
 def test_held_out_problems_of_their_own(tmp_path, capsys):
     """All of --data trains, --eval_problems of the others are held out, and no question is in both."""
     (tmp_path / "x.jsonl").write_bytes(SOUND)
