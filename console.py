@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from config import Config
+from config import Config, verifier_file
 from errors import one_line
 from run_files import append, metrics_of
 
@@ -77,7 +77,7 @@ class Interrupt:
     def end_after(self, step: int, config: Config) -> None:
         """Where a checkpoint has just been written: end the run, if that was asked for."""
         if self.signal:
-            rule = ["--verifier", config.verifier] if ":" in config.verifier else []  # run only where it is named
+            rule = ["--verifier", config.verifier] if verifier_file(config.verifier) else []  # run where it is named
             again = shlex.join(["python", "train.py", "--resume", "--out", config.out, *rule])
             raise Interrupted(self.signal, f"after step {step}; {again} goes on")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import ranks
-from errors import UserError, read_file, reading
+from errors import UserError, read_file
 
 FIRST = {"config.json", "metrics.jsonl", "verifier_error.txt"}  # what may be there before the first checkpoint
 HALF = re.compile(
@@ -66,14 +66,15 @@ def check_begun(out: Path, config: dict) -> None:
     """UserError unless a folder holds at most what a run of ours leaves before its first checkpoint."""
     if (out / "last.pt").exists():
         raise UserError(f"--out {out} already holds a run: add --resume to go on with it, or choose another folder")
-    with reading(f"--out {out} holds more than a run leaves before its first checkpoint: choose another folder"):
+    with contextlib.suppress(UserError, ValueError, AttributeError, RecursionError):
         whole = [path for path in out.iterdir() if not HALF.fullmatch(path.name)]
         saved = json.loads(read_file(out / "config.json")) if whole else {**config, "out": str(out)}
         ours = {"method", "fingerprint"} <= saved.keys() <= config.keys() and FIRST.issuperset(p.name for p in whole)
         ours &= all(path.is_file() and not path.is_symlink() for path in out.iterdir())
         ours &= config["out"] != "" or saved == {**config, "out": str(out)}
-        if not ours or any(row["step"] for row in metrics_of(out)):
-            raise ValueError("it is not this command's")
+        if ours and not any(row["step"] for row in metrics_of(out)):
+            return
+    raise UserError(f"--out {out} holds more than a run leaves before its first checkpoint: choose another folder")
 
 
 def open_folder(out: Path, config: dict, resume: bool) -> None:

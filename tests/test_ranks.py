@@ -74,7 +74,10 @@ def curve(folder, name):
 
 @pytest.mark.parametrize("options", [["--rlsd_teacher_sync_interval", "2"], ["--method", "opsd", "--micro_batch", "3"]])
 def test_two_processes_make_the_run_of_one(tmp_path, options):
-    for more in (tiny(tmp_path, *options), ["--resume", "--steps", "5"]):  # to an end without an evaluation
+    for more in (
+        tiny(tmp_path, *options),
+        ["--resume", "--steps", "5", "--verifier", f"{tmp_path}/rules.py:check"],
+    ):  # to an end without an evaluation
         run(tmp_path, "one", *more, processes=1)
         done = run(tmp_path, "two", *more)
         assert done.returncode == 0, done.stderr
@@ -264,7 +267,10 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
     new = f"{start} --verifier {tmp_path}/rules.py:check --max_seq_len 400 --max_new_tokens 40 --lr 2e-4"
     new += " --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 --micro_tokens 300 --steps 2"
     new += " --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
-    for options, whole, shared in ((new, "one", "two"), ("--resume --steps 4", "two", "one")):
+    for options, whole, shared in (
+        (new, "one", "two"),
+        (f"--resume --steps 4 --verifier {tmp_path}/rules.py:check", "two", "one"),
+    ):
         run(tmp_path, whole, *options.split(), processes=1)
         done = run(tmp_path, shared, *options.split(), "--fsdp", program=(tmp_path / "shares.py", ROOT))
         assert done.returncode == 0, done.stderr

@@ -61,6 +61,12 @@ def options(tmp_path, name, *more, method="rlsd"):
     return [*TINY, *METHODS[method], "--out", str(tmp_path / name), "--warm_dir", str(tmp_path / "warm"), *more]
 
 
+def again(out, *more):
+    """The command that goes on with a run, as it was told: a verifier's file is run only where it is named."""
+    verifier = json.loads((Path(out) / "config.json").read_text())["verifier"]
+    return ["--resume", "--out", str(out), *(["--verifier", verifier] if ":" in verifier else []), *more]
+
+
 def verifier_file(tmp_path, body):
     path = tmp_path / "rules.py"
     path.write_text(f"def check(completion, answer):\n    {body}\n")
@@ -164,11 +170,9 @@ def test_resumed_equals_never_stopped(tmp_path, method):
     for name in ("metrics.jsonl", "samples.jsonl"):
         with (tmp_path / "parts" / name).open("a") as file:
             file.write('{"step": 5}\n{"step": 6, "rew')
-    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "3"]) == 2  # has made 4
-    assert (
-        train.main(["--out", str(tmp_path / "parts"), "--resume"]) == 0
-    )  # nothing left to do, and the refused option left no trace
-    assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "6"]) == 0
+    assert train.main(again(tmp_path / "parts", "--steps", "3")) == 2  # has made 4
+    assert train.main(again(tmp_path / "parts")) == 0  # nothing left to do, and the refused option left no trace
+    assert train.main(again(tmp_path / "parts", "--steps", "6")) == 0
     assert checkpoint(tmp_path, "whole")["step"] == 6
     assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
     assert same_state(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
@@ -843,7 +847,7 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
     )
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, body), "--steps", "3")) == 0
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "6"]) == 0
+    assert train.main(again(tmp_path / "run", "--steps", "6")) == 0
     state = checkpoint(tmp_path, "run")
     assert state["best"] == metrics(tmp_path, "run")[0]["pass@1"] > metrics(tmp_path, "run")[3]["pass@1"]
     assert same_state(best, torch.load(tmp_path / "run" / "best.pt", weights_only=True))

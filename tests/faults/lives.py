@@ -267,6 +267,12 @@ def faults_of_the_failed(folder: Path, pid: int, status: int, fault: str) -> lis
     return wrong + [f"{fault}: {path.name} is left" for path in folder.rglob(f"*.{pid}.tmp")]
 
 
+def again(out, *more):
+    """The command that goes on with a run, as it was told: a verifier's file is run only where it is named."""
+    verifier = json.loads((Path(out) / "config.json").read_text())["verifier"]
+    return ["--resume", "--out", str(out), *(["--verifier", verifier] if ":" in verifier else []), *more]
+
+
 # ---- many lives ------------------------------------------------------------------------------------------------------
 
 
@@ -303,7 +309,7 @@ class Trial:
         folder.mkdir()
         while status != 0:
             resume = step >= 0
-            options = ["--resume", "--out", str(folder / "out")] if resume else self.options(recipe, folder)
+            options = again(folder / "out") if resume else self.options(recipe, folder)
             fault = self.rng.choice(["kill"] * 3 + ["any moment"] * 4 + [self.rng.choice(list(ERRORS))])
             if self.counts["kills"] >= self.kills:
                 fault = ""  # the last run comes to its end

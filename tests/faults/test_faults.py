@@ -1,8 +1,11 @@
 """Killed at any moment, on a disk that fails, by a signal, or with a second run in the folder: nothing is lost."""
 
+import contextlib
+import dataclasses
 import errno
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,8 +13,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, rows, same
+from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, again, rows, same
 
+import config
 import errors
 import run_files
 import train
@@ -141,7 +145,7 @@ def test_a_second_run_in_the_folder_is_refused(tmp_path, capsys):
     assert train.main([*options(tmp_path), "--steps", "1"]) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with run_files.locked(tmp_path / "out"):
-        assert train.main(["--resume", "--out", str(tmp_path / "out"), "--steps", "2"]) == 2
+        assert train.main(again(tmp_path / "out", "--steps", "2")) == 2
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
 
@@ -159,6 +163,225 @@ def test_the_lock_of_a_killed_run_dies_with_it(tmp_path):
     os.waitpid(pid, 0)
     with run_files.locked(tmp_path / "out"):
         pass
+
+
+def test_a_child_of_a_run_holds_no_lock(tmp_path):
+    """Even one that keeps every descriptor that may be kept, such as what a verifier's process starts."""
+    with run_files.locked(tmp_path / "out"):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+    try:
+        with run_files.locked(tmp_path / "out"):
+            pass
+    finally:
+        child.kill()
+        child.wait()
+
+
+# ---- whose folder it is ----------------------------------------------------------------------------------------------
+
+
+def tree(folder):
+    """Everything below, links as links."""
+    paths = sorted(folder.rglob("*"))
+    return {
+        str(p.relative_to(folder)): os.readlink(p) if p.is_symlink() else p.is_file() and p.read_bytes() for p in paths
+    }
+
+
+CONFIG = json.dumps({**dataclasses.asdict(config.Config()), "fingerprint": "x"})
+NOT_OURS = {
+    "a note": {"notes.txt": "x"},
+    "a run without its last checkpoint": {"config.json": CONFIG, "best.pt": "x", "metrics.jsonl": '{"step": 0}\n'},
+    "figures of updates": {"config.json": CONFIG, "metrics.jsonl": '{"step": 0}\n{"step": 1}\n'},
+    "figures of other kinds": {"config.json": CONFIG, "metrics.jsonl": '{"loss": 0}\n'},
+    "figures alone": {"metrics.jsonl": '{"step": 0}\n'},
+    "an unfinished run and a note": {"config.json": CONFIG, "notes.txt": "x"},
+    "an unfinished run and a folder": {"config.json": CONFIG, "model/config.json": "{}"},
+    "samples": {"config.json": CONFIG, "samples.jsonl": ""},
+    "a published model": {"config.json": '{"model_type": "qwen3"}', "model.safetensors": "x"},
+    "the config.json of another program": {"config.json": "{}"},
+    "a config.json that is none": {"config.json": "{"},
+    "a config.json with more in it": {"config.json": CONFIG.replace("{", '{"colour": 1, ', 1)},
+    "half a file of another program": {"thesis.tex.123.tmp": "x"},
+    "a folder as metrics.jsonl": {"config.json": CONFIG, "metrics.jsonl/x": ""},
+    "a link as config.json": {"config.json": Path("elsewhere")},
+    "a link as half a file": {"config.json": CONFIG, "last.pt.123.tmp": Path("elsewhere")},
+    "a link as the last checkpoint": {"last.pt": Path("elsewhere")},
+}
+
+
+@pytest.mark.parametrize("name", NOT_OURS)
+def test_what_is_not_an_unfinished_run_of_ours_is_refused_and_left(tmp_path, capsys, name):
+    out = tmp_path / "out"
+    for file, content in NOT_OURS[name].items():
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).symlink_to(content) if isinstance(content, Path) else (out / file).write_text(content)
+    before = tree(out)
+    assert train.main(options(tmp_path)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"train.py: --out {out} ") and err.count("\n") == 1
+    assert before == tree(out)
+
+
+def test_a_run_without_a_checkpoint_is_taken_again_by_any_command_that_names_it(tmp_path):
+    """Whatever the moment of the kill: half-written files go, whole ones are begun anew."""
+    out = tmp_path / "out"
+    for left in ([], ["config.json"], ["config.json", "metrics.jsonl", "verifier_error.txt"]):
+        for half in ([], ["config.json.7.tmp"], ["config.json.7.tmp", "last.pt.7.tmp", "metrics.jsonl.99.tmp"]):
+            out.mkdir(exist_ok=True)
+            for name in [*left, *half]:
+                (out / name).write_text({"config.json": CONFIG, "metrics.jsonl": '{"step": 0}\n'}.get(name, "x"))
+            with contextlib.ExitStack() as stack:
+                told = {**json.loads(CONFIG), "out": str(out), "lr": 0.5}
+                assert run_files.claim(stack, told, "x") == str(out)
+                run_files.open_folder(out, told, resume=False)
+            assert [path.name for path in out.iterdir()] == ["config.json"]
+            assert json.loads((out / "config.json").read_text())["lr"] == 0.5
+
+
+def test_a_run_without_out_takes_the_first_folder_that_is_free_or_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    told, names = json.loads(CONFIG), []
+
+    def claim(told):
+        with contextlib.ExitStack() as stack:
+            names.append(run_files.claim(stack, told, "n"))
+            run_files.open_folder(Path(names[-1]), {**told, "out": names[-1]}, resume=False)
+
+    claim(told)
+    claim(told)  # stopped before its first checkpoint: again
+    claim({**told, "lr": 0.5})  # another command's stays
+    (tmp_path / "runs/n/last.pt").write_text("x")
+    claim(told)
+    Path("runs/n.4").write_text("a file")
+    Path("runs/n.5").symlink_to("nowhere")
+    with run_files.locked(Path("runs/n.3")):
+        claim(told)
+    assert names == ["runs/n", "runs/n", "runs/n.2", "runs/n.3", "runs/n.6"]
+    monkeypatch.setattr(os, "name", "nt")  # where there is no lock a new folder alone is nobody else's
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, "fcntl", None)
+        m.setattr(os, "name", "posix")
+        claim(told)
+    assert names[-1] == "runs/n.3"
+
+
+def test_runs_that_start_at_once_each_get_a_folder(tmp_path):
+    code = (
+        "import sys, contextlib, json, run_files; from pathlib import Path\n"
+        "with contextlib.ExitStack() as stack:\n"
+        "    told = json.loads(sys.argv[1]); input()\n"
+        "    out = run_files.claim(stack, told, 'n'); run_files.open_folder(Path(out), {**told, 'out': out}, False)\n"
+        "    print(out, flush=True); input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
+    env = {**os.environ, "PYTHONPATH": str(LIVES.parents[2]), "OMP_NUM_THREADS": "1"}
+    runs = [subprocess.Popen([sys.executable, "-c", code, CONFIG], env=env, **pipes) for _ in range(4)]
+    for run in runs:
+        run.stdin.write("\n")
+        run.stdin.flush()
+    assert sorted(run.stdout.readline().strip() for run in runs) == ["runs/n", "runs/n.2", "runs/n.3", "runs/n.4"]
+    for run in runs:
+        run.communicate("\n")
+
+
+@pytest.mark.parametrize("how", [".", "./x/..", "link", "link/below", "below", "new/below"])
+def test_nothing_is_written_into_what_is_read(tmp_path, capsys, how):
+    """By whatever name: the folder itself, one in it, or a link to either."""
+    model = tmp_path / "model"
+    (model / "below").mkdir(parents=True)
+    (model / "x").mkdir()
+    (tmp_path / "link").symlink_to(model)
+    path = tmp_path / how if "link" in how else model / how
+    given = [*options(tmp_path), "--out", str(path), "--warm_dir", str(path)]
+    before = tree(tmp_path)
+    for written in ("out", "warm_dir"):
+        for read in {"init", "opd_teacher", "out"} - {written}:
+            with pytest.raises(errors.UserError, match=f"--{written} .* lies in --{read} "):
+                run_files.check_apart({written: str(path)}, {read: str(model), written: str(path)})
+    run_files.check_apart({"out": str(path), "warm_dir": ""}, {"init": "", "opd_teacher": str(tmp_path / "other")})
+    assert train.main(given) == 2 and "--warm_dir" in capsys.readouterr().err
+    assert before == tree(tmp_path)
+
+
+def test_no_file_is_written_through_a_link(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    for name in ("x", f"x.{os.getpid()}.tmp"):
+        (tmp_path / name).symlink_to(elsewhere)
+    run_files.replace(tmp_path / "x", lambda path: path.write_text("ours"))
+    assert elsewhere.read_text() == "mine" and (tmp_path / "x").read_text() == "ours"
+    assert not (tmp_path / "x").is_symlink() and len(list(tmp_path.iterdir())) == 2
+
+
+# ---- checkpoints and what follows from them --------------------------------------------------------------------------
+
+
+def test_best_is_of_the_run_that_last_tells_of(tmp_path, monkeypatch, capsys):
+    """Killed between the two files, and killed before the next checkpoint: best.pt is that of the updates made."""
+    more = ["--eval_every", "1", "--save_every", "3", "--steps", "6"]
+    scores = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
+    monkeypatch.setattr(train, "evaluate", lambda *a: {"pass@1": next(scores), "greedy": 0.0, "leakage": 0.0})
+    save = run_files.save
+
+    def killed(state, path):
+        save(state, path)
+        if path.name == "last.pt" and state["step"] == 5:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as m:
+        m.setattr("state.save", killed)
+        assert train.main([*options(tmp_path), *more]) == 130
+    out = tmp_path / "out"
+    last = torch.load(out / "last.pt", weights_only=True)
+    assert (last["step"], last["best_step"]) == (5, 5)
+    assert not same(last["model"], torch.load(out / "best.pt", weights_only=True))
+    assert train.main(again(out, "--steps", "5")) == 0
+    assert same(last["model"], torch.load(out / "best.pt", weights_only=True))
+    assert "best.pt: the policy after update 5, held-out score 0.6" in capsys.readouterr().out
+    (out / "best.pt").unlink()
+    assert train.main(again(out, "--steps", "5")) == 0 and (out / "best.pt").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, capsys):
+    update = train.update
+
+    def spoils(model, *rest):
+        metrics = update(model, *rest)
+        if len(rows(tmp_path / "out/metrics.jsonl")) == 5:
+            with torch.no_grad():
+                model.norm.weight[0] = torch.nan
+        return metrics
+
+    monkeypatch.setattr(train, "update", spoils)
+    monkeypatch.setattr(train, "evaluate", lambda *a: {"pass@1": 0.5, "greedy": 0.0, "leakage": 0.0})
+    assert train.main([*options(tmp_path), "--eval_every", "9"]) == 2
+    err = capsys.readouterr().err
+    assert "last.pt stays as it was before update 6" in err and "norm.weight" in err and err.count("\n") == 1
+    assert torch.load(tmp_path / "out/last.pt", weights_only=True)["step"] == 3
+
+
+def test_another_learning_rate_from_here_on_is_noted_once(tmp_path, capsys):
+    assert train.main([*options(tmp_path), "--steps", "2"]) == 0
+    out, note = tmp_path / "out", "--lr 0.02 after update 2, 0.01 before"
+    for steps in "3", "4":
+        assert train.main(again(out, "--steps", steps, "--lr", "0.02")) == 0
+    assert capsys.readouterr().out.count(f"note: {note}\n") == 1
+    assert [row.get("notes") for row in rows(out / "metrics.jsonl")] == [None, None, [note], None, None]
+    assert torch.load(out / "last.pt", weights_only=True)["optimizer"]["param_groups"][0]["lr"] == 0.02
+
+
+def test_the_line_that_goes_on_can_be_pasted(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "a b's $x"
+    folder.mkdir()
+    update = train.update
+    monkeypatch.setattr(train, "update", lambda *a: os.kill(os.getpid(), signal.SIGINT) or update(*a))
+    assert train.main([*options(folder), "--steps", "2"]) == 130
+    said = capsys.readouterr().out.splitlines()[-1]
+    command = shlex.split(said.partition("; ")[2].removesuffix(" goes on"))
+    assert command[:2] == ["python", "train.py"] and command[2:] == again(folder / "out")
+    monkeypatch.undo()
+    assert train.main(command[2:]) == 0
 
 
 # ---- Ctrl-C and SIGTERM ----------------------------------------------------------------------------------------------
@@ -190,7 +413,7 @@ def test_a_signal_in_any_phase_ends_with_a_checkpoint(tmp_path, monkeypatch, cap
     assert printed.out.splitlines()[-1].startswith(f"interrupted after step {step}; ") and not printed.err
     out = tmp_path / "out"
     assert torch.load(out / "last.pt", weights_only=True)["step"] == step == rows(out / "metrics.jsonl")[-1]["step"]
-    assert train.main(["--resume", "--out", str(out)]) == 0
+    assert train.main(again(out)) == 0
     assert rows(out / "metrics.jsonl") == rows(whole / "metrics.jsonl")
     assert same(*(torch.load(folder / "last.pt", weights_only=True) for folder in (out, whole)))
 
