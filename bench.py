@@ -42,7 +42,7 @@ import model as model_file
 import tasks
 import train
 import verifiers
-from errors import Parser
+from errors import Parser, program
 from methods import Rollout
 from model import ModelConfig, Samples, Transformer, sample, token_logps
 from rlsd import group_advantages
@@ -864,6 +864,7 @@ def write(result: dict, tables: list[str], out: Path) -> None:
     )
 
 
+@program
 def main(argv: list[str]) -> int:
     args = parse(argv)
     run = Run(SMOKE if args.smoke else Size(), args.device, args.rounds)
@@ -894,11 +895,7 @@ def main(argv: list[str]) -> int:
     result = rounded(result)
     print("\n" + json.dumps(result))
     if args.out:
-        try:
-            write(result, tables, Path(args.out))
-        except OSError as error:
-            print(f"bench.py: {error.filename}: {error.strerror}", file=sys.stderr)
-            return 2
+        write(result, tables, Path(args.out))
     return 0
 
 

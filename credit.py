@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 
+import errors
 import tasks
 from config import Config
 from methods import Rollout, evidence, score, teacher_view
@@ -38,18 +39,11 @@ class Sample:
     reward: float
     advantage: float
     tokens: list[Token]
-
-    @property
-    def verdict(self) -> str:
-        return {1.0: "right", 0.0: "wrong"}.get(self.reward, "partly right")
+    text: str = ""
 
     @property
     def sign(self) -> int:
         return (self.advantage > 0) - (self.advantage < 0)
-
-    @property
-    def effect(self) -> str:
-        return {1: "every token raised (+)", -1: "every token lowered (-)", 0: "no token moved"}[self.sign]
 
 
 def credited(model: Transformer, batch: Rollout, config: Config) -> list[Sample]:
@@ -67,7 +61,7 @@ def credited(model: Transformer, batch: Rollout, config: Config) -> list[Sample]
         a_hat = token_advantages(batch.advantages, teacher_logps, logps, mask, lam, eps_w)
     figures = torch.stack([logps.exp(), shown.exp(), deltas, weights, a_hat], dim=2).tolist()
     return [
-        Sample(reward, advantage, [Token(token_text(token), *row) for token, row in zip(tokens, rows)])
+        Sample(reward, advantage, [Token(token_text(t), *row) for t, row in zip(tokens, rows)], tasks.decode(tokens))
         for reward, advantage, tokens, rows in zip(
             batch.rewards.tolist(), batch.advantages.tolist(), batch.samples.completions(), figures
         )
@@ -80,8 +74,7 @@ def token_text(token: int) -> str:
 
 
 def visible(text: str) -> str:
-    """Text in characters that show: nothing in it moves a cursor or turns other text around."""
-    return "".join("↵" if c == "\n" else c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return errors.visible(text.replace("\n", "↵"))
 
 
 def quoted(text: str) -> str:
@@ -106,7 +99,9 @@ def bounds(config: Config) -> tuple[float, float]:
 
 
 def headline(sample: Sample) -> str:
-    return f"{sample.verdict}: reward {sample.reward:.4g}, A = {sample.advantage:+.4f}, {sample.effect}"
+    verdict = {1.0: "right", 0.0: "wrong"}.get(sample.reward, "partly right")
+    effect = ("no token moved", "every token raised (+)", "every token lowered (-)")[sample.sign]
+    return f"{verdict}: reward {sample.reward:.4g}, A = {sample.advantage:+.4f}, {effect}"
 
 
 def in_colour(sample: Sample, config: Config) -> str:
@@ -131,8 +126,9 @@ def colour_key(config: Config) -> str:
 
 
 def as_figures(sample: Sample) -> str:
-    """A line a token: P_S, P_T, Delta, w, A_hat."""
-    lines = [f"{'':>4} {'token':<10} {'P_S':>9} {'P_T':>9} {'Delta':>9} {'w':>9} {'A_hat':>9}"]
+    """The text, then a line a token: P_S, P_T, Delta, w, A_hat."""
+    lines = [f"completion: {visible(sample.text)}"]
+    lines += [f"{'':>4} {'token':<10} {'P_S':>9} {'P_T':>9} {'Delta':>9} {'w':>9} {'A_hat':>9}"]
     for t, token in enumerate(sample.tokens, start=1):
         lines.append(f"{t:>4} {quoted(token.text):<10} " + " ".join(f"{text:>9}" for text in columns(token)))
     return "\n".join(lines)

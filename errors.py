@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import re
 import stat
@@ -68,6 +69,9 @@ class Parser(argparse.ArgumentParser):
         self.given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(args, namespace)
 
+    def _print_message(self, message, file=None):
+        (file or sys.stderr).write(message)  # argparse passes over what cannot be written, as if it had been
+
     def error(self, message):
         self.exit(2, f"{self.prog}: {one_line(UserError(self.advised(message)))}\n")
 
@@ -78,3 +82,37 @@ class Parser(argparse.ArgumentParser):
         if option and value.startswith("-") and value.partition("=")[0] not in self._option_string_actions:
             message += f"; a value that begins with a minus is given as {option}={value}"
         return f"{message[:400]} (python {self.prog} --help lists the options)"
+
+
+def program(main):
+    """A program's main whose every end is an exit code: one line for what the user can mend, none for a closed pipe."""
+
+    def run(argv):
+        code, failure = 2, None
+        try:
+            for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+                if getattr(sys, name) is None:  # closed: the next file opened would get its number
+                    way = os.O_RDONLY if name == "stdout" else os.O_RDWR  # what is printed must not get lost
+                    setattr(sys, name, open(os.open(os.devnull, way), mode))
+                if isinstance(getattr(sys, name), io.TextIOWrapper):
+                    getattr(sys, name).reconfigure(errors="backslashreplace")  # whatever the terminal's alphabet
+            code = main(argv)
+        except SystemExit as done:  # argparse has said what there is to say
+            code = done.code
+        except KeyboardInterrupt:
+            code = 130
+        except (UserError, OSError) as error:
+            failure = error
+        for stream in (sys.stderr, sys.stdout):
+            try:
+                stream.flush()
+            except OSError as error:
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # at exit Python would try, and tell, again
+                error.filename = "standard output"
+                failure = error if failure or not code else None  # else main has told
+        if failure and not isinstance(failure, BrokenPipeError):  # of `| head`: nobody reads on
+            with contextlib.suppress(OSError):
+                print(f"{os.path.basename(main.__code__.co_filename)}: {one_line(failure)}", file=sys.stderr)
+        return 2 if failure else code
+
+    return run

@@ -3,17 +3,17 @@
 Runs that differ in the seed alone are one line, their mean, in a band from the lowest to the highest of them.
 """
 
-import argparse
 import json
+import math
+import os
 import sys
-from collections import defaultdict
+import textwrap
+from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
+from errors import Parser, UserError, program, read_file, reading, visible
+from run_files import replace
 
 # Okabe and Ito's palette, told apart by the colour-blind; the line style says it again for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,41 +29,51 @@ PANELS = (
 )
 SHARES = ("pass@1", "reward", "no_spread")
 SMOOTH = 5  # updates to either side: one batch of a few questions is noise, so a mean is drawn over the pale raw line
-ASIDE = {"seed", "out", "resume", "fingerprint"}  # options in which runs of one line may differ
+ASIDE = {"seed", "out", "resume", "fingerprint", "warm_dir"}  # options in which runs of one line may differ
 
 
 def read_metrics(run: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high where lambda is above 0.
 
-    Raises ValueError that names the line which is no row of it.
+    What is not finite is left out. Raises UserError that names the line which is no row of it.
     """
     rows = []
     for i, line in enumerate((run / "metrics.jsonl").read_bytes().splitlines(), start=1):
         try:
-            row = {name: float(value) for name, value in json.loads(line).items() if name != "notes"}
-            if row["step"] and row.get("lambda"):
+            given = {name: x for name, x in json.loads(line).items() if name != "notes" and x is not None}
+            row = {name: x for name, x in ((name, float(x)) for name, x in given.items()) if math.isfinite(x)}
+            if row["step"] and row.get("lambda") and "clipped_low" in row:  # a skipped update has no such shares
                 row["clipped"] = row["clipped_low"] + row["clipped_high"]
-        except (ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            raise ValueError(f"{run / 'metrics.jsonl'}:{i}: no line of a run ({type(error).__name__})") from error
+        except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
+            raise UserError(f"{run / 'metrics.jsonl'}:{i}: no line of a run ({type(error).__name__})") from error
         rows.append(row)
     return rows
 
 
 def lines(runs: list[Path]) -> dict[str, list[Path]]:
-    """The runs of each line of the figure, under its name: those whose config.json differs in the seed alone."""
-    alike = defaultdict(list)
-    for run in runs:
-        config = run / "config.json"
-        try:
-            options = json.loads(config.read_text()) if config.is_file() else {"run": str(run)}
-        except ValueError as error:
-            raise ValueError(f"{config} is no configuration: {error}") from error
-        alike[json.dumps({name: x for name, x in options.items() if name not in ASIDE}, sort_keys=True)].append(run)
-    names: dict[str, list[Path]] = {}
+    """The runs of each line of the figure, under its label: those whose options differ in the seed alone, a seed once.
+
+    A label is the runs' names, the options in which the lines differ, and the seeds of several runs.
+    """
+    options, seeds = {}, {}
+    alike, seen = defaultdict(list), Counter[str]()
+    for run in dict.fromkeys(runs):
+        with reading(f"{run / 'config.json'} is no configuration"):
+            given = json.loads(read_file(run / "config.json")) if (run / "config.json").exists() else {}
+            options[run] = {name: x for name, x in sorted(given.items()) if name not in ASIDE}
+        seeds[run], key = str(given.get("seed")), json.dumps(options[run])
+        seen[key + seeds[run]] += 1  # a second run of the same seed is no second seed
+        alike[key, seen[key + seeds[run]]].append(run)
+    known = [options[group[0]] for group in alike.values() if options[group[0]]]
+    differ = [x for x in known[0] if len({json.dumps(of.get(x)) for of in known}) > 1] if known else []
+    home = os.path.commonpath([os.path.dirname(os.path.abspath(run)) for run in runs])
+    labels = {}
     for group in alike.values():
-        name = group[0].name if len(group) == 1 else f"{group[0].name} and {len(group) - 1} more seeds"
-        names[name if name not in names else str(group[0])] = group
-    return names
+        details = [f"{name} {x}" for name, x in options[group[0]].items() if name in differ]
+        details += [f"seeds {', '.join(seeds[run] for run in group)}"] if len(group) > 1 else []
+        names = ", ".join(os.path.relpath(run, home) for run in group)
+        labels[": ".join(filter(None, (names, ", ".join(details))))] = group
+    return labels
 
 
 def band(runs: list[list[dict]], name: str) -> list[tuple[int, float, float, float]]:
@@ -80,7 +90,7 @@ def smoothed(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def draw(axis: Axes, runs: list[list[dict]], name: str, label: str, look: dict, marker: str) -> None:
+def draw(axis: Any, runs: list[list[dict]], name: str, look: dict, marker: str) -> None:
     """One line: markers at evaluations; every-update figures smoothed, over the pale raw line of a single run."""
     points = band(runs, name)
     if not points:
@@ -88,9 +98,9 @@ def draw(axis: Axes, runs: list[list[dict]], name: str, label: str, look: dict, 
     steps, means, lows, highs = map(list, zip(*points))
     if name == "pass@1":
         every = max(1, len(steps) // 20)
-        axis.plot(steps, means, label=label, marker=marker, markevery=every, fillstyle="none", markersize=6, **look)
+        axis.plot(steps, means, marker=marker, markevery=every, fillstyle="none", markersize=6, **look)
     else:
-        axis.plot(steps, smoothed(means), label=label, **look)
+        axis.plot(steps, smoothed(means), **look)
         lows, highs = smoothed(lows), smoothed(highs)
         if len(runs) == 1:
             axis.plot(steps, means, color=look["color"], linewidth=0.6, alpha=0.35)
@@ -99,13 +109,39 @@ def draw(axis: Axes, runs: list[list[dict]], name: str, label: str, look: dict, 
 
 
 def curves(runs: list[Path], out: Path) -> Path:
-    """Draw every panel over the updates and write the PNG."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.8), constrained_layout=True)
-    for i, (label, group) in enumerate(lines(runs).items()):
-        look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)], "linewidth": 1.6}
-        rows = [read_metrics(run) for run in group]
+    """Draw every panel over the updates and write the picture; whatever keeps it from being drawn is a UserError."""
+    os.environ["MPLBACKEND"] = "agg"  # read when matplotlib is imported, and refused there if it is another program's
+    with reading(f"{out}: no picture"):
+        from matplotlib import style
+
+        with style.context(["default", {"text.parse_math": False}]):  # a $ in a name is a dollar
+            replace(out, lambda path: figure_of(runs).savefig(path, dpi=110, format=out.suffix[1:]))
+    return out
+
+
+def figure_of(runs: list[Path]) -> Any:
+    """The figure of `curves`, with every label in the legend."""
+    from matplotlib.figure import Figure
+    from matplotlib.font_manager import findfont, get_font
+    from matplotlib.lines import Line2D
+
+    groups, glyphs = lines(runs), get_font(findfont("DejaVu Sans")).get_charmap()
+    escaped = lambda text: "".join(c if ord(c) in glyphs else c.encode("unicode_escape").decode() for c in text)
+    labels = [textwrap.fill(escaped(visible(label)), 60) for label in groups]
+    columns = max(1, min(4, 120 // max(len(line) + 8 for label in labels for line in label.split("\n"))))
+    above = 0.24 * sum(label.count("\n") + 1 for label in labels) / columns  # inches
+    figure = Figure(figsize=(12, 6.8 + max(0.0, above - 0.5)), layout="constrained")
+    axes, handles = figure.subplots(2, 3), []  # a run without evaluations has a label too
+    for i, group in enumerate(groups.values()):
+        look: dict[str, Any] = {
+            "color": COLOURS[i % len(COLOURS)],
+            "linestyle": STYLES[i % len(STYLES)],
+            "linewidth": 1.6,
+        }
+        rows, marker = [read_metrics(run) for run in group], MARKERS[i % len(MARKERS)]
         for axis, (name, _, _) in zip(axes.flat, PANELS):
-            draw(axis, rows, name, label, look, MARKERS[i % len(MARKERS)])
+            draw(axis, rows, name, look, marker)
+        handles.append(Line2D([], [], marker=marker, fillstyle="none", **look))
     last = max((x for axis in axes.flat for line in axis.lines for x in line.get_xdata()), default=0) or 1
     for axis, (name, title, unit) in zip(axes.flat, PANELS):
         axis.set(title=title, xlabel="update", ylabel=unit, xlim=(-0.03 * last, 1.03 * last))
@@ -113,36 +149,24 @@ def curves(runs: list[Path], out: Path) -> Path:
         axis.grid(alpha=0.3)
         if not axis.lines:
             axis.text(0.5, 0.5, "none recorded", transform=axis.transAxes, ha="center", color="#555555")
-    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
-    return out
+    legend = figure.legend(handles, ["-"] * len(labels), loc="outside upper center", ncols=columns, frameon=False)
+    for text, label in zip(legend.get_texts(), labels):  # handed over as labels, those that begin with _ are left out
+        text.set_text(label)
+    return figure
 
 
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"plot.py: {message} (python plot.py --help lists the options)\n")
-
-
+@program
 def main(argv: list[str]) -> int:
-    parser = Parser(
-        "plot.py", description=__doc__, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("plot.py", __doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     parser.add_argument("--out", type=Path, default=Path("curves.png"))
     args = parser.parse_args(argv)
     if args.out.suffix.lower() not in (".png", ".svg", ".pdf"):
-        parser.error(f"--out {args.out}: the name of a .png, .svg or .pdf file is needed")
+        raise UserError(f"--out {args.out}: the name of a .png, .svg or .pdf file is needed")
     for run in args.runs:
         if not (run / "metrics.jsonl").is_file():
-            print(f"plot.py: {run} holds no metrics.jsonl: give the folder of a run", file=sys.stderr)
-            return 2
-    try:
-        print(curves(args.runs, args.out))
-    except (OSError, ValueError) as error:
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else " ".join(str(error).split())
-        print(f"plot.py: {said}", file=sys.stderr)
-        return 2
+            raise UserError(f"{run} holds no metrics.jsonl: give the folder of a run")
+    print(curves(args.runs, args.out))
     return 0
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
-from errors import Parser
-from run_files import append
+import errors
+from run_files import append, metrics_of
 
 ROOT = Path(__file__).parent
 SHARED = "--warm_cite 0.5 --warm_solutions 0.3 --steps 60 --eval_every 5 --eval_problems 400 --save_every 60"
@@ -217,8 +217,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
 
 def curve_of(run: Run, folder: Path) -> list[dict]:
     train(run.arguments(folder), run.out(folder))
-    rows = [json.loads(line) for line in (run.out(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: round(row[k], 5) for k in CURVE if k in row} for row in rows]
+    return [{k: round(row[k], 5) for k in CURVE if k in row} for row in metrics_of(run.out(folder))]
 
 
 def record(run: Run, curve: list[dict], results: Path) -> None:
@@ -267,20 +266,32 @@ def program(name: str, options: list[str]) -> None:
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, str(ROOT / name), *options], env=env, capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"reproduce.py: {name} {' '.join(options)}: {done.stderr.strip()}")
+        raise errors.UserError(f"{name} {' '.join(options)}: {done.stderr.strip()}")
 
 
 def read(results: Path) -> list[dict]:
-    """Finished runs; a line that a kill left half-written is passed over, and its run made again."""
-    rows = []
+    """Finished runs and probes, each once; a line that is none, as a kill may leave one, is passed over with a word."""
+    rows: dict[tuple[str, str], dict] = {}
     for path in sorted(results.glob("*.jsonl")):
-        for line in path.read_text().splitlines():
+        for i, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)
-                rows.append({**row, "name": row["name"], "options": row["options"]})
-            except (ValueError, TypeError, KeyError):
-                print(f"{path}: a line that cannot be read is passed over")
-    return rows
+                json.dumps(row, allow_nan=False)
+                if (row["name"], row["options"]) in rows:
+                    raise ValueError("the run of a line above again")
+                if "curve" in row and not is_whole(row):
+                    raise ValueError("no whole run of its name")
+                rows[row["name"], row["options"]] = row
+            except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+                print(f"{path}:{i}: passed over: {errors.one_line(error)}")
+    return list(rows.values())
+
+
+def is_whole(row: dict) -> bool:
+    """Has it every update up to its --steps, and do its figures stand under the name of its own cell and seed?"""
+    run = Run(*(row[name] for name in ("task", "samples", "method", "seed", "lr")))
+    steps = int(row["options"].split("--steps ")[-1].split()[0])
+    return run.name == row["name"] and [point["step"] for point in row["curve"]] == list(range(steps + 1))
 
 
 def current(rows: list[dict], runs: list[Run]) -> list[dict]:
@@ -293,18 +304,20 @@ def write_report(
     runs: list[Run], names: dict[str, tuple[str, Run | None]], folder: Path, results: Path, out: Path
 ) -> Path:
     """report.md and its figures in `out`, from what `results` holds of these runs and probes, and what it costs."""
-    from study import report
+    with errors.reading(f"{out / 'report.md'} cannot be made"):
+        from study import report
 
-    probed = [row for row in read(results / "probe") if names.get(row["name"], ("",))[0] == row["options"]]
-    costs = json.loads((results / "cost.json").read_text()) if (results / "cost.json").exists() else {}
-    samples = [run.out(folder) / "samples.jsonl" for run in runs if run.method == "rlsd"]
-    committed = ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
-    pair = next((path for path in samples if path.exists() and results != ROOT / "results"), committed)
-    return report.write(current(read(results / "study"), runs), probed, costs, pair, out)
+        probed = [row for row in read(results / "probe") if names.get(row["name"], ("",))[0] == row["options"]]
+        costs = json.loads((results / "cost.json").read_text()) if (results / "cost.json").exists() else {}
+        samples = [run.out(folder) / "samples.jsonl" for run in runs if run.method == "rlsd"]
+        committed = ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
+        pair = next((path for path in samples if path.exists() and results != ROOT / "results"), committed)
+        return report.write(current(read(results / "study"), runs), probed, costs, pair, out)
 
 
+@errors.program
 def main(argv: list[str]) -> int:
-    parser = Parser("reproduce.py", __doc__)
+    parser = errors.Parser("reproduce.py", __doc__)
     parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
     parser.add_argument("--report", action="store_true", help="tables and figures from the finished runs alone")
     args = parser.parse_args(argv)

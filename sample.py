@@ -10,7 +10,6 @@ scores two of them in both views. Without a question, a held-out problem: anothe
 
 import argparse
 import dataclasses
-import io
 import os
 import sys
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ import tasks
 import verifiers
 from config import Config, Parser, config_of
 from data import load_source
-from errors import UserError, one_line, reading
+from errors import UserError, one_line, program, reading
 from methods import teacher_view
 from model import Transformer
 from questions import find_problem
-from run_files import fill, load
+from run_files import fill, load, replace
 from state import build_model
 from train import rollout
 
@@ -43,7 +42,11 @@ class Run:
 
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
-    config, _ = config_of(folder, **given)
+    config, _ = config_of(folder, out="", **given)  # nothing is written there: a copy still names the original
+    if ".py:" in config.verifier and "verifier" not in given:  # what is in a folder makes no code run
+        raise UserError(f"{folder} is judged by {config.verifier}: if you trust that file, add --verifier and its name")
+    if not (folder / "best.pt").is_file():
+        raise UserError(f"{folder} holds no best.pt: a run writes it at its first evaluation")
     if not torch.cuda.is_available():
         config = dataclasses.replace(config, device="cpu", bf16=False)
     source, verifier = load_source(config)
@@ -80,15 +83,20 @@ def completed(run: Run, question: str, found: tasks.Problem | None, answer: str,
 
 def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[credit.Sample]]:
     """What was drawn, line by line, and a right and a wrong sample of one group; a single one where none has both."""
-    source = dataclasses.replace(run.source, draw=lambda rng, n: [problem])
+    source, shown = dataclasses.replace(run.source, draw=lambda rng, n: [problem]), None
     for group in range(1, tries + 1):
         batch = rollout(run.model, source, run.verifier, run.config, step=group)
+        batch = batch.rows((~batch.rewards.isnan()).nonzero().squeeze(1))  # without those that are dropped
+        shown = batch if len(batch.rewards) else shown
         spread = bool(batch.advantages.any())
         if spread:
             break
-    picked = batch.right_and_wrong() if spread else torch.tensor([0])
-    samples = credit.credited(run.model, batch.rows(picked), run.config)
-    right = f"{int((batch.rewards == 1).sum())} of {len(batch.rewards)} samples right"
+    if shown is None:
+        return [f"{tries} groups, and the verifier has failed on every sample: no reward, no credit"], []
+    picked = shown.right_and_wrong() if spread else torch.tensor([0])
+    with reading(f"{run.folder / 'best.pt'} gives no probabilities"):  # weights that are finite, and too large
+        samples = credit.credited(run.model, shown.rows(picked), run.config)
+    right = f"{int((shown.rewards == 1).sum())} of {len(shown.rewards)} samples right"
     if not spread:
         drawn = f"{tries} groups, each of equal rewards (the last: {right}): A = 0, no credit. Try more --tries"
     else:
@@ -110,7 +118,8 @@ def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
     problem = completed(run, question, found, answer, args.reference)
     lines, samples = ask(run, problem, args.tries)
     if args.html:
-        args.html.write_text(credit.page(problem.question, lines, samples, run.config), "utf-8", errors="replace")
+        page = credit.page(problem.question, lines, samples, run.config)
+        replace(args.html, lambda path: path.write_text(page, "utf-8", errors="replace"))
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print(*(credit.visible(line) for line in (f"question: {problem.question}", *lines)), sep="\n")
     if colour:
@@ -119,7 +128,7 @@ def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
         print(f"\n{credit.headline(sample)}")
         print(credit.in_colour(sample, run.config) if colour else credit.as_figures(sample))
     if args.html:
-        print(f"\npage: {args.html}")
+        print(f"\npage: {credit.visible(str(args.html))}")
 
 
 def interact(run: Run, args: argparse.Namespace) -> None:
@@ -142,6 +151,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--answer", default="", help="reference answer of a question that --data does not hold")
     parser.add_argument("--reference", default="", help="what the teacher is shown instead of what the run shows it")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page: figures of every token, plain GRPO")
+    parser.add_argument(
+        "--verifier", default=argparse.SUPPRESS, metavar="FILE.py:f", help="the run's own, where a file"
+    )
     parser.add_argument("--interactive", action="store_true", help="ask for questions until an empty line")
     parser.add_argument("--tries", type=int, default=32, help="groups to draw until one has both (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
@@ -152,27 +164,22 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         raise UserError("--interactive asks for questions and answers: leave QUESTION and --answer out")
     if args.tries < 1:
         raise UserError(f"--tries {args.tries}: at least 1 is needed")
-    given = {name: value for name, value in vars(args).items() if name == "seed" or name.startswith("rlsd_")}
+    if args.html and args.html.suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--html {args.html}: the name of a .html file is needed")
+    given = {name: x for name, x in vars(args).items() if name in ("seed", "verifier") or name.startswith("rlsd_")}
     return args, given
 
 
+@program
 def main(argv: list[str]) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a token may be what this terminal's alphabet lacks
-    try:
-        args, given = parse(argv)
-        run = load_run(args.run, given)
-        if args.interactive:
-            interact(run, args)
-        else:
-            held_out = run.source.held_out
-            question = held_out[args.seed % len(held_out)].question if args.question is None else args.question
-            answer_question(run, question, args)
-    except (UserError, OSError) as error:
-        print(f"sample.py: {one_line(error)}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    args, given = parse(argv)
+    run = load_run(args.run, given)
+    if args.interactive:
+        interact(run, args)
+    else:
+        held_out = run.source.held_out
+        question = held_out[args.seed % len(held_out)].question if args.question is None else args.question
+        answer_question(run, question, args)
     return 0
 
 

@@ -8,7 +8,6 @@ python train.py --init FOLDER          # a published Llama or Qwen3 model instea
 
 import contextlib
 import dataclasses
-import io
 import os
 import random
 import sys
@@ -27,7 +26,7 @@ import tasks
 import verifiers
 from config import Config, config_of, fingerprint_of, parse_config
 from data import load_source
-from errors import UserError, one_line
+from errors import UserError, one_line, program
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
@@ -247,6 +246,7 @@ def describe(batch: Rollout, config: Config) -> dict[str, float]:
     return {"reward": reward, "length": length, "entropy": -logp / length, "no_spread": no_spread}
 
 
+@program
 def main(argv: list[str]) -> int:
     try:
         with contextlib.ExitStack() as stack:
@@ -273,6 +273,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may have letters that the terminal lacks
     sys.exit(main(sys.argv[1:]))

@@ -45,11 +45,16 @@ except (ImportError, AttributeError, TypeError) as error:
 
 
 def show_reference(prompt, reference):
-    """The teacher's prompt, text or chat messages: the reference in front, so both views end in the same tokens."""
+    """The teacher's prompt, text or chat messages: the reference in front of the user's last, both views end alike."""
     note = f"Reference answer: {reference}\n\n"
     if isinstance(prompt, str):
         return note + prompt
-    return [*prompt[:-1], {**prompt[-1], "content": note + prompt[-1]["content"]}]
+    at = max((i for i, message in enumerate(prompt) if message["role"] == "user"), default=None)
+    if at is None:
+        raise ValueError("RLSDTrainer: a prompt has no user's message to show the reference in; give teacher_prompt=")
+    content = prompt[at]["content"]  # text, or parts of which some may be images
+    content = note + content if isinstance(content, str) else [{"type": "text", "text": note}, *content]
+    return [*prompt[:at], {**prompt[at], "content": content}, *prompt[at + 1 :]]
 
 
 class RLSDTrainer(GRPOTrainer):

@@ -42,9 +42,14 @@ class RLSDTrainer(PPOTrainerSync):
     """PPOTrainerSync with RLSD's advantages; lambda 0 is GRPO. Raises ValueError for what cannot work."""
 
     def teacher_prompt(self, messages, reward_model):
-        """The teacher's messages: the reference in front of the last one, so that both views end in the same tokens."""
+        """The teacher's messages: the reference in front of the user's last, so that both views end alike."""
         note = f"Reference answer: {reward_model['ground_truth']}\n\n"
-        return [*messages[:-1], {**messages[-1], "content": note + messages[-1]["content"]}]
+        at = max((i for i, message in enumerate(messages) if message["role"] == "user"), default=None)
+        if at is None:
+            raise ValueError("rlsd: a prompt has no user's message to show the reference in; override teacher_prompt")
+        content = messages[at]["content"]  # text, or parts of which some may be images
+        content = note + content if isinstance(content, str) else [{"type": "text", "text": note}, *content]
+        return [*messages[:at], {**messages[at], "content": content}, *messages[at + 1 :]]
 
     def _compute_advantage(self, batch, metrics):
         batch = super()._compute_advantage(batch, metrics)  # a row's tokens all carry its GRPO advantage

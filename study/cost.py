@@ -5,7 +5,6 @@
 One thread, and processor seconds instead of the clock, so that other jobs on the machine matter less.
 """
 
-import argparse
 import json
 import os
 import resource
@@ -13,6 +12,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from errors import Parser, program
 
 ROOT = Path(__file__).parent.parent
 OPTIONS = {
@@ -62,8 +63,9 @@ def measure(options: list[str]) -> dict:
     }
 
 
+@program
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("cost.py", __doc__)
     parser.add_argument("--only", default="", help="measure one method here and print its figures")
     args = parser.parse_args(argv)
     if args.only:

@@ -102,6 +102,9 @@ class Estimate:
             return "holds"
         return "does not hold" if self.n >= FEWEST and self.high <= mark + margin else "undecided"
 
+    def below(self, mark: float) -> str:
+        return Estimate(-self.value, -self.high, -self.low, self.n).verdict(-mark)
+
 
 def mean(values: Iterable[float]) -> Estimate:
     """Mean over seeds; runs without the figure (NaN) are left out and not counted."""

@@ -1,12 +1,11 @@
 """The report's figures: curves of a cell over its seeds, and the credit of one right and one wrong sample."""
 
 import json
+import os
 from collections import defaultdict
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
+os.environ["MPLBACKEND"] = "agg"  # of another program's, matplotlib would not let itself be imported
 import matplotlib.pyplot as plt
 import numpy as np
 
@@ -79,7 +78,7 @@ def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh:
 
 def credit_figure(samples: Path, out: Path) -> None:
     """Token credit of one right and one wrong sample of a group, from the samples.jsonl of a run at RLSD's defaults."""
-    rows = [row for row in map(json.loads, samples.read_text().splitlines()) if "credit" in row][:2]
+    rows = [row for row in map(json.loads, samples.read_text().splitlines()) if any(row.get("credit", ()))][:2]
     default = Config()
     lam = lambda_at(
         rows[0]["step"], default.rlsd_lambda, default.rlsd_lambda_warmup_steps, default.rlsd_lambda_decay_steps

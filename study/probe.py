@@ -22,7 +22,7 @@ import train
 from config import Config, Parser, parse_config
 from console import Interrupt, Interrupted
 from data import load_source
-from errors import UserError, one_line, reading
+from errors import UserError, program, reading
 from evaluation import evaluate, evaluate_teacher
 from methods import Rollout, logits, score, teacher_view
 from model import Transformer
@@ -201,6 +201,7 @@ def show(found: dict) -> None:
         print(f"{name} samples:", ", ".join(f"{k} {v:.3f}" for k, v in share.items()))
 
 
+@program
 def main(argv: list[str]) -> int:
     try:
         own, config = parse(argv)
@@ -211,9 +212,6 @@ def main(argv: list[str]) -> int:
         if own.keep:
             replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
         return 0
-    except (UserError, OSError) as error:
-        print(f"probe.py: {one_line(error)}", file=sys.stderr)
-        return 2
     except Interrupted as interrupted:
         number, where = interrupted.args
         print(f"interrupted {where}", flush=True)

@@ -223,9 +223,8 @@ def leakage_claims(study: Study) -> list[list[str]]:
         leak = mean(map(leakage, runs))
         if leak.high == 0:  # none among the held-out problems, which all seeds share: the 95 % bound is 3 / problems
             leak.high = 3 / held_out(runs[0])
-        no = "holds" if leak.n >= FEWEST and leak.high < LEAKS else "does not hold" if leak.low > LEAKS else "undecided"
         if leak.n:
-            rows.append(row(f"RLSD does not leak ({task})", "the same share", leak, no, 4))
+            rows.append(row(f"RLSD does not leak ({task})", "the same share", leak, leak.below(LEAKS), 4))
     return rows
 
 
@@ -245,11 +244,8 @@ def dynamics_claims(study: Study) -> list[list[str]]:
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
         share, carrying = (mean(clip_share(run, of_all) for run in runs) for of_all in (True, False))
-        verdict = "undecided"
-        if share.n >= FEWEST and (share.high < 0.03 or share.low > 0.06):
-            verdict = "does not hold"
-        elif share.n >= FEWEST and share.low >= 0.03 and share.high <= 0.06:
-            verdict = "holds"
+        both = {share.verdict(0.03), share.below(0.06)}  # as a part of the interval lies outside, in it, or all
+        verdict = "does not hold" if "does not hold" in both else "holds" if both == {"holds"} else "undecided"
         measured = f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})"
         rows.append(row(f"3 to 6 % of all tokens are clipped ({task})", measured, share, verdict))
     return rows
@@ -258,15 +254,12 @@ def dynamics_claims(study: Study) -> list[list[str]]:
 def cost_claims(study: Study, costs: dict) -> list[list[str]]:
     """The paper's one extra forward pass: counted, and what it takes."""
     figure = ratio(*study.pairs(seconds, "addition", "rlsd", "grpo"))
-    cheap = (
-        "holds" if figure.n >= FEWEST and figure.high < 1.5 else "does not hold" if figure.low > 1.5 else "undecided"
-    )
     counted = ""
     if costs:
         passes = {m: costs["methods"][m]["scorings"] for m in ("grpo", "rlsd")}
         counted = f"; forward passes over the samples: {passes['rlsd']}, GRPO {passes['grpo']}"
     measured = f"seconds of an update, RLSD / GRPO (two processes side by side){counted}"
-    return [row("One extra forward pass", measured, figure, cheap, 2)]
+    return [row("One extra forward pass", measured, figure, figure.below(1.5), 2)]
 
 
 def credit_claims(probes: list[dict]) -> list[list[str]]:

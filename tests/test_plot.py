@@ -1,9 +1,15 @@
 """plot.py: what is drawn is what metrics.jsonl says, run by run or seed by seed."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
-import matplotlib.pyplot as plt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib.figure import Figure
 
 import plot
 
@@ -24,13 +30,15 @@ def make_run(folder, factor=1.0, **config):
 
 @pytest.fixture
 def figure(monkeypatch):
-    """The figure that curves() makes, left open and undrawn."""
+    """The figure that curves() makes, undrawn."""
     made = []
-    monkeypatch.setattr(plot.plt.Figure, "savefig", lambda *args, **how: None)
-    monkeypatch.setattr(plot.plt, "close", made.append)
-    yield lambda: {axis.get_title(): axis for axis in made[0].axes} | {"legend": made[0].legends[0]}
-    monkeypatch.undo()
-    plt.close("all")
+    monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: (made.append(self), path.touch()))
+    return lambda: {axis.get_title(): axis for axis in made[-1].axes} | {"legend": made[-1].legends[0]}
+
+
+def labels(axes):
+    assert not any(text.get_parse_math() for text in axes["legend"].get_texts())  # a $ is a dollar
+    return [text.get_text().replace("\n", " ") for text in axes["legend"].get_texts()]
 
 
 def panel(axes, name):
@@ -70,7 +78,7 @@ def test_runs_are_told_apart_without_colour(tmp_path, figure):
 def test_seeds_of_one_setting_are_a_mean_in_a_band(tmp_path, figure):
     seeds = [make_run(tmp_path / f"a-{seed}", factor, lr=0.1, seed=seed) for seed, factor in enumerate((1.0, 0.5))]
     other = make_run(tmp_path / "b-0", 0.25, lr=0.2, seed=0)
-    assert list(plot.lines([*seeds, other])) == ["a-0 and 1 more seeds", "b-0"]
+    assert list(plot.lines([*seeds, other])) == ["a-0, a-1: lr 0.1, seeds 0, 1", "b-0: lr 0.2"]
     plot.curves([*seeds, other], tmp_path / "curves.png")
     axis = panel(figure(), "pass@1")
     assert dict(points(axis.lines[0])) == pytest.approx({0: 0.075, 10: 0.15, 20: 0.3, 30: 0.45, 40: 0.6})
@@ -83,7 +91,7 @@ def test_runs_of_one_name_and_without_options_stay_apart(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
     runs = [make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run")]
-    assert plot.lines(runs) == {"run": [runs[0]], str(runs[1]): [runs[1]]}
+    assert plot.lines([*runs, runs[0]]) == {"x/run": [runs[0]], "y/run": [runs[1]]}
 
 
 def test_what_was_not_recorded_is_said(tmp_path, figure):
@@ -103,19 +111,120 @@ def test_the_picture_is_where_it_was_asked_for(tmp_path, capsys):
 
 def test_errors_are_one_line(tmp_path, capsys):
     run = make_run(tmp_path / "run")
-    cases = [([tmp_path], "holds no metrics.jsonl"), ([run, "--out", "/nowhere/c.png"], "/nowhere/c.png: No such file")]
-    for n, line in enumerate(("{half", "[1]", '{"reward": 1}')):
+    cases = [
+        ([tmp_path], "holds no metrics.jsonl"),
+        ([run, "--out", "/nowhere/c.png"], "/nowhere/c.png cannot be written: No such file"),
+    ]
+    huge = f'{{"step": 1, "reward": 1{"0" * 400}}}'
+    for n, line in enumerate(("{half", "[1]", '{"reward": 1}', '{"step": null}', '{"step": 1, "reward": [1]}', huge)):
         torn = make_run(tmp_path / f"torn-{n}")
         with (torn / "metrics.jsonl").open("a") as file:
             file.write(line + "\n")
         cases.append(([torn], "metrics.jsonl:42: no line of a run"))
     unread = make_run(tmp_path / "unread")
     (unread / "config.json").write_text("{")
-    cases.append(([unread], "config.json is no configuration"))
+    listed = make_run(tmp_path / "listed")
+    (listed / "config.json").write_text("[1]")
+    cases += [([folder], "config.json is no configuration") for folder in (unread, listed)]
+    cases += [([], "the following arguments are required"), ([run, "--out", "c.txt"], "name of a .png")]
     for argv, says in cases:
         assert plot.main([str(arg) for arg in argv]) == 2
         err = capsys.readouterr().err
         assert err.startswith("plot.py: ") and err.count("\n") == 1 and says in err, err
+
+
+NAMES = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=40).filter(
+    lambda name: name not in (".", "..") and len(name.encode()) < 200
+)
+
+
+@given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True), alike=st.integers(0, 2))
+def test_every_run_has_a_label_that_shows(tmp_path_factory, names, alike):
+    """Whatever the folders are called, and whichever are alike: a text a line, all different, none of it mathtext."""
+    home = tmp_path_factory.mktemp("named")
+    options = [{"lr": 0.1, "seed": 0}, {"lr": 0.1 * (alike + 1), "seed": alike}]
+    runs = []
+    for i, name in enumerate(names):
+        try:
+            runs.append(make_run(home / name, **options[i % 2]))
+        except OSError:  # a file system that knows no such name, or takes it for another
+            pass
+    shown = [text.get_text() for text in plot.figure_of(runs).legends[0].get_texts()]
+    assert len(set(shown)) == len(shown) == len(plot.lines(runs))
+    assert sum(map(len, plot.lines(runs).values())) == len(runs)
+    assert all(c == "\n" or c.isprintable() for c in "".join(shown))
+    for label, group in plot.lines(runs).items():
+        assert all(run.name in label for run in group)
+
+
+def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
+    at = lambda name, **options: make_run(tmp_path / name, task="addition", **options)
+    runs = [at("r1", method="rlsd", lr=0.1, seed=0), at("r2", method="rlsd", lr=0.1, seed=1)]
+    runs += [at("_base", method="grpo", lr=0.1, seed=0), at("again", method="rlsd", lr=0.1, seed=0)]
+    runs += [at("lr$1_a_b$", method="rlsd", lr=0.2, seed=3), at("x\x1b[2J\u202e\u4e2d", method="sdpo", lr=0.1, seed=0)]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')  # neither options nor evaluations
+    plot.curves([*runs, tmp_path / "bare"], tmp_path / "curves.png")
+    assert labels(figure()) == [
+        "r1, r2: lr 0.1, method rlsd, seeds 0, 1",
+        "_base: lr 0.1, method grpo",
+        "again: lr 0.1, method rlsd",
+        "lr$1_a_b$: lr 0.2, method rlsd",
+        r"x\x1b[2J\u202e\u4e2d: lr 0.1, method sdpo",
+        "bare",
+    ]
+    plot.curves(runs[:2], tmp_path / "curves.png")
+    assert labels(figure()) == ["r1, r2: seeds 0, 1"]
+
+
+def test_thirty_long_names_leave_the_panels_room(tmp_path):
+    runs = [make_run(tmp_path / f"{'long_name_' * 20}{i}", lr=i, seed=0) for i in range(30)]
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    drawn = plot.figure_of(runs)
+    FigureCanvasAgg(drawn).draw()
+    inches = drawn.get_size_inches()
+    legend = drawn.legends[0].get_window_extent()
+    assert 0 <= legend.x0 and legend.x1 <= drawn.bbox.x1 and 0 <= legend.y0 and legend.y1 <= drawn.bbox.y1 + 1
+    heights = [axis.get_position().height * inches[1] for axis in drawn.axes]
+    assert min(heights) > 1.8 and len(drawn.legends[0].get_texts()) == 30  # of a single run: 2.4
+
+
+def test_what_an_update_lacks_is_left_out(tmp_path, figure):
+    """A skipped update has no clip share and no loss; null and NaN are no figures."""
+    run = make_run(tmp_path / "run")
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    del rows[3]["clipped_low"], rows[3]["clipped_high"]
+    rows[3] |= {"skipped": 1, "loss": None, "notes": ["skipped"]}
+    rows[5] |= {"reward": None, "entropy": float("nan"), "length": float("inf")}
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plot.curves([run], tmp_path / "curves.png")
+    steps = lambda name: [step for step, _ in points(panel(figure(), name).lines[1])]
+    assert steps("clipped") == [step for step in range(1, 21) if step != 3]
+    assert all(steps(name) == [step for step in range(1, 41) if step != 5] for name in ("reward", "entropy", "length"))
+
+
+@pytest.mark.parametrize(
+    "env, code, says",
+    [
+        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, 0, ""),
+        ({"MPLBACKEND": "nonsense", "MATPLOTLIBRC": "rc"}, 0, ""),
+        ({"PYTHONPATH": "broken"}, 2, "c.png: no picture: "),
+    ],
+)
+def test_the_picture_does_not_depend_on_the_environment(tmp_path, env, code, says):
+    """Another program's backend, the user's own settings; no matplotlib is one line."""
+    make_run(tmp_path / "run")
+    (tmp_path / "rc").write_text("text.usetex: True\nsavefig.format: nonsense\nfont.family: nothing\n")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "matplotlib.py").write_text("raise AttributeError('numpy was compiled for another')\n")
+    (tmp_path / "elsewhere.png").write_text("not ours")
+    (tmp_path / "c.png").symlink_to("elsewhere.png")
+    command = [sys.executable, str(Path(plot.__file__)), "run", "--out", "c.png"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, **env}, capture_output=True, text=True)
+    assert done.returncode == code and done.stderr.count("\n") == bool(says) and says in done.stderr, done.stderr
+    assert (tmp_path / "elsewhere.png").read_text() == "not ours"  # a link is replaced, not followed
+    assert (tmp_path / "c.png").is_symlink() == bool(code)
 
 
 def test_a_run_that_has_only_begun_is_drawn_without_a_warning(tmp_path, recwarn):

@@ -1,5 +1,6 @@
 """sample.py: what it shows is what training would do, whatever the model wrote, and its errors are one line."""
 
+import contextlib
 import dataclasses
 import html
 import json
@@ -52,14 +53,22 @@ def run(tmp_path_factory):
     return make_run(tmp_path_factory.mktemp("sample") / "run")
 
 
+def trusted(run):
+    """The options of somebody who has read the run's verifier, and runs it."""
+    verifier = json.loads((run / "config.json").read_text())["verifier"]
+    return {"verifier": verifier} if ".py:" in verifier else {}
+
+
 def ask(run, *argv, capsys):
-    code = sample.main([str(run), *argv])
+    code = sample.main([str(run), *argv, *(f"--{name}={value}" for name, value in trusted(run).items())])
     out, err = capsys.readouterr()
     assert (code, err) == (0, ""), err
     return out
 
 
 def refused(*argv, capsys):
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # a folder that is no run has none
+        argv = (*argv, *(f"--{name}={value}" for name, value in trusted(argv[0]).items()))
     code = sample.main([str(arg) for arg in argv])
     err = capsys.readouterr().err
     assert code == 2 and err.startswith("sample.py: ") and err.count("\n") == 1, err
@@ -75,7 +84,7 @@ def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, 
     monkeypatch.setattr(credit, "credited", lambda m, batch, c: batches.append(batch) or credited(m, batch, c))
     printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
     figures = [line.split()[-5:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
-    model = sample.load_run(run, {}).model
+    model = sample.load_run(run, trusted(run)).model
     problem, moved = tasks.Problem("47+85", "132"), 0
     assert batches[0].advantages[0] > 0 > batches[0].advantages[1]
     for ids, advantage in zip(batches[0].samples.completions(), batches[0].advantages.tolist()):
@@ -130,10 +139,11 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
 
 def test_built_in_questions_are_worked_out(run, tmp_path):
     ask_for = lambda run, text: find_problem(run.source, run.config, text)
-    loaded = sample.load_run(run, {})
+    loaded = sample.load_run(run, trusted(run))
     assert ask_for(loaded, " 47 + 85 ") == tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
     assert ask_for(loaded, "999+1") == tasks.Problem("999+1", "1000")
-    loaded = sample.load_run(make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56), {})
+    countdown = make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56)
+    loaded = sample.load_run(countdown, trusted(countdown))
     made = ask_for(loaded, "27 from 8 2 4 3")
     assert made is not None and expression(made.answer, "8 2 4 3 = 27") == 1.0
     assert made.solution is not None and made.solution.count("\n") == 2
@@ -154,7 +164,7 @@ def test_a_question_of_the_file_needs_no_answer_and_another_does(tmp_path, capsy
 def test_interactive_asks_until_an_empty_line_and_survives_a_bad_question(run, capsys, monkeypatch):
     lines = iter(["47+85", "what?", "12+34", "", "never read"])
     monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
-    assert sample.main([str(run), "--interactive"]) == 0
+    assert sample.main([str(run), "--interactive", "--verifier", trusted(run)["verifier"]]) == 0
     out, err = capsys.readouterr()
     assert out.count("question: ") == 2 and "reference answer: 46" in out and next(lines) == "never read"
     assert err.count("\n") == 1 and "'what?' is no question of this run's task" in err
@@ -165,7 +175,8 @@ def test_interactive_asks_for_an_answer_it_lacks_and_ends_with_the_input(tmp_pat
     data.write_text("".join(f'{{"question": "q {i}?", "answer": "{i}"}}\n' for i in range(4)))
     lines = ["q 9?", "nine"]
     monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0) if lines else exec("raise EOFError"))
-    assert sample.main([str(make_run(tmp_path / "run", data=str(data))), "--interactive"]) == 0
+    run = make_run(tmp_path / "run", data=str(data))
+    assert sample.main([str(run), "--interactive", "--verifier", trusted(run)["verifier"]]) == 0
     assert "reference answer: nine" in capsys.readouterr().out
 
 
@@ -285,7 +296,7 @@ def test_depth_runs_from_bound_to_bound():
         (["1+2", "--rlsd_lambda", "2"], "--rlsd_lambda 2.0: 0.0 to 1.0"),
         (["1+2", "--seed", "-1"], "--seed -1: 0 to"),
         (["1+2", "--color"], "unrecognized arguments: --color (python sample.py --help"),
-        (["1+2", "--html", "/nowhere/page.html"], "/nowhere/page.html: No such file or directory"),
+        (["1+2", "--html", "/nowhere/page.html"], "/nowhere/page.html cannot be written: No such file or directory"),
     ],
 )
 def test_what_is_asked_wrongly_is_one_line(run, capsys, argv, says):

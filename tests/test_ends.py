@@ -1,0 +1,116 @@
+"""How a program ends: with an exit code and at most one line, wherever its output goes and whatever fails."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROGRAM = """
+import os, sys
+from errors import Parser, UserError, program
+
+@program
+def main(argv):
+    parser = Parser("tiny.py", "about")
+    parser.add_argument("--do", default="nothing")
+    do = parser.parse_args(argv).do
+    with open("first.txt", "w") as file:  # must not get the number of a closed stream
+        print("said \\u2028 \\x00 \\udcff", flush=do == "flush")
+        print("noted", file=sys.stderr)
+        os.system("echo a child >&2")
+    if do == "user":
+        raise UserError("mend\\nthis \\x1b[2J")
+    if do == "file":
+        open("/nowhere/file")
+    if do == "interrupt":
+        raise KeyboardInterrupt
+    if do == "told":
+        sys.stderr.write("told\\n")
+        return 2
+    if do == "input":
+        try:
+            input()
+        except EOFError:
+            print("end of input")
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.fixture(params=["", "1"], ids=["buffered", "unbuffered"])
+def tiny(tmp_path, request):
+    """Runs a small program in a shell, with its streams as the shell's words say: (exit code, output, errors)."""
+    (tmp_path / "tiny.py").write_text(PROGRAM)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": request.param, "PYTHONIOENCODING": "ascii"}
+
+    reader, writer = os.pipe()
+    os.close(reader)
+    env["CLOSED"] = str(writer)
+
+    def run(words):
+        done = subprocess.run(
+            ["bash", "-c", f'"{sys.executable}" tiny.py {words}'],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            pass_fds=[writer],
+        )
+        assert not (tmp_path / "first.txt").exists() or (tmp_path / "first.txt").read_text() == ""
+        err = [line for line in done.stderr.splitlines() if line not in ("noted", "a child")]
+        return done.returncode, done.stdout, err
+
+    yield run
+    os.close(writer)
+
+
+@pytest.mark.parametrize(
+    "words, code, says",
+    [
+        ("", 0, None),
+        ("--help", 0, None),
+        ("--do", 2, "tiny.py: argument --do: expected one argument"),
+        ("--do user", 2, r"tiny.py: mend this \x1b[2J"),
+        ("--do file", 2, "tiny.py: /nowhere/file: No such file or directory"),
+        ("--do interrupt", 130, None),
+        ("--do told", 2, "told"),
+        *((f"{do} >&-", 2, "tiny.py: ") for do in ("", "--help", "--do flush")),
+        *((f"{do} >/dev/full", 2, "tiny.py: ") for do in ("", "--help", "--do flush")),
+        ("--do told >/dev/full", 2, None),
+        *((f"{do} 2>&-", 0, None) for do in ("", "--help", "--do flush")),
+        ("--do user 2>&-", 2, None),
+        ("--do user 2>/dev/full", 2, None),
+        *((f"{do} >&$CLOSED", 2, None) for do in ("", "--help", "--do flush")),  # nobody reads the pipe: `| head`
+        ("--do input <&-", 0, None),
+        ("--do user <&- >&- 2>&-", 2, None),
+    ],
+)
+def test_an_end_is_an_exit_code_and_a_line(tiny, words, code, says):
+    got, out, err = tiny(words)
+    assert got == code and len(err) <= 1 and (says is None or err and err[0].startswith(says)), err
+    if code == 0 and "--help" not in words:
+        assert out.startswith(r"said \u2028") and ("end of input" in out) == ("input" in words)
+
+
+def programs():
+    """Every program of the repository that takes a command line, with its tree."""
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py")]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
+            yield path.relative_to(ROOT).as_posix(), tree
+
+
+def test_every_program_ends_like_that():
+    found = dict(programs())
+    assert {"train.py", "sample.py", "plot.py", "reproduce.py", "bench.py", "study/probe.py"} <= found.keys()
+    for name, tree in found.items():
+        (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"] or [None]
+        if name != "worker.py":  # started by this program alone, on pipes
+            assert main is not None and "program" in ast.unparse(main.decorator_list[0]), name
