@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 import console
 import evaluation
+import methods
 import run_files
 import tasks
 import train
@@ -70,7 +71,7 @@ METHODS = [
 @pytest.mark.parametrize(
     "outage, method",
     [(outage, METHODS[0]) for outage in OUTAGES]
-    + [(outage, method) for outage in ("every update", "one whole update") for method in METHODS[1:]],
+    + [(outage, method) for outage in ("every update", "all but one of each group") for method in METHODS[1:]],
 )
 def test_a_run_outlives_rewards_that_are_missing(tmp_path, capsys, monkeypatch, outage, method):
     """--on_verifier_error drop: samples at every shown step, no figure of nothing, no file named that is not there."""
@@ -113,6 +114,16 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     state = train.State(config)
     rows = evaluation.credited_samples(state.model, state.teacher, batch, config, 0.5)
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)
+
+
+@pytest.mark.parametrize("method", ["rlsd", "grpo", "opsd", "grpo+opsd", "sdpo", "opd"])
+def test_a_dropped_sample_moves_nothing(method):
+    """Also where a right sample of its group could be shown to the teacher."""
+    rewards = torch.tensor([math.nan, 1.0, 0.0, math.nan])
+    texts = Samples.of([[5, 6], [5], [6], [7]])
+    advantages = train.advantages_of(rewards, 4)
+    batch = train.Rollout([None] * 4, texts, rewards, advantages, hints=["x", None, "x", "x"])
+    assert methods.rows_of(batch, train.Config(method=method)).tolist() == ([2] if method == "sdpo" else [1, 2])
 
 
 @pytest.mark.parametrize(
