@@ -4,16 +4,18 @@ import shlex
 import signal
 import sys
 import threading
+from math import nan
 from pathlib import Path
 
 import torch
 
 from config import Config, verifier_file
+from errors import one_line
 from run_files import append, metrics_of
 
 PRINTED = (
     "step, reward, length, entropy, no_spread, grad_norm, lambda, weight, clipped_low, clipped_high, tokens/s, pass@1, "
-    "greedy, leakage, teacher pass@1, peak GiB, verifier errors, skipped"
+    "held-out reward, greedy, leakage, teacher pass@1, peak GiB, verifier errors, skipped"
 ).split(", ")
 
 
@@ -42,28 +44,23 @@ def peak_memory(device: str) -> float:
 
 
 def finish(out: Path) -> None:
-    """Say what the run reached, and draw its curves where matplotlib is installed."""
+    """Say what the run reached, and draw its curves: a picture that cannot be drawn is no failure."""
     rows = metrics_of(out)
-    evaluated = [row for row in rows if "pass@1" in row]
-    if not evaluated:  # of a resumed run whose earlier lines somebody took away
-        return
-    first, last = evaluated[0], evaluated[-1]
-    seconds = sum(row.get("seconds", 0) for row in rows if row["step"] <= last["step"])
-    print(
-        f"held-out pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}, greedy {first['greedy']:.3f} -> "
-        f"{last['greedy']:.3f} in {last['step']} updates ({seconds:.0f} s)"
-    )
-    if last["step"] < rows[-1]["step"]:
-        print(
-            f"update {rows[-1]['step']} was not evaluated (--eval_every): best.pt holds the weights after update "
-            f"{last['step']}, or better ones before it"
-        )
+    evaluated = [row for row in rows if row.get("pass@1", nan) >= 0]
+    if evaluated:
+        first, last = evaluated[0], evaluated[-1]
+        seconds = sum(row.get("seconds", 0) for row in rows if row["step"] <= last["step"])
+        names = ("pass@1", "held-out reward", "greedy") if "held-out reward" in last else ("pass@1", "greedy")
+        changes = (f"{name} {first.get(name, nan):.3f} -> {last.get(name, nan):.3f}" for name in names)
+        print(f"held-out {', '.join(changes)} in {last['step']} updates ({seconds:.0f} s)")
+    if not evaluated or last["step"] < rows[-1]["step"]:
+        print(f"after update {rows[-1]['step']} no held-out problem was tried (--eval_every), or none has a reward")
     try:
         import plot
-    except ImportError:
-        print("curves.png left out: matplotlib is not installed")
-        return
-    print(f"curves: {plot.curves([out], out / 'curves.png')}")
+
+        print(f"curves: {plot.curves([out], out / 'curves.png')}")
+    except Exception as error:  # of other people's packages, fonts and settings, or as there are none
+        print(f"curves.png left out: {one_line(error)}")
 
 
 class Interrupt:

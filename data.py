@@ -92,6 +92,7 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "",
         problems,
         verifier,
         careless=lambda problem, rng, slip: problem,
+        train=len(train),
     )
 
 

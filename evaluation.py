@@ -33,8 +33,9 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
 
 
 def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
-    """Held-out pass@1 in the student's view, at temperature 1 and greedy.
+    """Held-out pass@1 (share of rewards of 1) in the student's view, at temperature 1 and greedy; nan without rewards.
 
+    held-out reward: the mean at temperature 1, where the verifier has given rewards between 0 and 1.
     leakage: share of the completions at temperature 1 that cite a reference they were never shown.
     """
     prompts = [tasks.student_prompt(p) for p in source.held_out]
@@ -43,10 +44,12 @@ def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, confi
     greedy = held_out_samples(model, prompts, config, 0.0)
     rewards = [verify(verifier, drawn, source.held_out, config) for drawn in (samples, greedy)]
     scores = {
-        "pass@1": mean_reward(rewards[0], config),
-        "greedy": mean_reward(rewards[1], config),
+        "pass@1": share_right(rewards[0], config),
+        "greedy": share_right(rewards[1], config),
         "leakage": mean(cited),
     }
+    if any(0 < reward < 1 for reward in rewards[0]):
+        scores["held-out reward"] = mean_reward(rewards[0], config)
     return scores | error_count("held-out verifier errors", rewards[0] + rewards[1], config)
 
 
@@ -54,7 +57,11 @@ def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: Verifie
     """Held-out pass@1 at temperature 1 of the same model when it is shown the reference."""
     samples = held_out_samples(model, [teacher_view(p, config) for p in source.held_out], config, 1.0)
     rewards = verify(verifier, samples, source.held_out, config)
-    return {"teacher pass@1": mean_reward(rewards, config)} | error_count("teacher verifier errors", rewards, config)
+    return {"teacher pass@1": share_right(rewards, config)} | error_count("teacher verifier errors", rewards, config)
+
+
+def share_right(rewards: list[float], config: Config) -> float:
+    return mean_reward([reward if reward != reward else float(reward == 1) for reward in rewards], config)
 
 
 def error_count(name: str, rewards: list[float], config: Config) -> dict[str, float]:
@@ -64,28 +71,28 @@ def error_count(name: str, rewards: list[float], config: Config) -> dict[str, fl
 def credited_samples(
     model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float
 ) -> list[dict]:
-    """One right and one wrong sample of the first group with spread, with the credit of each token."""
+    """One right and one wrong sample of the first group with spread, with the credit of each token; else any two."""
     spread = batch.advantages.nonzero().squeeze(1)
-    first = int(spread[0]) // config.group_size * config.group_size if len(spread) else 0
-    group = batch.rows(torch.arange(first, first + config.group_size))
-    pair = group.rows(group.right_and_wrong())
+    picked = batch.rewards.isnan().sort(stable=True).indices[:2]
+    if len(spread):
+        first = int(spread[0]) // config.group_size * config.group_size
+        picked = first + batch.rows(torch.arange(first, first + config.group_size)).right_and_wrong()
+    pair, end = batch.rows(picked), tasks.FORMAT.end
+    texts = batch.samples.tokens[picked].tolist()  # those of a dropped sample are there, and masked
+    texts = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in texts]
+    pair.samples = Samples.of(texts, pair.rewards.device)
+    mask = pair.samples.mask
     with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
         logps = score(model, pair, config, tasks.student_prompt)
     with torch.no_grad(), ranks.whole(teacher):
         teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
-    mask = pair.samples.mask
-    if len(spread) == 0 or not (teacher_logps - logps)[mask].isfinite().all():
-        return []
-    credit = token_advantages(pair.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
-    return [
-        {
-            "question": problem.question,
-            "completion": tasks.decode(tokens),
-            "reward": reward,
-            "tokens": [tasks.FORMAT.tokenizer.decode([t]) for t in tokens],
-            "credit": [round(c, 4) for c in values[: len(tokens)]],
-        }
-        for problem, tokens, reward, values in zip(
-            pair.problems, pair.samples.completions(), pair.rewards.tolist(), credit.tolist()
-        )
+    rows: list[dict] = [
+        {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}
+        for problem, tokens, reward in zip(pair.problems, texts, pair.rewards.tolist())
     ]
+    if len(spread) and (teacher_logps - logps)[mask].isfinite().all():
+        credit = token_advantages(pair.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
+        for row, tokens, values in zip(rows, texts, credit.tolist()):
+            row["tokens"] = [tasks.FORMAT.tokenizer.decode([t]) for t in tokens]
+            row["credit"] = [round(c, 4) for c in values[: len(tokens)]]
+    return rows

@@ -3,22 +3,27 @@
 import contextlib
 import dataclasses
 import math
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 
+import pretrained
 import ranks
 import tasks
 from config import Config
 from errors import UserError
 from methods import Rollout
+from model import Transformer
 from rounded_adam import RoundedAdam
 from run_files import metrics_of, save
-from state import State
+from state import State, build_model
 
 PATIENCE = 10  # updates in a row: skipped, until the run stops; out of order, until the log says so
 ENTROPY_FLOOR = 5e-4  # nats a token; healthy runs of the study stay above 0.001
+GAP = 0.5  # between the reward of training problems and that of held-out ones, from which the log speaks of it
 KEPT = 10  # batches of skipped updates that are kept, the first ones
 
 
@@ -56,9 +61,7 @@ def keep_skipped(batch: Rollout, metrics: dict[str, float], step: int, config: C
         "questions": [problem.question for problem in batch.problems],
         "answers": [problem.answer for problem in batch.problems],
         "completions": [tasks.decode(tokens) for tokens in batch.samples.completions()],
-        "tokens": batch.samples.tokens,
-        "mask": batch.samples.mask,
-        "logps": batch.samples.logps,
+        **vars(batch.samples),
         "rewards": batch.rewards,
         "advantages": batch.advantages,
     }
@@ -68,41 +71,49 @@ def keep_skipped(batch: Rollout, metrics: dict[str, float], step: int, config: C
 class Watch:
     """Reads the rows of a run, those before a resume too; says what went wrong for PATIENCE of them, once a spell."""
 
-    def __init__(self, config: Config, last_step: int):
-        self.config, self.skipped = config, 0
+    def __init__(self, config: Config, last_step: int, train: int = 0, refused: str = ""):
+        self.config, self.train, self.refused = config, train, refused
+        self.skipped, self.held_out = 0, math.nan
         self.spells: dict[str, int] = {}
         for row in metrics_of(Path(config.out), last_step):
             self.look(row)
 
     def look(self, row: dict) -> dict[str, list[str]]:
         """Count the row; {"notes": ...} on spells that have just become too long, or nothing."""
+        row = {name: value for name, value in row.items() if value == value}  # what is nan does not exist
         self.skipped = self.skipped + 1 if "skipped" in row else 0
+        self.held_out = row.get("held-out reward", row.get("pass@1", self.held_out))
         signs = self.signs(row)
         self.spells = {name: self.spells.get(name, 0) + 1 for name in signs}
         notes = [signs[name] for name, length in self.spells.items() if length == PATIENCE]
         return {"notes": notes} if notes else {}
 
     def signs(self, row: dict) -> dict[str, str]:
-        if "entropy" not in row:  # step 0
-            return {}
         limit, found = self.config.max_new_tokens, {}
-        if row["entropy"] < ENTROPY_FLOOR:
+        if row.get("entropy", math.inf) < ENTROPY_FLOOR:
             found["entropy"] = (
                 f"the policy has collapsed: for {PATIENCE} updates its entropy has been below {ENTROPY_FLOOR:g} nats "
                 "a token, so the samples of a question are all alike; lower --lr or raise --temperature"
             )
-        if row["no_spread"] == 1 and self.config.method in ("rlsd", "grpo"):
+        if row.get("no_spread") == 1 and self.config.method in ("rlsd", "grpo"):
+            cure = f"raise --group_size, or take {'harder' if row['reward'] > 0.5 else 'easier'} problems"
+            if self.refused and row["reward"] == 0:
+                cure = f"the verifier gives 0 to what the warm start teaches, such as {self.refused}: mend it first"
             found["no_spread"] = (
                 f"nothing is learned: for {PATIENCE} updates all samples of a question have earned the same "
-                f"(mean reward {row['reward']:.3g}); raise --group_size, or take "
-                f"{'harder' if row['reward'] > 0.5 else 'easier'} problems"
+                f"(mean reward {row['reward']:.3g}); {cure}"
+            )
+        if self.train and row.get("reward", 0.0) - self.held_out >= GAP:
+            found["by heart"] = (
+                f"known by heart: for {PATIENCE} updates the {self.train} training problems have earned far more "
+                f"({row['reward']:.3g}) than held-out ones ({self.held_out:.3g}); take more, or fewer --warm_steps"
             )
         if row.get("verifier errors") == self.config.prompts_per_step * self.config.group_size:
             found["verifier errors"] = (
                 f"nothing is learned: for {PATIENCE} updates the verifier has failed on every sample; the "
                 f"first failure is in {self.config.out}/verifier_error.txt"
             )
-        if row["length"] >= 0.99 * limit:
+        if row.get("length", 0) >= 0.99 * limit:
             found["length"] = (
                 f"completions do not end: for {PATIENCE} updates they have run to --max_new_tokens {limit}; raise it, "
                 "or lower --lr if they once did end"
@@ -122,11 +133,44 @@ class Watch:
 
 @contextlib.contextmanager
 def out_of_memory(where: str, options: str) -> Iterator[None]:
-    """A full GPU becomes one line that names the options to lower."""
+    """Memory that a GPU or the machine does not have becomes one line that names the options to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU's memory is too small in {where}: lower {options}") from error
+    except (MemoryError, RuntimeError) as error:
+        if not whose_memory(error):
+            raise
+        raise UserError(f"the {whose_memory(error)} memory is too small in {where}: lower {options}") from error
+
+
+def whose_memory(error: BaseException) -> str:
+    """The GPU's or the machine's, where an error says that memory does not suffice; else nothing."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "GPU's"
+    words = "allocate memory|not enough memory|bad_alloc|Storage size calculation overflowed"
+    return "machine's" if isinstance(error, MemoryError) or re.search(words, str(error)) else ""
+
+
+def check_memory(config: Config, source: tasks.Source) -> None:
+    """UserError for what this machine can never hold: Linux grants such memory, and kills the run that then uses it."""
+    if config.device != "cpu" or config.fsdp or not hasattr(os, "sysconf"):
+        return
+    room = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError):  # no container, or one without a limit
+        room = min(room, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    with torch.device("meta"):
+        sized = dataclasses.replace(config, device="meta")
+        model = Transformer(pretrained.read_config(Path(config.init))) if config.init else build_model(sized)
+    c, size = model.config, getattr(torch, config.dtype).itemsize
+    moved = size + 8 if config.steps or config.warm_steps else 0  # gradient, and two moments in float32
+    weights = sum(p.numel() for p in model.parameters()) * (size * (1 if config.method == "grpo" else 2) + moved)
+    cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size * len(tasks.student_prompt(source.known[0]))
+    caches = cached * config.prompts_per_step * config.group_size // ranks.world()
+    lower = {weights: "--hidden_size, --num_layers (or a smaller --init)", caches: "--prompts_per_step or --group_size"}
+    if max(lower) > room:
+        has, needs = (f"{x / 2**30:.1f} GiB" for x in (room, max(lower)))
+        raise UserError(
+            f"the machine's memory of {has} is too small, {needs} at least are needed: lower {lower[max(lower)]}"
+        )
 
 
 def update_in_memory(update: Callable, state: State, batch: Rollout, config: Config, lam: float) -> dict[str, float]:
@@ -139,13 +183,15 @@ def update_in_memory(update: Callable, state: State, batch: Rollout, config: Con
         size = min(state.micro_batch or len(batch.problems), len(batch.problems))
         try:
             return update(state.model, state.teacher, state.optimizer, batch, sized, lam)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not (whose := whose_memory(error)):
+                raise
             if size == 1 or not config.halve_micro_batch:
                 lower = "--max_new_tokens" if size == 1 else "--micro_batch (or add --halve_micro_batch)"
                 raise UserError(
-                    f"the GPU's memory is too small in the update with {size} samples a pass: lower {lower}, "
+                    f"the {whose} memory is too small in the update with {size} samples a pass: lower {lower}, "
                     "or add --gradient_checkpointing"
                 ) from error
         state.micro_batch = size // 2  # here, where the error no longer holds on to what the failed pass has made
         torch.cuda.empty_cache()
-        print(f"note: the GPU's memory is too small: --micro_batch {state.micro_batch} from here on", flush=True)
+        print(f"note: the {whose} memory is too small: --micro_batch {state.micro_batch} from here on", flush=True)

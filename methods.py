@@ -77,17 +77,17 @@ def rows_of(batch: Rollout, config: Config) -> Tensor:
     """The samples that move the policy: with an advantage (rlsd, grpo), another right sample (sdpo), or any reward."""
     if config.method in ("rlsd", "grpo"):
         return batch.advantages.nonzero().squeeze(1)
+    moves = ~batch.rewards.isnan()
     if config.method == "sdpo":
-        has_hint = [hint is not None for hint in batch.hints]
-        return torch.tensor(has_hint, device=batch.rewards.device).nonzero().squeeze(1)
-    return (~batch.rewards.isnan()).nonzero().squeeze(1)
+        moves &= torch.tensor([hint is not None for hint in batch.hints], device=moves.device)
+    return moves.nonzero().squeeze(1)
 
 
 def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
     """The rows of a batch, in order, in parts of one forward and backward pass each (`micro_batches`).
 
     With --fsdp all processes run a block together, and as often: where there are fewer parts, on nothing. Completions
-    of one token would run the blocks once in place of twice (model.completion_states): they get a pad.
+    of one token, or dropped ones, would not run the blocks twice as others do (model.completion_states): they get pads.
     """
     parts = [batch.rows(index) for index in micro_batches(batch, rows, config)]
     if not config.fsdp:
@@ -96,9 +96,9 @@ def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
     nothing.samples.mask = torch.zeros_like(nothing.samples.mask)
     parts = parts + [nothing] * (ranks.most(len(parts)) - len(parts))
     for part in parts:
-        s = part.samples
-        if s.tokens.shape[1] == 1:
-            part.samples = Samples(*(torch.nn.functional.pad(x, (0, 1)) for x in (s.tokens, s.mask, s.logps)))
+        s, short = part.samples, 2 - part.samples.tokens.shape[1]
+        if short > 0:
+            part.samples = Samples(*(torch.nn.functional.pad(x, (0, short)) for x in (s.tokens, s.mask, s.logps)))
     return parts
 
 

@@ -245,6 +245,7 @@ class Source:
     known: list[Problem]  # every problem that is known in advance, to be checked before anything is trained
     verifier: str
     careless: Callable[[Problem, random.Random, float], Problem]
+    train: int = 0  # different problems to train on; 0: no end of them
 
 
 GENERATORS: dict[str, tuple[Callable[..., Problem], Callable[..., Problem], str]] = {

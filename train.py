@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 import console
+import guards
 import ranks
 import run_files
 import tasks
@@ -34,16 +35,21 @@ from model import Transformer, sample
 from rlsd import lambda_at
 from rounded_adam import RoundedAdam
 from state import State, export
-from warm_start import warm_start
+from warm_start import steps_for, try_targets, warm_start
 
 
+@out_of_memory("the run", "--hidden_size, --num_layers, --prompts_per_step or --group_size, or take a smaller --init")
 def train(config: Config, stack: contextlib.ExitStack) -> int:
     """Warm start, then step by step: rollout, verify, credit, update; evaluate and save now and then."""
     source, verifier = load_source(config)
+    config.warm_steps = steps_for(config, source)
     ranks.apart = True
     ranks.join(config.device)
+    guards.check_memory(config, source)
     interrupt, state = console.Interrupt(), State(config)
     out = begin(config, state, stack)
+    print(f"{source.train or 'endless'} problems train, {len(source.held_out)} are held out", flush=True)
+    refused = try_targets(source, verifier, config)
     if not config.resume:
         warm_start(state.model, source, config, interrupt)
         check_weights(state.model)
@@ -62,7 +68,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     interrupt.signal = ranks.most(interrupt.signal)
     interrupt.end_after(state.step, config)
 
-    watch = Watch(config, state.step)
+    watch = Watch(config, state.step, source.train, refused)
     for step in console.progress(range(state.step + 1, config.steps + 1)):
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
@@ -208,7 +214,7 @@ def update(
     scored = ranks.total(samples.mask[rows].sum())
     if scored == 0:  # nothing moves; log-probabilities that are nan must still show
         loss, metrics = loss_or_nan(samples.logps, samples.logps, None, batch.advantages, samples.mask, lam=0.0)
-        return metrics | {"loss": ranks.total((0 * loss).abs()).item(), "grad_norm": 0.0}
+        return (metrics if tokens else {}) | {"loss": ranks.total((0 * loss).abs()).item(), "grad_norm": 0.0}
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
     for part in parts_of(batch, rows, config):
@@ -245,11 +251,6 @@ def main(argv: list[str]) -> int:
     except (UserError, OSError) as error:
         if ranks.speaks():
             sys.stderr.write(f"train.py: {one_line(error)}\n")
-        return 2
-    except torch.OutOfMemoryError:
-        print(
-            "train.py: the GPU's memory is too small for the model: a smaller one, or --dtype bfloat16", file=sys.stderr
-        )
         return 2
     except RuntimeError as error:
         if not ranks.has_lost_another(error):

@@ -2,16 +2,17 @@
 
 Model text is data. Nothing here evaluates or compiles it, nothing raises, and every call is bounded in time and memory:
 whatever is malformed scores 0.0. The final answer is what follows the one `####` of a completion, to its end, or the
-whole completion where there is none; two markers are two answers and score 0.0.
+whole completion where there is none; two markers are two answers and score 0.0. A thought, up to `</think>`, is not
+looked at; one without an end leaves no answer. `number`, `choice` and `expression` see through what is put around the
+whole of an answer (`bare`).
 """
 
 import ast
-import importlib.util
 import re
-import sys
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
+from itertools import accumulate
 from pathlib import Path
 
 Verifier = Callable[[str, str], float]
@@ -20,6 +21,12 @@ MARKER = "####"
 MAX_COMPLETION = 1_000_000  # characters; longer ones score 0.0 unread
 MAX_ANSWER = 200  # characters of a number or an expression: bounds parsing, and the size of every number in it
 
+MAX_WRAPPED, MAX_LAYERS = 1_000, 8  # characters, and layers, of what is put around an answer
+THOUGHT = "<think>", "</think>"
+_WRAPPERS = r"** **, __ __, * *, _ _, ` `, $$ $$, $ $, \( \), \[ \], \boxed{ }, \fbox{ }"
+_WRAPPERS += r", \text{ }, \textbf{ }, \mathbf{ }, \mathrm{ }"
+WRAPPERS = [pair.split() for pair in _WRAPPERS.split(",")]
+_SIGNS = str.maketrans("\u2212\u00d7\u00f7", "-*/")
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?(?:/(\d+))?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
 _OPERATORS = {
@@ -34,10 +41,35 @@ def final_answer(completion: str) -> str | None:
     """The text behind the only `####`, or the whole text where there is none, stripped; None if two or too long."""
     if len(completion) > MAX_COMPLETION:
         return None
-    before, marker, after = completion.partition(MARKER)
-    if MARKER in after:
+    said = completion.rpartition(THOUGHT[1])[2]
+    before, marker, after = said.partition(MARKER)
+    if MARKER in after or THOUGHT[0] in said:
         return None
     return (after if marker else before).strip()
+
+
+def bare(text: str) -> str:
+    """An answer without one full stop at its end and what is put around the whole of it; signs in ASCII, "" if long."""
+    text = text.translate(_SIGNS) if len(text) <= MAX_WRAPPED else ""
+    for _ in range(MAX_LAYERS):
+        text = text.strip()
+        if text.endswith(".") and not text.endswith(".."):
+            text = text[:-1].rstrip()
+        for opening, closing in WRAPPERS:
+            inner = text[len(opening) : -len(closing)]
+            whole = closes(inner) if closing == "}" else closing not in inner
+            if inner and whole and text == opening + inner + closing:
+                text = inner
+                break
+        else:
+            break
+    return text
+
+
+def closes(text: str) -> bool:
+    r"""Whether each brace of a text has its other half; \{ and \} are none."""
+    depths = list(accumulate((c == "{") - (c == "}") for c in re.sub(r"\\[{}]", "", text)))
+    return not depths or min(depths) >= 0 == depths[-1]
 
 
 def exact(completion: str, answer: str) -> float:
@@ -64,8 +96,8 @@ def expression(completion: str, answer: str) -> float:
     given number may be used at most once; a final answer "expression = target" is read by its left side.
     """
     given, reached = _parse_given(answer)
-    text = final_answer(completion)
-    if text is None or reached is None:
+    text = bare(final_answer(completion) or "")
+    if reached is None:
         return 0.0
     left, equals, right = text.partition("=")
     if equals and _parse_number(right.strip()) != reached:
@@ -86,7 +118,7 @@ def can_be_earned(verifier: Verifier, completion: str, answer: str) -> bool:
 
 
 def load(name_or_path: str) -> Verifier:
-    """A built-in verifier by name, or `function` of the user's own "file.py:function" (that file is run, as code).
+    """A built-in verifier by name, or `function` of the user's own "file.py:function": run in a process of its own.
 
     Raises ValueError, in one line, for an unknown name, a missing file or function, or a file that fails to run.
     "math_verify" and "reasoning_gym:NAME" need packages of these names.
@@ -109,22 +141,16 @@ def load(name_or_path: str) -> Verifier:
         )
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
-    spec = importlib.util.spec_from_file_location(f"_verifier_{Path(path).stem}", path)
-    assert spec is not None and spec.loader is not None  # the file's name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # a dataclass in the file looks its module up here
+    import worker
+
     try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        text = " ".join(f"{type(error).__name__}: {error}".split())
-        raise ValueError(f"verifier {name_or_path!r}: {path} fails with {text}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise ValueError(f"verifier {name_or_path!r}: {path} has no function {name}")
-    return function
+        return worker.Rule(path, name)
+    except (worker.Failed, TimeoutError) as error:
+        raise ValueError(f"verifier {name_or_path!r}: {' '.join(str(error).split())}") from error
 
 
 def _parse_number(text: str | None) -> Fraction | None:
+    text = bare(text or "").removeprefix("\\").removeprefix("$")
     match = _NUMBER.fullmatch(text) if text and len(text) <= MAX_ANSWER else None
     if match is None:
         return None
@@ -147,7 +173,7 @@ def _parse_given(answer: str) -> tuple[Counter, Fraction | None]:
 
 
 def _parse_choice(text: str | None) -> str | None:
-    match = re.fullmatch(r"\(([A-E])\)\.?|([A-E])[.)]?", text) if text and len(text) <= 4 else None
+    match = re.fullmatch(r"\(([A-E])\)|([A-E])\)?", bare(text or ""))
     return match.group(1) or match.group(2) if match else None
 
 

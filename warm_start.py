@@ -13,32 +13,55 @@ import tasks
 import worker
 from config import Config
 from console import Interrupt, Interrupted
-from errors import UserError, one_line, reading
+from errors import UserError, one_line, reading, visible
 from guards import out_of_memory
+from judge import verify
 from methods import autocast, teacher_view
 from model import Samples, Transformer, token_logps
 from run_files import fill, load, save
 from state import warm_seed
+from verifiers import Verifier
+
+SECONDS = 3  # between two lines, and at least between two checkpoints, of a warm start
+STEPS, FEWEST, PASSES = 700, 100, 100
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def steps_for(config: Config, source: tasks.Source) -> int:
+    """--warm_steps; for -1 no more than show a problem of --data PASSES times, and as few as can teach anything."""
+    if config.warm_steps >= 0:
+        return config.warm_steps
+    return min(STEPS, max(FEWEST, PASSES * source.train // config.warm_batch)) if source.train else STEPS
+
+
+def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str:
+    """Say what the verifier gives to targets that the warm start imitates; one of them, if it is nothing for all."""
+    if config.warm_steps == 0:
+        return ""
+    some = source.known[:: max(1, len(source.known) // 20)][:20]
+    targets = [tasks.target(problem) for problem in some]
+    rewards = verify(verifier, Samples.of(targets), some, config)
+    print(f"the verifier gives 1 to {rewards.count(1.0)} of {len(some)} targets of the warm start", flush=True)
+    refused = "" if any(reward > 0 for reward in rewards) else visible(repr(tasks.decode(targets[0])[:60]))
+    if refused:
+        print(f"note: it gives nothing to any, such as {refused}: what the warm start teaches earns no reward; mend it")
+    return refused
 
 
 @out_of_memory("the warm start", "--warm_batch")
 def warm_start(model: Transformer, source: tasks.Source, config: Config, interrupt: Interrupt) -> None:
-    """Imitate worked solutions in both views; the result is kept on disk under everything it depends on."""
+    """Imitate worked solutions in both views; kept on disk under all it depends on, half-way too, to go on from."""
+    config = dataclasses.replace(config, warm_steps=steps_for(config, source))
     if config.warm_steps == 0:
         return
     path = Path(config.warm_dir) / f"{warm_start_key(config)}.pt"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_file():
-        try:
-            with reading("warm start"):
-                fill(model, load(path, config.device))
-            print(f"warm start: found {path}")
-            return
-        except UserError as error:  # torn by a full disk or the like
-            print(f"{one_line(error)}; it is made anew")
     optimizer = torch.optim.Adam(model.parameters(), betas=(0.9, 0.98))
-    start = time.perf_counter()
-    for step in range(1, config.warm_steps + 1):
+    done = take_up(path, model, optimizer, config)
+    print(f"warm start: {f'found {path}, ' if done else ''}step={done}/{config.warm_steps}", flush=True)
+    start = told = time.perf_counter()
+    due = start + SECONDS
+    for step in range(done + 1, config.warm_steps + 1):
         rise, fall = min(1, step / 20), 1 - 0.9 * step / config.warm_steps
         optimizer.param_groups[0]["lr"] = config.warm_lr * rise * fall
         loss = imitation_loss(model, source, config, random.Random(f"{warm_seed(config)} warm {step}"))
@@ -46,15 +69,36 @@ def warm_start(model: Transformer, source: tasks.Source, config: Config, interru
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        now, last = time.perf_counter(), step == config.warm_steps
+        if last or interrupt.signal or now > due:
+            moments = [] if last else list(optimizer.state_dict()["state"].values())
+            save({"step": step, "model": model.state_dict(), "moments": moments}, path)
+            due = time.perf_counter() + max(SECONDS, 20 * (time.perf_counter() - now))  # where writing is slow: rarely
+        if last or now - told > SECONDS:
+            told, at = now, f"step={step}/{config.warm_steps}"
+            print(f"warm start: {at} loss={loss.item():.3f} seconds={now - start:.0f}", flush=True)
         if interrupt.signal:
-            raise Interrupted(interrupt.signal, "in the warm start, which will begin anew")
-        if step % 50 == 0 or step == config.warm_steps:
-            print(
-                f"warm start: step={step}/{config.warm_steps} loss={loss.item():.3f} "
-                f"seconds={time.perf_counter() - start:.0f}",
-                flush=True,
-            )
-    save(model.state_dict(), path)
+            raise Interrupted(interrupt.signal, f"in the warm start after its step {step}: the same command goes on")
+
+
+def take_up(path: Path, model: Transformer, optimizer: torch.optim.Optimizer, config: Config) -> int:
+    """Put a kept warm start's weights and moments in place -> its step; 0 where there is none, or none that fits."""
+    if not path.is_file():
+        return 0
+    try:
+        with reading("warm start"):
+            kept, kind = load(path, config.device), lambda x: (x.shape, x.dtype)
+            step, moments = int(kept["step"]), kept["moments"]
+            own = [kind(p) for p in model.parameters() for _ in MOMENTS] if step < config.warm_steps else []
+            fits = own == [kind(x[name]) for x in moments for name in MOMENTS]
+            if not (fits and 0 < step <= config.warm_steps):
+                raise ValueError("its step or its moments do not fit")
+            fill(model, kept["model"])
+    except UserError as error:  # torn by a full disk or the like
+        print(f"{one_line(error)}; it is made anew")
+        return 0
+    optimizer.state.update((p, {**x, "step": torch.tensor(float(step))}) for p, x in zip(model.parameters(), moments))
+    return step
 
 
 def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng: random.Random) -> torch.Tensor:
@@ -84,26 +128,9 @@ def solution_share(config: Config) -> float:
 
 def warm_start_key(config: Config) -> str:
     names = (
-        "task",
-        "chain",
-        "filler",
-        "data",
-        "privileged_key",
-        "device",
-        "bf16",
-        "init",
-        "hidden_size",
-        "num_layers",
-        "max_seq_len",
-        "eval_problems",
-        "warm_steps",
-        "warm_batch",
-        "warm_lr",
-        "warm_teacher_share",
-        "warm_slip",
-        "warm_teacher_slip",
-        "warm_cite",
-    )
+        "task chain filler data privileged_key device bf16 init hidden_size num_layers max_seq_len eval_problems "
+        "warm_steps warm_batch warm_lr warm_teacher_share warm_slip warm_teacher_slip warm_cite"
+    ).split()
     rooms = ("model.py", "tasks.py", "data.py", "methods.py", "verifiers.py", "state.py", "warm_start.py")
     files = [Path(__file__).with_name(name) for name in rooms]
     files += [Path(reasoning.__file__), Path(worker.__file__)] if config.task.startswith(reasoning.PREFIX) else []
@@ -111,7 +138,7 @@ def warm_start_key(config: Config) -> str:
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
-    values += [reasoning.package_version(config.task)]
+    values += [reasoning.package_version(config.task), bool(config.eval_data)]
     parts = [str(value) for value in values]
     return hashlib.sha256(
         b"\0".join([p.encode(errors="surrogatepass") for p in parts] + [f.read_bytes() for f in files])

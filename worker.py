@@ -1,118 +1,168 @@
-"""Scorers of other packages, in a process of their own: what hangs is ended after a time limit, what dies starts again.
+"""Verifiers in a process of their own, the user's and other packages': what hangs is killed, what dies starts again.
 
-Two programs in one file: `Worker` asks, and `python worker.py math_verify` or `python worker.py reasoning_gym TASK`
-answers, a line of JSON each way. Model text is never evaluated here: a scorer that would do so is refused by name.
+Two programs in one file, a line of JSON each way. `Worker` asks; `python worker.py FILE.py NAME PID`, `math_verify PID`
+or `reasoning_gym TASK PID` answers. Model text is never evaluated here: a scorer that would do so is refused by name.
 """
 
-import atexit
 import contextlib
 import difflib
+import importlib.util
 import json
 import os
+import queue
 import random
 import re
-import select
 import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
+import weakref
 from collections.abc import Callable
 from functools import cache, lru_cache
-from importlib.util import find_spec
 
-from verifiers import MARKER, exact, expression, final_answer, number
+from verifiers import MARKER, bare, closes, exact, expression, final_answer, number
 
+STARTING = 300.0  # seconds on the clock until a function is ready
+MAX_SAID = 100_000  # characters of an error that are kept
+KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
 MAX_TEXT, MAX_LATEX = 10_000, 500  # characters of a final answer; longer ones score 0.0 unread
-SCORING = 3.0  # seconds of processor time: a reward must not depend on what else the machine does
-PATIENCE, STARTING = 20, 300.0  # times as many on the clock, for what waits instead; seconds on the clock
+SCORING, PATIENCE = 3.0, 20  # seconds of processor time, whatever else the machine does; as many times on the clock
 MEMORY = 4 << 30  # bytes of address space: what asks for more fails, and the machine goes on
 SIZE = 20_000  # problems of a reasoning_gym task; word_ladder refuses to have more
+FIXED = {"PYTHONHASHSEED": "0"}  # some generators draw from sets of strings
+FIXED |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
+
+
+class Failed(ValueError):
+    """There is no answer: why, in words; the traceback if there is one; the exit status of a process that has ended."""
+
+    def __init__(self, text: str, trace: str = "", status: int | None = None):
+        super().__init__(text)
+        self.trace, self.status = trace, status
+
 
 # ---- the side that asks ----------------------------------------------------------------------------------------------
 
 
 class Worker:
-    """A process that answers requests, started at the first one, ended at exit."""
+    """A process that answers one request at a time; it ends with this object, and with this program however it ends."""
 
-    def __init__(self, package: str, *arguments: str):
-        self.command = [package, *arguments]
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, *command: str, **options):
+        self.command, self.options = command, options
         self.lock = threading.Lock()  # a trainer may score from several threads
-        atexit.register(self.close)
-        if find_spec(package) is None:
-            raise ValueError(f"{package} is not installed: pip install -r requirements-tasks.txt")
+        self.end: weakref.finalize | None = None
 
-    def ask(self, *request, seconds: float = SCORING):
-        """The answer to a request, None if it takes more than `seconds`; ValueError if two workers die of it."""
+    def ask(self, *request, seconds: float = 0.0):
+        """The answer to a request, or if there is none a start; Failed, or TimeoutError after `seconds` (0: never)."""
         with self.lock:
-            for _ in range(2):
-                if self.process is None:
+            try:
+                if self.end is None:
                     self._start()
-                try:
-                    return self._exchange([seconds, *request], PATIENCE * seconds)
-                except (EOFError, OSError) as error:
-                    if self.close() == -signal.SIGPROF or isinstance(error, TimeoutError):
-                        return None
-                except BaseException:  # Ctrl-C: the reply still to come would answer the next request
+                if request:
+                    self.requests.put(json.dumps(request).encode() + b"\n")
+                    return _value_of(self.replies.get(timeout=seconds or None))
+            except queue.Empty:
+                self.close()
+                raise TimeoutError(f"it took longer than {seconds or STARTING:g} seconds") from None
+            except BaseException as error:  # Ctrl-C among them: the reply still to come would answer the next request
+                if not isinstance(error, Failed) or error.status is not None:
                     self.close()
-                    raise
-        raise ValueError(f"the worker of {self.command[0]} died twice on {str(request)[:80]}")
-
-    def close(self) -> int | None:
-        """End the process at once, whatever it is doing; its exit status."""
-        process, self.process = self.process, None
-        if process is None:
-            return None
-        if process.poll() is None:
-            process.kill()
-        assert process.stdin is not None and process.stdout is not None  # pipes, as _start asks for
-        process.stdout.close()
-        with contextlib.suppress(OSError):  # a request that never got through
-            process.stdin.close()
-        return process.wait()
+                raise
 
     def _start(self) -> None:
-        environment = {
-            **os.environ,
-            "PYTHONHASHSEED": "0",  # some generators draw from sets of strings
-            "OMP_NUM_THREADS": "1",
-            "OPENBLAS_NUM_THREADS": "1",
-        }  # each thread takes address space
-        self.process = subprocess.Popen(
-            [sys.executable, __file__, *self.command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=environment,
-            start_new_session=True,
-        )  # Ctrl-C is for the run, which ends its step first
+        options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **self.options}
+        command = [sys.executable, *self.command, str(os.getpid())]
+        process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C is for the run
+        self.pids, self.requests = [process.pid], queue.SimpleQueue[bytes | None]()
+        self.replies = queue.SimpleQueue[bytes]()
+        self.end = weakref.finalize(self, _end, process, self.pids, self.requests)
+        threading.Thread(target=_carry, args=(process, self.requests, self.replies), daemon=True).start()
+        self.requests.put(b"")
+        self.pids.append(_value_of(self.replies.get(timeout=STARTING)))
+
+    def close(self) -> None:
+        """End the process, whatever it is doing, and what it has started; the next request starts another."""
+        if self.end is not None:
+            self.end()
+        self.end = None
+
+
+def _carry(process: subprocess.Popen, requests: queue.SimpleQueue, replies: queue.SimpleQueue) -> None:
+    """Take requests there and replies back, in a thread: who waits for an answer must not wait for a pipe."""
+    assert process.stdin is not None and process.stdout is not None
+    with contextlib.suppress(OSError), process.stdout, process.stdin:
+        for request in iter(requests.get, None):
+            with contextlib.suppress(OSError):  # it has ended, and its last words are to be read
+                process.stdin.write(request)
+                process.stdin.flush()
+            replies.put(process.stdout.readline())
+
+
+def _value_of(line: bytes):
+    try:
+        status, value, trace = json.loads(line)
+    except ValueError:  # torn, or none: what watches the process has ended with it
+        status, value, trace = -KILL, "its process was killed", ""
+    if status == "done":
+        return value
+    raise Failed(value, trace, None if status == "failed" else status)
+
+
+def _end(process: subprocess.Popen, pids: list[int], requests: queue.SimpleQueue) -> None:
+    _kill(*(pids if process.poll() is None else pids[:1]))
+    requests.put(None)
+    process.wait()
+
+
+def _kill(leader: int, *others: int) -> None:
+    """A process with all of its group, and others that may have left that."""
+    for kill, pid in [*((os.kill, pid) for pid in others), (getattr(os, "killpg", os.kill), leader)]:
+        with contextlib.suppress(OSError):
+            kill(pid, KILL)
+
+
+class Rule(Worker):
+    """A verifier of the user's own, `name` in the file `path`: what it does, it does to another process than this."""
+
+    def __init__(self, path: str, name: str):
+        super().__init__(__file__, os.path.abspath(path), name, stderr=None if sys.__stderr__ else subprocess.DEVNULL)
+        self.ask()
+
+    def __call__(self, completion: str, answer: str, seconds: float = 0.0) -> float:
         try:
-            fault = self._exchange(None, STARTING)
-        except (EOFError, OSError) as error:
-            fault = f"the worker of {self.command[0]} does not start: {type(error).__name__}"
-        if fault:
-            self.close()
-            raise ValueError(fault)
-
-    def _exchange(self, request: list | None, seconds: float):
-        process = self.process
-        assert process is not None and process.stdin is not None and process.stdout is not None
-        if request is not None:
-            process.stdin.write(json.dumps(request).encode() + b"\n")
-            process.stdin.flush()
-        if not select.select([process.stdout], [], [], seconds)[0]:
-            raise TimeoutError
-        line = process.stdout.readline()
-        if not line.endswith(b"\n"):
-            raise EOFError
-        return json.loads(line)
+            return reward_of(self.ask(completion, answer, seconds=seconds))
+        except TimeoutError:
+            raise Failed(f"it took longer than --verifier_timeout {seconds:g} seconds") from None
 
 
-worker = cache(Worker)  # one process for each package and task
+class Scorer(Worker):
+    """The scorer of a package; ValueError where that is not installed."""
+
+    def __init__(self, package: str, *arguments: str):
+        if importlib.util.find_spec(package) is None:
+            raise ValueError(f"{package} is not installed: pip install -r requirements-tasks.txt")
+        super().__init__(__file__, package, *arguments, stderr=subprocess.DEVNULL, env={**os.environ, **FIXED})
+
+    def ask(self, *request, seconds: float = SCORING):
+        """The answer to a request; None if it takes too much time, or memory; False where the scorer raises."""
+        super().ask()  # a task that cannot be made says so
+        try:
+            return super().ask(seconds, *request, seconds=PATIENCE * seconds)
+        except TimeoutError:
+            return None
+        except Failed as failed:
+            if failed.status not in (None, -signal.SIGPROF):
+                raise Failed(f"the worker of {self.command[1]} has died on {str(request)[:80]}: {failed}") from None
+            return None if failed.status else False
+
+
+worker = cache(Scorer)  # one process for each package and task
 
 
 def math_verify(completion: str, answer: str) -> float:
-    """1.0 if math-verify finds the final answer, read as one LaTeX expression, equal to the reference."""
+    """1.0 if the final answer equals the reference, both read as one LaTeX expression (`math_verify_scorer`)."""
     text = final_answer(completion)
     return float(text is not None and len(text) <= MAX_LATEX and worker("math_verify").ask(text, answer) is True)
 
@@ -120,59 +170,175 @@ def math_verify(completion: str, answer: str) -> float:
 vars(math_verify)["reads_reference"] = True  # can_be_earned asks it too
 
 
+def reward_of(returned) -> float:
+    """What a verifier returned, read once; Failed for anything but a number from 0 to 1."""
+    is_bool = isinstance(returned, bool) or "bool" in str(getattr(returned, "dtype", ""))
+    if not is_bool and not isinstance(returned, (str, bytes)) and hasattr(returned, "__float__"):
+        value = float(returned)
+        if 0 <= value <= 1:
+            return value
+    raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed")
+
+
 # ---- the side that answers -------------------------------------------------------------------------------------------
 
 
-def serve(make: Callable[[], Callable]) -> None:
-    """Say that `make` went well (null) or how it failed, then answer requests until the other side is gone."""
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints is no reply
+def serve(make: Callable[[], Callable], parent: int) -> None:
+    """Answer with the function that `make` gives, until the other side is gone; what it prints is no answer."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    sys.stdout = sys.stderr
+    if hasattr(os, "fork"):
+        _watch(parent, replies)
+    pid, function = os.getpid(), None
 
-    def reply(value) -> None:
-        print(json.dumps(value), file=replies, flush=True)
-
-    try:
-        function = make()
-    except Exception as error:
-        return reply(" ".join(str(error).split()) or type(error).__name__)
-    reply(None)
-    for line in sys.stdin:
-        seconds, *request = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends this process, also where the other is gone by then
+    def attempt(call: Callable, *arguments):
         try:
-            value = function(*request)
-        except MemoryError:  # worth nothing; the next request finds a fresh process
-            return reply(False)
-        except Exception:  # a scorer's own fault, recursion included: not an answer that earns anything
-            value = False
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        reply(value)
+            return "done", call(*arguments), ""
+        except Failed as error:
+            return "failed", str(error), error.trace
+        except BaseException as error:  # a library's own, sys.exit
+            text = "".join(traceback.format_exception_only(error))
+            return "failed", text[:MAX_SAID], traceback.format_exc(-50)[:MAX_SAID]
+        finally:
+            if os.getpid() != pid:  # a fork that the function has made: it neither answers nor serves
+                os._exit(0)
+
+    status, function, trace = attempt(make)
+    _write(replies, *(("done", pid, "") if status == "done" else (1, function, trace)))
+    for line in requests if status == "done" else ():
+        _write(replies, *attempt(function, *json.loads(line)))
+
+
+def _watch(parent: int, replies) -> None:
+    """Go on as a child of this process, which ends the whole group when that child has ended, or the program has."""
+    if (child := os.fork()) == 0:
+        return
+
+    def outlive() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        _kill(os.getpid(), child)
+
+    threading.Thread(target=outlive, daemon=True).start()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    how = f"with exit code {status}" if status >= 0 else f"by signal {-status} ({signal.strsignal(-status)})"
+    _write(replies, status, f"its process ended {how}", "")
+    _kill(os.getpid())
+
+
+def _write(replies, *told) -> None:
+    with contextlib.suppress(OSError):  # nobody is left to read it
+        replies.write(json.dumps(told).encode() + b"\n")
+        replies.flush()
+
+
+def rule(path: str, name: str) -> Callable[[str, str], float]:
+    """The function of a user's file, its reward read; its neighbours can be imported, and so can it by what it starts.
+
+    It goes by its own name, unless the standard library or an installed package has that.
+    """
+    folder, stem = os.path.dirname(path), os.path.basename(path).removesuffix(".py")
+    ours = os.path.dirname(os.path.abspath(__file__)), folder
+    sys.path[:] = [entry for entry in sys.path if os.path.abspath(entry) not in ours]
+    sys.argv[:] = [path]
+    del sys.modules["verifiers"], sys.modules["__main__"].__file__  # which processes that the file starts would run
+    taken = "." in stem or stem in sys.modules or importlib.util.find_spec(stem) is not None
+    packages = [i for i, entry in enumerate(sys.path) if entry.endswith("-packages")]  # site-, dist-
+    sys.path.insert(len(sys.path) if taken or not packages else packages[0], folder)
+    spec = importlib.util.spec_from_file_location(f"_verifier_{stem}" if taken else stem, path)
+    assert spec is not None and spec.loader is not None  # the file's name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass in the file looks its module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        said = "".join(traceback.format_exception_only(error))
+        raise Failed(f"{path} fails with {said[:MAX_SAID]}", traceback.format_exc(-50)[:MAX_SAID]) from error
+    if not callable(function := getattr(module, name, None)):
+        raise Failed(f"{path} has no function {name}")
+    return lambda completion, answer: reward_of(function(completion, answer))
+
+
+# ---- math-verify -----------------------------------------------------------------------------------------------------
+
+REWRITTEN = [
+    (r"(?<=\d)\\[,!;:](?=\d{3}(?!\d))|(?<=\d)\{,\}(?=\d{3}(?!\d))|(?<=\d),(?=\d{3}(?:,\d{3})*\.\d)", ""),  # thousands
+    (r"^\$(?=[\d.])|\\\$(?=\s*[\d.])|\\(?:!|(?:left|right|displaystyle)(?![a-zA-Z]))", ""),
+    (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])|\s+", " "),
+    (r"\\(?:text(?:bf|it|rm)?|mbox|mathrm|mathbf|operatorname)\s*\{([^{}]*)\}", r" \1 "),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\%", "%"),
+    (r"([_^])\{(\w|\\circ)\}", r"\1\2"),
+    (r"(?<![_\d])(\d+) +(\d+/\d+)", r"(\1+\2)"),  # a mixed number
+    (r" ?([^\w\s]) ?|(?<=\d) (?=[a-zA-Z])", r"\1"),
+]
+WORD = re.compile(r"\\(?:begin|end)\{\w+\}|\\[a-zA-Z]+|[^\W\d_]{2,}(?:\^\{?-?\d+\}?)?|[^-+*/^_(){}\[\],;.=<>|!&\\\s\w]")
+NO_WORD = re.compile(r"[abcxyz\d^{}-]+|or|and|\\(?:frac|sqrt|pi|cdot|times|div|infty|[lg]eq?|[lg]t|log|ln|exp|binom)")
+ODD = re.compile(r"[\d})]\s*_|\d\s+[\d.]|\.\d*\.|:")  # a number's base, two numbers, two points, a ratio or a time
+NAME = re.compile(r"\\?[a-zA-Z]+(?:_\{?\w+\}?)?(?:\([a-z](?:,[a-z])*\))?")
 
 
 def math_verify_scorer() -> Callable[[str, str], bool]:
-    """equal(text, answer) by math-verify, its own time limits off: they raise outside the main thread."""
-    from math_verify import LatexExtractionConfig, parse, verify
+    """equal(text, answer): the same words and units, and mathematics that math-verify finds equal, numbers exactly."""
+    from latex2sympy2_extended import NormalizationConfig
+    from math_verify import LatexExtractionConfig, grader, parse, verify
+    from sympy import Expr, solve
+
+    def same_value(a, b, *rounding) -> bool:
+        return a.doit() == b.doit() or isinstance(a - b, Expr) and (a - b).equals(0) is True
+
+    grader.sympy_numeric_eq = same_value  # its own takes 0.333333 for 1/3
+    grader.solve = lambda *equation: solve(*equation) or [None]  # two that have no solution are not the same
+    normal = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
 
     @lru_cache(maxsize=10_000)
     def read(text: str) -> list:
         # the LaTeX grammar alone: the other one hands what it finds to sympy's parse_expr, which evaluates
-        return parse(f"${text}$", [LatexExtractionConfig()], fallback_mode="no_fallback", parsing_timeout=None)
+        exact = re.sub(r"(\d*)\.(\d+)", lambda m: rf"\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", text)
+        config = LatexExtractionConfig(normalization_config=normal)
+        return parse(f"${exact}$", [config], fallback_mode="no_fallback", parsing_timeout=None)
 
     def equal(text: str, answer: str) -> bool:
-        text, answer = bare(text), bare(answer)
-        if "$" in text or r"\boxed" in text:  # several answers, or one among other words
+        texts = [plain(text), plain(answer)]
+        if any("$" in t or r"\boxed" in t or not closes(t) for t in texts):  # several, one among words, half of one
             return False
-        return bool(verify(read(answer), read(text), timeout_seconds=None))
+        if texts[0] == texts[1] != "":
+            return True
+        (said, ours), (meant, theirs) = map(apart, texts)
+        if re.fullmatch(r"[^0-9a-zA-Z]*", ours + theirs):  # words alone
+            return texts[0].lower() == texts[1].lower()
+        if said != meant or ODD.search(f"{ours};{theirs}"):
+            return False
+        if re.fullmatch(r"\(?[a-zA-Z]\)?", ours):  # a letter, of a choice or not
+            return ours.strip("()") == theirs.strip("()")
+        left, right = (re.split(r"(?<![<>!])=", side) for side in (ours, theirs))
+        if len(left) != len(right):  # x = 5 is 5; 13 = 12 is neither
+            if len(left) + len(right) != 3 or not NAME.fullmatch(max(left, right, key=len)[0]):
+                return False
+            ours, theirs = left[-1], right[-1]
+        chain = any(part.count("=") > 1 for part in re.split(",|or|and", f"{ours},{theirs}"))
+        return not chain and bool(verify(read(theirs), read(ours), timeout_seconds=None))
 
     return equal
 
 
-def bare(text: str) -> str:
-    r"""A LaTeX expression without what is put around the whole of it: $...$, \(...\), \[...\], \boxed{...}."""
-    for pattern in (r"\$\$([^$]+)\$\$", r"\$([^$]+)\$", r"\\\((.+)\\\)", r"\\\[(.+)\\\]", r"\\boxed\{(.+)\}"):
-        match = re.fullmatch(pattern, text.strip(), re.DOTALL)
-        text = match[1] if match else text
+def plain(latex: str) -> str:
+    """LaTeX without what is put around the whole of it, spacing, faces of letters, dollar signs before a number."""
+    text = bare(latex)
+    for pattern, replacement in REWRITTEN:
+        text = re.sub(pattern, replacement, text)
     return text.strip()
+
+
+def apart(text: str) -> tuple[list[str], str]:
+    """The words, units and commands that have to be the same in both texts; and what is left beside words and units."""
+    words = [word for word in WORD.findall(text) if not NO_WORD.fullmatch(word)]
+    return sorted(words), WORD.sub(lambda m: " " if m[0] in words and m[0][0] != "\\" else m[0], text).strip()
+
+
+# ---- reasoning-gym ---------------------------------------------------------------------------------------------------
 
 
 def reasoning_gym_scorer(task: str) -> Callable:
@@ -211,16 +377,16 @@ def make_dataset(task: str):
     name, *settings = task.split(",")
     if name not in DATASETS:
         near = difflib.get_close_matches(name, DATASETS, n=3, cutoff=0.4)
-        raise ValueError(f"reasoning_gym has no task {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
+        raise Failed(f"reasoning_gym has no task {name!r}" + (f"; it has {', '.join(near)}" if near else ""))
     evaluates = EVALUATION & set(DATASETS[name][0].score_answer.__code__.co_names)
     if evaluates and name not in OUR_JUDGES and name not in EVALUATES_ITS_OWN_TEXT:
-        raise ValueError(f"reasoning_gym:{name} is refused: its scorer evaluates model text ({min(evaluates)})")
+        raise Failed(f"reasoning_gym:{name} is refused: its scorer evaluates model text ({min(evaluates)})")
     values = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or key in ("seed", "size") or key not in DATASETS[name][1].__dataclass_fields__:
             known = ", ".join(k for k in DATASETS[name][1].__dataclass_fields__ if k not in ("seed", "size"))
-            raise ValueError(f"reasoning_gym:{name} has no setting {setting!r}; it has {known or 'none'}")
+            raise Failed(f"reasoning_gym:{name} has no setting {setting!r}; it has {known or 'none'}")
         try:
             values[key] = json.loads(value)
         except ValueError:
@@ -228,7 +394,7 @@ def make_dataset(task: str):
     try:
         return reasoning_gym.create_dataset(name, seed=0, size=SIZE, **values)
     except Exception as error:
-        raise ValueError(f"reasoning_gym:{task} cannot be made: {type(error).__name__}: {error}") from error
+        raise Failed(f"reasoning_gym:{task} cannot be made: {type(error).__name__}: {error}") from error
 
 
 EVALUATION = {"eval", "exec", "compile", "literal_eval", "parse_expr", "sympify"}
@@ -261,8 +427,27 @@ OUR_JUDGES: dict[str, Callable[[str, dict], bool]] = {
 
 SCORERS: dict[str, Callable[..., Callable]] = {"math_verify": math_verify_scorer, "reasoning_gym": reasoning_gym_scorer}
 
-if __name__ == "__main__":
+
+def made(package: str, *arguments: str) -> Callable:
+    """The scorer of a package, held to its memory, and to its seconds of processor time at each request."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    serve(lambda: SCORERS[sys.argv[1]](*sys.argv[2:]))
+    score = SCORERS[package](*arguments)
+
+    def timed(seconds: float, *request):
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends this process, also where the other is gone by then
+        try:
+            return score(*request)
+        except MemoryError:  # what is left of memory after that is no judge of others
+            signal.raise_signal(signal.SIGPROF)
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+    return timed
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+        score.write("1000")  # where memory runs out, it is this process that ends, and not the run
+    serve(lambda: (made if sys.argv[1] in SCORERS else rule)(*sys.argv[1:-1]), int(sys.argv[-1]))

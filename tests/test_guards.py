@@ -3,6 +3,10 @@
 import copy
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +16,7 @@ import guards
 import train
 import warm_start
 
+ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.usefixtures("own_signals")
 TINY = (
     "--hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 --steps 4 --prompts_per_step 2 --group_size 4 "
@@ -21,8 +26,11 @@ TINY = (
 
 def options(folder, name, *more, rule="float(sum(map(ord, completion)) % 2)"):
     (folder / "rules.py").write_text(f"def check(completion, answer):\n    return {rule}\n")
-    paths = ["--out", str(folder / name), "--warm_dir", str(folder / "warm"), "--verifier", f"{folder}/rules.py:check"]
-    return [*TINY, *paths, *more]
+    return [*TINY, "--out", str(folder / name), "--warm_dir", str(folder / "warm"), *rules(folder), *more]
+
+
+def rules(folder):
+    return ["--verifier", f"{folder}/rules.py:check"]
 
 
 def rows(folder, name):
@@ -50,7 +58,9 @@ def test_a_policy_whose_logits_overflow_ends_in_one_line(tmp_path, monkeypatch, 
     assert train.main(options(tmp_path, "a", "--steps", "12")) == 2
     assert "10 updates in a row were skipped" in capsys.readouterr().err
     assert [row.get("skipped", 0) for row in rows(tmp_path, "a")] == [0] + 10 * [1]
-    assert all(math.isnan(row["entropy"]) for row in rows(tmp_path, "a")[1:])
+    assert all(row["entropy"] is None or math.isnan(row["entropy"]) for row in rows(tmp_path, "a")[1:])
+    shown = [json.loads(line) for line in (tmp_path / "a" / "samples.jsonl").read_text().splitlines()]
+    assert len(shown) == 10 and all(row.keys() == {"step", "question", "completion", "reward"} for row in shown)
 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monkeypatch):
@@ -115,7 +125,7 @@ def test_other_mistakes_are_not_taken_for_numbers(tmp_path):
 def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, range(1, 99))
     assert train.main(options(tmp_path, "run", "--steps", "6")) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "40"]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "40", *rules(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert "10 updates in a row were skipped" in err and "lower --lr" in err and err.count("\n") == 1
     assert rows(tmp_path, "run")[-1]["step"] == 10
@@ -168,6 +178,37 @@ def test_a_collapse_is_named_once_a_spell(tmp_path, row, words):
     assert at == [12, 53] and all(len(said[i]["notes"]) == 1 and words in said[i]["notes"][0] for i in at)
 
 
+def test_figures_that_do_not_exist_are_no_sign(tmp_path):
+    """Left out, null in the file, or nan: of an update or an evaluation whose samples were all dropped."""
+    watch = watch_of(tmp_path)
+    for row in ({}, {"pass@1": math.nan, "greedy": math.nan}, {name: math.nan for name in [*FINE, "loss", "weight"]}):
+        assert not any(watch.look(row | {"step": 1, "lambda": 0.5}) for _ in range(30))
+
+
+def test_a_gap_between_training_and_held_out_problems_is_noted_once(tmp_path):
+    """By the figure that the run is judged by, the last one known; nowhere where problems do not end."""
+    config = train.parse_config([*TINY, "--out", str(tmp_path)])
+    for held_out, reward, gap in (
+        ({"pass@1": 0.0}, 0.996, True),
+        ({"pass@1": 0.45}, 0.996, True),
+        ({"pass@1": 0.45}, 0.94, False),
+        ({"pass@1": 0.0, "held-out reward": 0.6}, 0.996, False),
+        ({"pass@1": math.nan}, 0.996, False),
+        ({}, 0.996, False),
+    ):
+        rows = [{"step": 0} | held_out, {"reward": 0.4}, *[{"reward": reward}] * 30]
+        said = [guards.Watch(config, 0, train).look for train in (54, 0)]
+        said = [[look(row).get("notes", []) for row in rows] for look in said]
+        assert [i for i, notes in enumerate(said[0]) if notes] == ([11] if gap else []) and not any(said[1])
+        assert not gap or ("54 training problems" in said[0][11][0] and "(0.996)" in said[0][11][0])
+
+
+def test_a_verifier_that_nobody_satisfies_is_named_in_place_of_other_cures(tmp_path):
+    watch = guards.Watch(train.parse_config([*TINY, "--out", str(tmp_path)]), 0, 9, "'#### 17'")
+    nothing = [watch.look(FINE | {"no_spread": 1.0, "reward": 0.0}) for _ in range(10)][-1]["notes"]
+    assert "the verifier gives 0" in nothing[0] and "'#### 17'" in nothing[0] and "--group_size" not in nothing[0]
+
+
 def test_figures_just_inside_the_bounds_are_no_collapse(tmp_path):
     fine = FINE | {"entropy": 0.0006, "no_spread": 0.99, "length": 31.0, "verifier errors": 7}
     watch = watch_of(tmp_path)
@@ -179,7 +220,7 @@ def test_figures_just_inside_the_bounds_are_no_collapse(tmp_path):
 def test_a_note_stands_once_in_the_log_over_a_resume_too(tmp_path, capsys):
     made = options(tmp_path, "run", "--steps", "8", rule="1.0")
     assert train.main(made) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "20"]) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "20", *rules(tmp_path)]) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: nothing is learned")]
     assert len(notes) == 1 and "mean reward 1" in notes[0]
     found = [row["step"] for row in rows(tmp_path, "run") if "nothing is learned" in str(row.get("notes"))]
@@ -223,7 +264,7 @@ def test_halved_micro_batches_make_the_run_of_small_ones_and_travel(tmp_path, mo
         "--micro_batch 4 from here on\n" in (out := capsys.readouterr().out) and "--micro_batch 2 from here on\n" in out
     )
     failed = sum(size > 2 for size in calls)
-    assert train.main(["--resume", "--out", str(tmp_path / "halved"), "--steps", "4"]) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "halved"), "--steps", "4", *rules(tmp_path)]) == 0
     assert sum(size > 2 for size in calls) == failed == 2 and "from here on" not in capsys.readouterr().out
     a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("small", "halved"))
     assert b["micro_batch"] == 2 and all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
@@ -239,23 +280,91 @@ def test_memory_that_never_suffices_names_what_to_lower(tmp_path, monkeypatch, c
     assert words in err and "in the update" in err and err.count("\n") == 1
 
 
+NO_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "linux": RuntimeError("[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    "windows": RuntimeError("alloc_cpu.cpp:83] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9"),
+    "python": MemoryError(),
+    "size": RuntimeError("Storage size calculation overflowed with sizes=[9223372036854775807, 2]"),
+}
+
+
 @pytest.mark.parametrize(
     "module, name, words",
     [
         (train, "sample", "in the rollout: lower --prompts_per_step"),
         (evaluation, "sample", "in the evaluation: lower --eval_problems"),
         (warm_start, "token_logps", "in the warm start: lower --warm_batch"),
-        (train, "build", "for the model"),
+        (train, "loss_of", "in the update with 8 samples a pass: lower --micro_batch"),
+        (train, "State", "in the run: lower --hidden_size"),
+        (train.State, "save", "in the run: lower --hidden_size"),
     ],
 )
-def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module, name, words):
+@pytest.mark.parametrize("kind", NO_MEMORY)
+def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module, name, words, kind):
     def full(*args, **kwargs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        raise NO_MEMORY[kind]
 
-    monkeypatch.setattr(module, "State" if name == "build" else name, full)
+    monkeypatch.setattr(module, name, full)
     assert train.main(options(tmp_path, "run")) == 2
     err = capsys.readouterr().err
-    assert words in err and err.count("\n") == 1
+    whose = "GPU's" if kind == "cuda" else "machine's"
+    assert f"the {whose} memory is too small {words}" in err and err.count("\n") == 1
+
+
+def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "sample", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
+    with pytest.raises(RuntimeError, match="size"):
+        train.main(options(tmp_path, "run"))
+
+
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        ("--hidden_size 32768", "lower --hidden_size, --num_layers"),
+        ("--hidden_size 1024 --num_layers 9", "lower --hidden_size, --num_layers"),
+        ("--group_size 1048576", "lower --prompts_per_step or --group_size"),
+        ("--prompts_per_step 1048576", "lower --prompts_per_step or --group_size"),
+    ],
+)
+def test_what_the_machine_can_never_hold_is_refused_before_it_is_made(tmp_path, monkeypatch, capsys, more, words):
+    """A machine of 1 GiB, whatever this one has; nothing is drawn, and no folder is begun."""
+    monkeypatch.setattr(guards.os, "sysconf", lambda name: 2**15)
+    monkeypatch.setattr(train, "State", None)
+    assert train.main(options(tmp_path, "run", "--max_new_tokens", "40", *more.split())) == 2
+    err = capsys.readouterr().err
+    assert "machine's memory of 1.0 GiB is too small" in err and words in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_fits_is_not_refused(tmp_path, monkeypatch):
+    """20 bytes a parameter, 16 without a teacher: a byte less is refused."""
+    config = train.parse_config([*TINY, "--hidden_size", "1024"])
+    source = train.tasks.generated("addition", 3, 2)
+    parameters = sum(p.numel() for p in train.State(config).model.parameters())
+    for method, each in (("rlsd", 20), ("grpo", 16)):
+        config.method = method
+        for needed, fits in ((each * parameters, True), (each * parameters - 1, False)):
+            monkeypatch.setattr(guards.os, "sysconf", lambda name: needed if name == "SC_PAGE_SIZE" else 1)
+            if fits:
+                guards.check_memory(config, source)
+            else:
+                with pytest.raises(train.UserError, match="lower --hidden_size"):
+                    guards.check_memory(config, source)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced everywhere")
+def test_an_allocation_that_fails_is_one_line(tmp_path):
+    """torch's own words for it, of a machine that gives this process 6 GB of addresses."""
+    limited = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9,) * 2); import train; "
+        "train.guards.check_memory = lambda *args: None; sys.exit(train.main(sys.argv[1:]))"
+    )
+    args = [sys.executable, "-c", limited, *options(tmp_path, "run"), "--hidden_size", "32768"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(args, capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert done.returncode == 2 and "the machine's memory is too small in the run" in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 def test_an_optimizer_that_is_out_of_memory_is_not_asked_twice(tmp_path, monkeypatch):
