@@ -50,7 +50,7 @@ def final_answer(completion: str) -> str | None:
 
 def bare(text: str) -> str:
     """An answer without one full stop at its end and what is put around the whole of it; signs in ASCII, "" if long."""
-    text = text.translate(_SIGNS) if len(text) <= MAX_WRAPPED else ""
+    text = text if len(text) <= MAX_WRAPPED else ""
     for _ in range(MAX_LAYERS):
         text = text.strip()
         if text.endswith(".") and not text.endswith(".."):
@@ -63,7 +63,7 @@ def bare(text: str) -> str:
                 break
         else:
             break
-    return text
+    return text.translate(_SIGNS)
 
 
 def closes(text: str) -> bool:

@@ -58,6 +58,8 @@ class Worker:
         """The answer to a request, or if there is none a start; Failed, or TimeoutError after `seconds` (0: never)."""
         with self.lock:
             try:
+                if self.end is not None and self.process.poll() is not None:  # since the last request
+                    self.close()
                 if self.end is None:
                     self._start()
                 if request:
@@ -74,7 +76,7 @@ class Worker:
     def _start(self) -> None:
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **self.options}
         command = [sys.executable, *self.command, str(os.getpid())]
-        process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C is for the run
+        self.process = process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C is for the run
         self.pids, self.requests = [process.pid], queue.SimpleQueue[bytes | None]()
         self.replies = queue.SimpleQueue[bytes]()
         self.end = weakref.finalize(self, _end, process, self.pids, self.requests)
