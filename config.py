@@ -35,11 +35,7 @@ class Config:
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
     verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
     verifier_timeout: float = option(
-        300.0,
-        "seconds a call of the verifier may take, 0: no limit; one long call into C code is not cut short, "
-        "and on Windows nothing is",
-        low=0.0,
-        high=86400.0,
+        300.0, "seconds on the clock that a call of your own verifier may take, 0: no limit", low=0.0, high=86400.0
     )
     on_verifier_error: str = option(
         "stop",
