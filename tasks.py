@@ -11,7 +11,7 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from verifiers import MARKER
+from verifiers import MARKER, THOUGHT
 
 CITATION = "reference says"  # how a completion cites the reference; a student that was shown none should never
 
@@ -155,7 +155,8 @@ def thought_mask(tokens: Tensor) -> Tensor:
     rows = []
     for row in tokens.tolist():  # by bytes: a tokenizer may cut the marker anywhere, or join it to its neighbours
         pieces = [FORMAT.tokenizer.decode_single_token_bytes(token) for token in row]
-        marker = b"".join(pieces).find(MARKER.encode())
+        text = b"".join(pieces)
+        marker = text.find(MARKER.encode(), max(0, text.rfind(THOUGHT[1].encode())))
         ends = accumulate(map(len, pieces))
         rows.append([marker < 0 or end <= marker for end in ends])
     return torch.tensor(rows, device=tokens.device)

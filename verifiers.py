@@ -20,12 +20,11 @@ Verifier = Callable[[str, str], float]
 MARKER = "####"
 MAX_COMPLETION = 1_000_000  # characters; longer ones score 0.0 unread
 MAX_ANSWER = 200  # characters of a number or an expression: bounds parsing, and the size of every number in it
-
 MAX_WRAPPED, MAX_LAYERS = 1_000, 8  # characters, and layers, of what is put around an answer
+
 THOUGHT = "<think>", "</think>"
-_WRAPPERS = r"** **, __ __, * *, _ _, ` `, $$ $$, $ $, \( \), \[ \], \boxed{ }, \fbox{ }"
-_WRAPPERS += r", \text{ }, \textbf{ }, \mathbf{ }, \mathrm{ }"
-WRAPPERS = [pair.split() for pair in _WRAPPERS.split(",")]
+_PAIRS = r"** ** __ __ * * _ _ ` ` $$ $$ $ $ \( \) \[ \] \boxed{ } \fbox{ } \text{ } \textbf{ } \mathbf{ } \mathrm{ }"
+WRAPPERS = list(zip(_PAIRS.split()[::2], _PAIRS.split()[1::2]))
 _SIGNS = str.maketrans("\u2212\u00d7\u00f7", "-*/")
 _NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?(?:/(\d+))?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
@@ -41,16 +40,15 @@ def final_answer(completion: str) -> str | None:
     """The text behind the only `####`, or the whole text where there is none, stripped; None if two or too long."""
     if len(completion) > MAX_COMPLETION:
         return None
-    said = completion.rpartition(THOUGHT[1])[2]
-    before, marker, after = said.partition(MARKER)
-    if MARKER in after or THOUGHT[0] in said:
+    before, marker, after = completion.rpartition(THOUGHT[1])[2].partition(MARKER)
+    if MARKER in after or THOUGHT[0] in before + after:
         return None
     return (after if marker else before).strip()
 
 
 def bare(text: str) -> str:
     """An answer without one full stop at its end and what is put around the whole of it; signs in ASCII, "" if long."""
-    text = text.translate(_SIGNS) if len(text) <= MAX_WRAPPED else ""
+    text = text if len(text) <= MAX_WRAPPED else ""
     for _ in range(MAX_LAYERS):
         text = text.strip()
         if text.endswith(".") and not text.endswith(".."):
@@ -63,7 +61,7 @@ def bare(text: str) -> str:
                 break
         else:
             break
-    return text
+    return text.translate(_SIGNS)
 
 
 def closes(text: str) -> bool:
@@ -150,7 +148,7 @@ def load(name_or_path: str) -> Verifier:
 
 
 def _parse_number(text: str | None) -> Fraction | None:
-    text = bare(text or "").removeprefix("\\").removeprefix("$")
+    text = re.sub(r"^\\?\$ ?", "", bare(text or ""))
     match = _NUMBER.fullmatch(text) if text and len(text) <= MAX_ANSWER else None
     if match is None:
         return None

@@ -20,7 +20,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, reduce
 
 from verifiers import MARKER, bare, closes, exact, expression, final_answer, number
 
@@ -58,6 +58,8 @@ class Worker:
         """The answer to a request, or if there is none a start; Failed, or TimeoutError after `seconds` (0: never)."""
         with self.lock:
             try:
+                if self.end is not None and self.process.poll() is not None:  # since the last request
+                    self.close()
                 if self.end is None:
                     self._start()
                 if request:
@@ -74,11 +76,11 @@ class Worker:
     def _start(self) -> None:
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **self.options}
         command = [sys.executable, *self.command, str(os.getpid())]
-        process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C is for the run
-        self.pids, self.requests = [process.pid], queue.SimpleQueue[bytes | None]()
+        self.process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C is for the run
+        self.pids, self.requests = [self.process.pid], queue.SimpleQueue[bytes | None]()
         self.replies = queue.SimpleQueue[bytes]()
-        self.end = weakref.finalize(self, _end, process, self.pids, self.requests)
-        threading.Thread(target=_carry, args=(process, self.requests, self.replies), daemon=True).start()
+        self.end = weakref.finalize(self, _end, self.process, self.pids, self.requests)
+        threading.Thread(target=_carry, args=(self.process, self.requests, self.replies), daemon=True).start()
         self.requests.put(b"")
         self.pids.append(_value_of(self.replies.get(timeout=STARTING)))
 
@@ -286,11 +288,9 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
     from math_verify import LatexExtractionConfig, grader, parse, verify
     from sympy import Expr, solve
 
-    def same_value(a, b, *rounding) -> bool:
-        return a.doit() == b.doit() or isinstance(a - b, Expr) and (a - b).equals(0) is True
-
-    grader.sympy_numeric_eq = same_value  # its own takes 0.333333 for 1/3
-    grader.solve = lambda *equation: solve(*equation) or [None]  # two that have no solution are not the same
+    # its own takes 0.333333 for 1/3, and two equations without a solution for the same
+    grader.sympy_numeric_eq = lambda a, b, *_: a.doit() == b.doit() or isinstance(a, Expr) and (a - b).equals(0) is True
+    grader.solve = lambda *equation: solve(*equation) or [None]
     normal = NormalizationConfig(malformed_operators=True, nits=True, boxed="none")
 
     @lru_cache(maxsize=10_000)
@@ -304,13 +304,10 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
         texts = [plain(text), plain(answer)]
         if any("$" in t or r"\boxed" in t or not closes(t) for t in texts):  # several, one among words, half of one
             return False
-        if texts[0] == texts[1] != "":
-            return True
         (said, ours), (meant, theirs) = map(apart, texts)
-        if re.fullmatch(r"[^0-9a-zA-Z]*", ours + theirs):  # words alone
-            return texts[0].lower() == texts[1].lower()
-        if said != meant or ODD.search(f"{ours};{theirs}"):
-            return False
+        words = not re.search("[0-9a-zA-Z]", ours + theirs)
+        if texts[0] == texts[1] or words or said != meant or ODD.search(f"{ours};{theirs}"):
+            return texts[0] == texts[1] != "" or words and texts[0].lower() == texts[1].lower() != ""
         if re.fullmatch(r"\(?[a-zA-Z]\)?", ours):  # a letter, of a choice or not
             return ours.strip("()") == theirs.strip("()")
         left, right = (re.split(r"(?<![<>!])=", side) for side in (ours, theirs))
@@ -326,10 +323,7 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
 
 def plain(latex: str) -> str:
     """LaTeX without what is put around the whole of it, spacing, faces of letters, dollar signs before a number."""
-    text = bare(latex)
-    for pattern, replacement in REWRITTEN:
-        text = re.sub(pattern, replacement, text)
-    return text.strip()
+    return reduce(lambda text, rewriting: re.sub(rewriting[0], rewriting[1], text), REWRITTEN, bare(latex)).strip()
 
 
 def apart(text: str) -> tuple[list[str], str]:
@@ -342,12 +336,8 @@ def apart(text: str) -> tuple[list[str], str]:
 
 
 def reasoning_gym_scorer(task: str) -> Callable:
-    """answer("item", i) -> {question, answer, solution} or False; answer("score", i, text) -> is the score 1?
-
-    Raises ValueError, in one line, for an unknown task or setting, and for a scorer that evaluates model text.
-    """
-    dataset = make_dataset(task)
-    name = task.split(",")[0]
+    """answer("item", i) -> {question, answer, solution} or False; answer("score", i, text) -> is the score 1?"""
+    dataset, judge = make_dataset(task), OUR_JUDGES.get(task.split(",")[0])
 
     @lru_cache(maxsize=10_000)
     def entry(index: int) -> dict:
@@ -355,7 +345,6 @@ def reasoning_gym_scorer(task: str) -> Callable:
         return dataset[index]
 
     def score(index: int, text: str) -> bool:
-        judge = OUR_JUDGES.get(name)
         return bool(judge(text, entry(index)) if judge else dataset.score_answer(text, entry(index)) == 1.0)
 
     def item(index: int) -> dict | bool:
@@ -370,7 +359,7 @@ def reasoning_gym_scorer(task: str) -> Callable:
 
 
 def make_dataset(task: str):
-    """The generator of "NAME" or "NAME,setting=value,..."; its scorer is looked at before it is used."""
+    """The generator of "NAME" or "NAME,setting=value,..."; Failed if its scorer evaluates model text, or it is none."""
     import reasoning_gym
     from reasoning_gym.factory import DATASETS
 
@@ -407,20 +396,14 @@ def uses_all(text: str, numbers: list[int], target: int) -> bool:
     return used == sorted(numbers) and expression(text, f"{' '.join(map(str, numbers))} = {target}") == 1.0
 
 
-def is_reference(text: str, entry: dict) -> bool:
-    return exact(text, entry["answer"]) == 1.0
-
-
+EXACTLY = ["binary_matrix", "spiral_matrix", "string_insertion", "game_of_life_halting"]
 OUR_JUDGES: dict[str, Callable[[str, dict], bool]] = {
-    # whose own scorer evaluates model text
+    # whose own scorer evaluates model text, or (game_of_life_halting, gsm_symbolic) accepts anything that is not empty,
+    # and the first of several numbers
+    **dict.fromkeys(EXACTLY, lambda text, entry: exact(text, entry["answer"]) == 1.0),
     "countdown": lambda text, entry: uses_all(text, entry["metadata"]["numbers"], entry["metadata"]["target"]),
     "puzzle24": lambda text, entry: uses_all(text, entry["metadata"]["numbers"], 24),
     "n_queens": lambda text, entry: text in entry["metadata"]["valid_answers"],
-    "binary_matrix": is_reference,
-    "spiral_matrix": is_reference,
-    "string_insertion": is_reference,
-    # whose own scorer accepts anything that is not empty, and the first of several numbers
-    "game_of_life_halting": is_reference,
     "gsm_symbolic": lambda text, entry: number(text, entry["answer"]) == 1.0,
 }
 

@@ -277,6 +277,8 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
 def test_the_thought_ends_at_the_answer_marker():
     tokens = Samples.of([tasks.encode("ab\n#### 1") + [tasks.END], tasks.encode("abc")]).tokens
     assert tasks.thought_mask(tokens).tolist() == [[True] * 3 + [False] * 4, [True] * 7]
+    (quoting,) = tasks.thought_mask(Samples.of([tasks.encode("<think>#### 7</think>#### 1")]).tokens).tolist()
+    assert quoting == [True] * 18 + [False] * 3  # what the thought quotes is not the answer
 
 
 def test_citing_and_the_knobs_of_the_bench():

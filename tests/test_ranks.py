@@ -174,7 +174,11 @@ def check(completion, answer):
 """
 
 
-@pytest.mark.parametrize("how", ["raise KeyError('no such rule')", "os.kill(os.getpid(), signal.SIGKILL)"])
+# the parent of this process' parent, which is the run: a verifier's own process watches over it
+KILL = "os.kill(int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1]), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize("how", ["raise KeyError('no such rule')", KILL])
 def test_where_one_process_fails_each_other_one_ends_with_a_line(tmp_path, how):
     (tmp_path / "bad.py").write_text(FAILS.replace("HOW", how))
     began = time.time()

@@ -147,7 +147,17 @@ def test_decimals_are_compared_exactly(n, places):
         ("inf", "inf", 0),
         ("1e3", "1000", 0),
         ("12%", "12", 0),
-        ("$12", "12", 0),
+        ("$12", "12", 1),
+        ("12$", "12", 0),
+        ("12..", "12", 0),
+        ("**11** **12**", "12", 0),
+        (r"\boxed{11}\boxed{12}", "12", 0),
+        (r"\boxed{11} or 12", "12", 0),
+        ("$11$ or $12$", "12", 0),
+        ("**12", "12", 0),
+        ("-$12", "-12", 0),
+        (r"\boxed{12", "12", 0),
+        ("12 - 0", "12", 0),
         ("0.30000000000000004", "0.3", 0),
         ("12", "twelve", 0),
         ("12", "", 0),
@@ -156,6 +166,60 @@ def test_decimals_are_compared_exactly(n, places):
 )
 def test_number_table(completion, answer, reward):
     assert number(completion, answer) == reward
+
+
+WRAPPED = [
+    *("{}", "{}.", "**{}**", "**{}.**", "**{}**.", "*{}*", "__{}__", "_{}_", "`{}`", "${}$", "$${}$$", "$ {} $"),
+    *(
+        r"\({}\)",
+        r"\[ {} \]",
+        r"\boxed{{{}}}",
+        r"$\boxed{{{}}}$",
+        r"**\(\boxed{{{}}}\)**.",
+        r"\text{{{}}}",
+        r"\mathbf{{{}}}",
+    ),
+]
+
+
+@pytest.mark.parametrize("wrapper", WRAPPED)
+def test_what_is_put_around_the_whole_of_an_answer_is_seen_through(wrapper):
+    """By number, choice and expression, on both sides; exact stays exact."""
+    for verifier, said, other, answer in (
+        (number, "42", "43", "42"),
+        (number, "\u22121,234.50", "1,234.50", "-1234.5"),
+        (choice, "B", "C", "B"),
+        (expression, "(8\u22122)\u00d74+3", "(8-2)*4", GIVEN),
+        (expression, "(8-2)*4+3 = 27", "(8-2)*4+3 = 28", GIVEN),
+    ):
+        if wrapper == "*{}*" and "*" in said:  # italics, or a factor that is missing
+            continue
+        for before in ("", "so\n#### ", "<think>is it #### 7? no</think>\n\n#### "):
+            assert verifier(before + wrapper.format(said), answer) == 1.0
+            assert verifier(before + wrapper.format(other), answer) == 0.0
+        if verifier is not expression:
+            assert verifier(said, wrapper.format(answer)) == 1.0
+        assert verifier(wrapper.format(f"{said} {said}"), answer) == 0.0
+    assert exact(wrapper.format("42"), "42") == (wrapper == "{}")
+
+
+@pytest.mark.parametrize(
+    "completion, answer",
+    [
+        ("<think>#### 1, or #### 2</think>#### 42", "42"),
+        ("<think>\n</think>\n\n42", "42"),
+        ("a template has opened it #### 7</think>42", "42"),
+        ("<think>no </think> #### 7 <think>yes</think> #### 42", "42"),
+        ("<think>#### 42", None),
+        ("#### 42 <think>", None),
+        ("<think></think>#### 41 #### 42", None),
+        ("<think>#### 42</think>", ""),
+    ],
+)
+def test_the_answer_is_what_follows_the_thought(completion, answer):
+    assert verifiers.final_answer(completion) == answer
+    for verifier in (exact, number):
+        assert verifier(completion, "42") == (answer == "42")
 
 
 # ---- exact and choice ------------------------------------------------------------------------------------------------
@@ -199,7 +263,10 @@ def test_exact_table(completion, answer, reward):
         ("B", "", 0),
         ("(B", "B", 0),
         ("(B.", "B", 0),
-        ("B).", "B", 0),
+        ("B).", "B", 1),
+        ("**B**", "B", 1),
+        (r"$\boxed{\text{(B)}}$.", "B", 1),
+        ("**A** or **B**", "B", 0),
         ("(B).", "B", 1),
         ("Б", "Б", 0),
         ("The answer is B", "B", 0),

@@ -231,10 +231,9 @@ PIECES = [
         "reward mixed with a format term",
         "A > 0 for a well formatted wrong answer",
         "judge.py",
-        "                rewards.append(reward_of(timed(verifier, completion, problem.answer, "
-        "config.verifier_timeout)))\n",
-        "                reward = reward_of(timed(verifier, completion, problem.answer, config.verifier_timeout))\n"
-        "                rewards.append(0.9 * reward + 0.1 * ('####' in completion))\n",
+        "            rewards.append(reward_of(ask(completion, problem.answer)))\n",
+        "            reward = reward_of(ask(completion, problem.answer))\n"
+        "            rewards.append(0.9 * reward + 0.1 * ('####' in completion))\n",
         "test_train.py::test_a_well_formatted_wrong_answer_earns_nothing",
     ),
     Piece(
