@@ -38,7 +38,7 @@ class Config:
     data: str = option("", "JSONL file of your own problems: question, answer, and optionally solution, a line each")
     eval_data: str = option("", "JSONL file of held-out problems (--eval_problems of them); all of --data then trains")
     verifier: str = option("", "exact, number, choice, expression, math_verify, my_rules.py:check; empty: the task's")
-    verifier_timeout: float = option(300.0, "seconds that a call of your own may take, 0: no limit", low=0.0, high=86400.0)
+    verifier_timeout: float = option(300.0, "seconds a call of your own may take, 0: no limit", low=0.0, high=86400.0)
     on_verifier_error: str = option("stop", "if it fails: stop, reward zero, drop the sample", ("stop", "zero", "drop"))
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")

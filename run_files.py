@@ -15,7 +15,7 @@ import torch
 import ranks
 from errors import UserError, read_file
 
-FIRST = r"config\.json|metrics\.jsonl|verifier_error\.txt"  # what may be there before the first checkpoint
+FIRST = r"config\.json|metrics\.jsonl|verifier_error(-\d+)?\.txt"  # what may be there before the first checkpoint
 HALF = re.compile(rf"({FIRST}|samples\.jsonl|(last|best|skipped-.*)\.pt|curves\.png)\.\d+\.tmp")
 
 

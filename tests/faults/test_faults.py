@@ -177,6 +177,43 @@ def test_a_child_of_a_run_holds_no_lock(tmp_path):
         child.wait()
 
 
+FORKS = """
+import os, time
+
+def check(completion, answer):
+    if not os.path.exists(__file__ + ".pid") and os.fork() == 0:
+        with open(__file__ + ".pid", "w") as file:
+            file.write(str(os.getpid()))
+        time.sleep(20)
+        os._exit(0)
+    return float(sum(map(ord, completion)) % 2)
+"""
+
+
+def test_a_rule_that_forks_keeps_no_killed_runs_folder(tmp_path):
+    given = options(tmp_path)
+    (tmp_path / "rules.py").write_text(FORKS)
+    command = [
+        sys.executable,
+        "-u",
+        str(LIVES.parents[2] / "train.py"),
+        *given,
+        "--steps",
+        "99999",
+        "--save_every",
+        "1",
+    ]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for line in run.stdout:
+        if line.startswith("step=2 "):
+            break
+    run.kill()
+    run.wait()
+    assert (tmp_path / "rules.py.pid").exists()
+    with run_files.locked(tmp_path / "out"):
+        pass
+
+
 # ---- whose folder it is ----------------------------------------------------------------------------------------------
 
 
@@ -226,7 +263,7 @@ def test_what_is_not_an_unfinished_run_of_ours_is_refused_and_left(tmp_path, cap
 def test_a_run_without_a_checkpoint_is_taken_again_by_any_command_that_names_it(tmp_path):
     """Whatever the moment of the kill: half-written files go, whole ones are begun anew."""
     out = tmp_path / "out"
-    for left in ([], ["config.json"], ["config.json", "metrics.jsonl", "verifier_error.txt"]):
+    for left in ([], ["config.json"], ["config.json", "metrics.jsonl", "verifier_error.txt", "verifier_error-1.txt"]):
         for half in ([], ["config.json.7.tmp"], ["config.json.7.tmp", "last.pt.7.tmp", "metrics.jsonl.99.tmp"]):
             out.mkdir(exist_ok=True)
             for name in [*left, *half]:
