@@ -4,10 +4,13 @@ A folder is what Hugging Face transformers reads and writes: config.json, *.safe
 index), tokenizer.json. A feature that model.py does not have is refused by name: it would change the model in silence.
 """
 
+import functools
 import json
-import shutil
+import math
+import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +25,27 @@ from run_files import check_finite, replace
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 # What a config may say about features that model.py lacks: nothing, or that they are off.
-OFF = {
-    "hidden_act": "silu",
-    "attention_bias": False,
-    "mlp_bias": False,
-    "attention_dropout": 0,
-    "use_sliding_window": False,
-    "num_experts": None,
-    "num_local_experts": None,
-    "quantization_config": None,
-    "partial_rotary_factor": 1,
-}
+OFF = {"hidden_act": "silu", "attention_dropout": 0, "partial_rotary_factor": 1, "is_causal": True}
+OFF |= dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), False)
+OFF |= dict.fromkeys(("num_experts", "num_local_experts", "quantization_config", "text_config", "transformers_weights"))
 
 # Beside config.json and the weights: what an export takes over from the folder that the weights came from.
-TAKEN_OVER = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "chat_template.jinja",
-)
+TAKEN_OVER = "tokenizer.json tokenizer_config.json special_tokens_map.json vocab.json merges.txt".split()
+TAKEN_OVER += ["generation_config.json", "chat_template.jinja"]
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+LARGEST_FILE = 2**27  # of those that are read whole: tokenizers and settings
 
 GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # the same where every digit is a piece of its own, and ends the piece before it (SmolLM2)
 DIGIT_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
+QWEN_PIECES = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+    r"\s+(?!\S)|\s+"
+)
+# Read by tiktoken as by `tokenizers`, without a character left over, and far from the million steps at which tiktoken
+# panics and prints Rust's lines. Of other patterns none of this is known.
+PIECES = (QWEN_PIECES, QWEN_PIECES.replace(r"\p{N}|", r"\p{N}{1,3}|", 1))
+LONGEST_TEXT, MOST_MERGING = 500_000, 10**8  # characters; squared bytes of all tokens
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
@@ -60,12 +58,16 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
 
 
 def assemble(folder: Path, dtype: torch.dtype | None) -> Transformer:
+    taken_over(folder)  # what cannot be exported is said before anything is trained
     config = read_config(folder)
     published = read_weights(folder)
     check_finite(published)
     published = {name: x for name, x in published.items() if not name.endswith("rotary_emb.inv_freq")}  # old files
-    if config.tie_embeddings:
-        published.pop("lm_head.weight", None)
+    dtype = dtype or functools.reduce(torch.promote_types, {x.dtype for x in published.values()})
+    head = published.pop("lm_head.weight", None) if config.tie_embeddings else None
+    embed = published.get("model.embed_tokens.weight")
+    if not (head is None or embed is None or torch.equal(head.to(embed.dtype), embed)):
+        raise UserError(f"{folder}: config.json ties the head to the embedding, and the weights hold another lm_head")
     weights = {}
     for ours, theirs in published_names(config).items():
         missing = [name for name in theirs if name not in published]
@@ -80,19 +82,23 @@ def assemble(folder: Path, dtype: torch.dtype | None) -> Transformer:
         model = Transformer(config)
     for name, parameter in model.named_parameters():
         if parameter.shape != weights[name].shape:
-            raise UserError(
-                f"{folder}: {' + '.join(published_names(config)[name])} has the shape "
-                f"{tuple(weights[name].shape)}; config.json says {tuple(parameter.shape)}"
-            )
+            found, name = tuple(weights[name].shape), " + ".join(published_names(config)[name])
+            raise UserError(f"{folder}: {name} has the shape {found}; config.json says {tuple(parameter.shape)}")
     model.load_state_dict(weights, assign=True)
     if config.tie_embeddings:
         model.head.weight = model.embed.weight
     return model
 
 
+def read_bytes(path: Path) -> bytes:
+    if path.exists() and not path.is_file() or path.is_file() and path.stat().st_size > LARGEST_FILE:
+        raise UserError(f"{path} is no file, or larger than {LARGEST_FILE >> 20} MiB")
+    return path.read_bytes()
+
+
 def read_json(path: Path) -> dict:
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        read = json.loads(read_bytes(path).decode())
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is no JSON: {error}") from error
     if not isinstance(read, dict):
@@ -127,10 +133,8 @@ def read_config(folder: Path) -> ModelConfig:
         qk_norm=family == "qwen3",
     )
     if config.num_heads % config.num_kv_heads or config.head_dim % 2:
-        raise UserError(
-            f"{path}: {config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads: the "
-            "first must be a multiple of the last, the width even"
-        )
+        sizes = f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads"
+        raise UserError(f"{path}: {sizes}: the first must be a multiple of the last, the width even")
     return config
 
 
@@ -140,7 +144,10 @@ def check_features(c: dict, path: Path) -> Any:
     for name in ("rope_scaling", "rope_parameters"):  # as older and newer versions call it
         if not isinstance(c.get(name), dict | None):
             raise UserError(f"{path}: {name} {c[name]!r:.60} is not supported; a JSON object is")
-        rope |= c.get(name) or {}
+        for key, value in (c.get(name) or {}).items():
+            if rope.get(key) not in (None, value):
+                raise UserError(f"{path}: {key} {rope[key]!r:.60} and, in {name}, {value!r:.60}; one is supported")
+            rope[key] = value
     nested = [name for name, value in rope.items() if isinstance(value, dict)]
     if nested:
         raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
@@ -153,6 +160,8 @@ def check_features(c: dict, path: Path) -> Any:
             raise UserError(f"{path}: {name} {value!r:.60} is not supported; {off!r} is")
     layers = c.get("layer_types") or []
     odd = [kind for kind in layers if kind != "full_attention"] if isinstance(layers, list) else [layers]
+    if layers and not odd and len(layers) != c.get("num_hidden_layers"):
+        odd = [f"of {len(layers)} layers"]
     if odd:
         raise UserError(f"{path}: layer_types {odd[0]!r:.60} is not supported; 'full_attention' is")
     return rope["rope_theta"]
@@ -202,41 +211,78 @@ def safetensors_torch():
     return safetensors.torch
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The single file, or all shards of the index; UserError where they are not all there, or where both are."""
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder}: adapter_config.json is not supported: merge the adapter into the model first")
+    single, index = folder / WEIGHTS, folder / INDEX
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else [WEIGHTS]
+    missing = [name for name in names if Path(name).name != name or not (folder / name).is_file()]
+    if missing and single.is_file():
+        return [single]  # the index is that of other weights, to transformers too
+    if missing or not names:
+        raise UserError(f"{folder}: no {(missing or [WEIGHTS])[0]}; weights are read from *.safetensors in it alone")
+    if single.is_file() and names != [WEIGHTS]:
+        raise UserError(f"{folder} holds {WEIGHTS} and all shards of {INDEX}: remove the older of the two")
+    return [folder / name for name in names]
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
-    if not (folder / files[0]).is_file():
-        raise UserError(f"{folder}: no {files[0]}; weights are read from *.safetensors alone")
     read = safetensors_torch().load_file
     weights: dict[str, Tensor] = {}
-    for name in files:
+    for path in weight_files(folder):
         try:
-            weights |= read(folder / name)
+            shard = read(path)
         except Exception as error:  # torn or foreign: the library has an exception class of its own
-            raise UserError(f"{folder / name} cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+        if weights.keys() & shard.keys():
+            raise UserError(f"{path} holds {min(weights.keys() & shard.keys())}, as another shard does")
+        weights |= shard
     return weights
 
 
+def taken_over(folder: Path) -> dict[str, bytes]:
+    """What an export copies, read through links; UserError for what is not what its name says: it may be anything."""
+    found = {name: read_bytes(folder / name) for name in TAKEN_OVER if (folder / name).exists()}
+    for name, content in found.items():
+        with reading(f"{folder / name} is not what its name says, and would be exported"):
+            lines = content.decode().splitlines() if name == "merges.txt" else []
+            odd = name.endswith(".json") and not isinstance(json.loads(content), dict)
+            if (
+                odd
+                or "\0" in content.decode()
+                or any(line[:1] not in ("", "#") and line.count(" ") != 1 for line in lines)
+            ):
+                raise ValueError("no JSON object, list of merges, or text")
+    return found
+
+
 def save(model: Transformer, out: str | Path, source: str | Path | None = None) -> None:
-    """Write a folder that transformers loads, weights bit for bit; tokenizer and further settings as in `source`."""
+    """Write a folder that transformers loads, weights bit for bit; tokenizer and further settings as in `source`.
+
+    The weights come last: until they are there the folder is refused.
+    """
     c, out = model.config, Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    copied = taken_over(Path(source)) if source else {}
+    config = read_json(Path(source) / "config.json") if source else describe(c)
+    config.pop("torch_dtype", None)  # what older versions call it
+    config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
+    copied["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     heads = [c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim]
     weights: dict[str, Tensor] = {}
     ours = model.state_dict()
     for name, theirs in published_names(c).items():
         rows = heads if len(theirs) == 3 else [len(ours[name]) // len(theirs)] * len(theirs)
         weights |= zip(theirs, ours[name].cpu().split(rows))
-    replace(
-        out / "model.safetensors", lambda path: safetensors_torch().save_file(weights, path, metadata={"format": "pt"})
-    )
-    config = read_json(Path(source) / "config.json") if source else describe(c)
-    config.pop("torch_dtype", None)  # what older versions call it
-    config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
-    replace(out / "config.json", lambda path: path.write_text(json.dumps(config, indent=2) + "\n"))
-    for path in [Path(source) / name for name in TAKEN_OVER] if source else ():
-        if path.is_file():
-            shutil.copyfile(path, out / path.name)
+    if out.is_symlink():
+        out.unlink()  # the folder is made here, not where a link leads
+    out.mkdir(parents=True, exist_ok=True)
+    for name in {WEIGHTS, INDEX, *(TAKEN_OVER if source else ())} - copied.keys():  # of a model that was here before
+        (out / name).unlink(missing_ok=True)
+    for name, content in copied.items():
+        replace(out / name, lambda path: path.write_bytes(content))
+    with reading(f"{out / WEIGHTS} cannot be written"):  # safetensors tells of a full disk in a class of its own
+        replace(out / WEIGHTS, lambda path: safetensors_torch().save_file(weights, path, metadata={"format": "pt"}))
 
 
 def describe(c: ModelConfig) -> dict:
@@ -245,17 +291,13 @@ def describe(c: ModelConfig) -> dict:
     return {
         "model_type": family,
         "architectures": [ARCHITECTURES[family]],
-        "vocab_size": c.vocab_size,
-        "hidden_size": c.hidden_size,
-        "intermediate_size": c.intermediate_size,
+        **{n: getattr(c, n) for n in ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "rope_theta")},
         "num_hidden_layers": c.num_layers,
         "num_attention_heads": c.num_heads,
         "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim,
         "max_position_embeddings": c.max_seq_len,
         "rms_norm_eps": c.norm_eps,
         "hidden_act": "silu",
-        "rope_theta": c.rope_theta,
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tie_embeddings,
         "bos_token_id": None,
@@ -266,31 +308,35 @@ def describe(c: ModelConfig) -> dict:
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
 
+class NoToken(UserError, ValueError):
+    """A text that the tokenizer cannot write."""
+
+
 class Tokenizer:
     """tiktoken on a published vocabulary, with what tiktoken leaves to its caller; its methods carry tiktoken's names.
 
     Differs from `tokenizers` on purpose in one thing: added tokens inside a text are plain text.
     """
 
-    def __init__(self, encoding: tiktoken.Encoding, nfc: bool, ranks: dict[bytes, int]):
-        self.encoding, self.nfc, self.n_vocab = encoding, nfc, encoding.n_vocab
+    chat: "Chat | None" = None  # the folder's own template
+
+    def __init__(self, encoding: tiktoken.Encoding, nfc: bool, ranks: dict[bytes, int], control: set[int]):
+        self.encoding, self.nfc, self.n_vocab, self.control = encoding, nfc, encoding.n_vocab, control
         self.special_tokens_set, self.encode_single_token = encoding.special_tokens_set, encoding.encode_single_token
         self.missing = {b for b in range(256) if bytes([b]) not in ranks}
         self.bytes_of = {rank: piece for piece, rank in ranks.items()}
         self.bytes_of |= {encoding.encode_single_token(s): s.encode() for s in encoding.special_tokens_set}
 
     def encode_ordinary(self, text: str) -> list[int]:
-        """Token ids of plain text; ValueError for characters that the vocabulary cannot write."""
+        """Token ids of plain text; NoToken for characters that the vocabulary cannot write."""
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # as tiktoken does
         text = unicodedata.normalize("NFC", text) if self.nfc else text
+        if len(text) > LONGEST_TEXT:  # or tiktoken panics, which prints lines of Rust's
+            raise NoToken(f"the tokenizer fails on a text of {len(text)} characters, {text[:60]!r}")
         for character in text if self.missing else ():
-            if set(character.encode(errors="replace")) & self.missing:
-                raise ValueError(f"the tokenizer has no token for {character!r}, in {text[:60]!r}")
-        try:
-            return self.encoding.encode_ordinary(text)
-        except BaseException as error:  # a panic of tiktoken's Rust part, which is no Exception
-            if type(error).__name__ != "PanicException":
-                raise
-            raise ValueError(f"the tokenizer fails on a text of {len(text)} characters, {text[:60]!r}") from error
+            if set(character.encode()) & self.missing:
+                raise NoToken(f"the tokenizer has no token for {character!r}, in {text[:60]!r}")
+        return self.encoding.encode_ordinary(text)
 
     def decode_single_token_bytes(self, token: int) -> bytes:
         """The bytes of a token; of an id that the model has and the tokenizer lacks: U+FFFD."""
@@ -303,37 +349,122 @@ class Tokenizer:
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The byte-level BPE of tokenizer.json; UserError for another kind, or one that tiktoken would read differently."""
-    path = Path(folder) / "tokenizer.json"
+    path, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
     with reading(f"{path}: no tokenizer that can be read"):
-        return build_tokenizer(read_json(path), path)
+        config = read_json(settings) if settings.exists() else {}
+        tokenizer = build_tokenizer(read_json(path), path, config)
+    with reading(f"{folder}: no chat template that can be read"):
+        tokenizer.chat = chat_of(Path(folder), config)
+    return tokenizer
 
 
-def build_tokenizer(t: dict, path: Path) -> Tokenizer:
-    model, added = t["model"], {a["content"]: a["id"] for a in t.get("added_tokens") or []}
+def build_tokenizer(t: dict, path: Path, config: dict | None = None) -> Tokenizer:
+    model, added = t["model"], added_tokens(t, config or {}, path)
     for name in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise UserError(f"{path}: {name} {model[name]!r} is not supported")
-    if model.get("type", "BPE") != "BPE":
-        raise UserError(f"{path}: a {model['type']} model is not supported; byte-level BPE is")
+            raise UserError(f"{path}: {name} {model[name]!r:.60} is not supported")
+    for part, kind in ((model, "BPE"), (t.get("decoder") or {}, "ByteLevel")):
+        if part.get("type", kind) != kind:
+            raise UserError(f"{path}: {part['type']!r:.60} is not supported; {kind} is")
     nfc, pieces = normalizes(t.get("normalizer"), path), pattern(t.get("pre_tokenizer"), path)
-    ranks, merged, last = {}, set(), -1
-    for merge in model["merges"]:
-        token = "".join(merge.split(" ") if isinstance(merge, str) else merge)
-        if token not in model["vocab"] or model["vocab"][token] < last:
-            raise UserError(
-                f"{path}: the merge of {token!r} does not follow the order of the token ids, by which tiktoken merges"
-            )
-        last = model["vocab"][token]
-        merged.add(token)
     byte_of = {c: bytes([b]) for b, c in byte_characters().items()}
+    merged, ranks = merged_tokens(model, path), {}
     for token, rank in model["vocab"].items():
         if token in merged or token in byte_of:
             ranks[b"".join(byte_of[c] for c in token)] = rank
         elif token not in added:
             raise UserError(f"{path}: the token {token!r} is neither a byte nor a merge of two others")
-    return Tokenizer(
-        tiktoken.Encoding(path.parent.name, pat_str=pieces, mergeable_ranks=ranks, special_tokens=added), nfc, ranks
-    )
+    ids = {**model["vocab"], **added}.values()
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: two tokens have one id")
+    encoding = tiktoken.Encoding(path.parent.name, pat_str=pieces, mergeable_ranks=ranks, special_tokens=added)
+    return Tokenizer(encoding, nfc, ranks, {a["id"] for a in t.get("added_tokens") or [] if a.get("special")})
+
+
+def added_tokens(t: dict, config: dict, path: Path) -> dict[str, int]:
+    """The ids of the added tokens; UserError where `tokenizers` would give others, or tokenizer_config.json does."""
+    vocab, added = t["model"]["vocab"], {}
+    free = len(vocab)
+    for token in t.get("added_tokens") or []:
+        name = token["content"]
+        if any(map(token.get, ("single_word", "lstrip", "rstrip"))) or token["id"] != vocab.get(name, free) or not name:
+            raise UserError(f"{path}: the added token {name!r:.60} is not supported with these flags, or this id")
+        free += name not in vocab
+        added[name] = token["id"]
+    for number, token in (config.get("added_tokens_decoder") or {}).items():
+        if added.get(token["content"]) != int(number):
+            raise UserError(f"{path}: no {token['content']!r:.60} of id {number}, which tokenizer_config.json has")
+    return added
+
+
+def merged_tokens(model: dict, path: Path) -> set[str]:
+    """The tokens that merges make; UserError where tiktoken, which merges by the result's id, could make others.
+
+    It makes the same of every text where ids rise with the merges, and the last pair of each token's own bytes is
+    listed: what merges to a token within a text does so alone. Without such a pair it is met as a whole piece only.
+    """
+    vocab, last = model["vocab"], 0
+    pairs = dict.fromkeys(tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"])
+    for x, y in pairs:
+        if vocab.get(x + y, -1) < last:
+            raise UserError(f"{path}: the merge of {x + y!r:.60} does not follow the order of the token ids")
+        last = vocab[x + y]
+    ids = {x + y: vocab[x + y] for x, y in pairs}
+    if sum(len(token) ** 2 for token in ids) > MOST_MERGING:
+        raise UserError(f"{path}: tokens as long as {max(map(len, ids))} bytes are not supported")
+    for token in ids:
+        pair = last_pair(token, ids)
+        if pair not in pairs and (pair or not model.get("ignore_merges")):
+            raise UserError(f"{path}: the bytes of the token {token!r:.60} do not merge to it by the merges listed")
+    return set(ids)
+
+
+def last_pair(token: str, ids: dict[str, int]) -> tuple[str, ...]:
+    """The two tokens that the token's bytes are merged to before they are one; none where merging ends before."""
+    parts = list(token)
+    while len(parts) > 2:
+        found = [ids.get(x + y, math.inf) for x, y in zip(parts, parts[1:])]
+        i = found.index(min(found))
+        if found[i] == math.inf:
+            return ()
+        parts[i : i + 2] = [parts[i] + parts[i + 1]]
+    return tuple(parts)
+
+
+# ---- chat template ---------------------------------------------------------------------------------------------------
+
+Chat = tuple[str, str, str, Callable[[str], str]]  # before the user's text, behind it, end of a turn, what it is cut to
+SENTINEL, PADS = "the user's text, 8d1f", ("\v\t", "\t\v")
+
+
+def chat_of(folder: Path, config: dict) -> Chat | None:
+    """The prompt that the folder's template makes of one user message, cut where that stands; None without."""
+    file, template = folder / "chat_template.jinja", config.get("chat_template")
+    template = read_bytes(file).decode() if file.exists() else template
+    if isinstance(template, list):
+        template = {named["name"]: named["template"] for named in template}["default"]
+    if template is None:
+        return None
+    given = {key: value for key, value in config.items() if value and key.endswith("_token")}
+    named = {key: value["content"] if isinstance(value, dict) else value for key, value in given.items()}
+    told = {"messages": [{"role": "user", "content": SENTINEL.join(PADS)}], "tools": None, "documents": None}
+    asked = json.dumps([template, {**named, **told, "add_generation_prompt": True}])
+    command = [sys.executable, str(Path(__file__).with_name("chat_template.py"))]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60)
+    if done.returncode:
+        why = done.stderr.strip() or "it takes more than 5 seconds or a GiB of memory"
+        raise UserError(f"{folder}: the chat template fails: {why[:300]}")
+    before, *after = json.loads(done.stdout).split(SENTINEL)
+    if len(after) != 1:
+        raise UserError(f"{folder}: the chat template shows the user's text {len(after)} times; once is needed")
+    kept = before.endswith(PADS[0]), after[0].startswith(PADS[1])
+    cut: Any = {(True, True): str, (False, False): str.strip, (False, True): str.lstrip, (True, False): str.rstrip}[
+        kept
+    ]
+    return before.removesuffix(PADS[0]), after[0].removeprefix(PADS[1]), named.get("eos_token", ""), cut
+
+
+# ---- the parts of a byte-level BPE -----------------------------------------------------------------------------------
 
 
 def byte_characters() -> dict[int, str]:
@@ -361,16 +492,11 @@ def pattern(pre_tokenizer: dict | None, path: Path) -> str:
             return GPT2_PIECES
         if kinds == ["Digits", "ByteLevel"] and plain and steps[0].get("individual_digits"):
             return DIGIT_PIECES
-        split = steps[0].get("pattern") or {}
-        if (
-            kinds == ["Split", "ByteLevel"]
-            and not plain
-            and "Regex" in split
-            and not steps[0].get("invert")
-            and steps[0].get("behavior") == "Isolated"
-        ):
-            return split["Regex"]
+        split = (steps[0].get("pattern") or {}).get("Regex")
+        whole = kinds == ["Split", "ByteLevel"] and not plain and not steps[0].get("invert")
+        if whole and split in PIECES and steps[0].get("behavior") == "Isolated":
+            return split
     raise UserError(
-        f"{path}: the pre_tokenizer {' + '.join(kinds) or None} with these settings is not supported; "
+        f"{path}: the pre_tokenizer {' + '.join(kinds) or None} with this pattern and these settings is not supported; "
         "those of GPT-2, Llama 3, Qwen and SmolLM2 are"
     )

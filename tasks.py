@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, groupby
 
 import tiktoken
 import torch
@@ -50,15 +50,15 @@ USER, REFERENCE, ASSISTANT, END = (TOKENIZER.encode_single_token(name) for name 
 
 
 class Format:
-    """How problems become tokens: a tokenizer, a template of each view, the token that ends a completion.
+    """How problems become tokens: a tokenizer, what stands around the user's text, the token that ends a completion.
 
-    A template is text with special tokens and {question}, {privileged}; what stands between two special tokens is
-    encoded as one text. The teacher's is the student's with one insertion.
+    Special tokens are named in `before` and `after` alone; view(question, privileged) gives the text between them, and
+    what it holds stays text. Text between two special tokens is encoded as one.
     """
 
-    def __init__(self, tokenizer, student: str, teacher: str, end: str):
-        self.tokenizer, self.end = tokenizer, tokenizer.encode_single_token(end)
-        self.student, self.teacher = self._parts(student), self._parts(teacher)
+    def __init__(self, tokenizer, before: str, after: str, end: str, view: Callable[[str, str | None], list]):
+        self.tokenizer, self.end, self.view = tokenizer, tokenizer.encode_single_token(end), view
+        self.before, self.after = self._parts(before), self._parts(after)
 
     def _parts(self, template: str) -> list[str | int]:
         special = self.tokenizer.special_tokens_set
@@ -67,37 +67,44 @@ class Format:
         return [self.tokenizer.encode_single_token(p) if p in special else p for p in parts if p]
 
     def prompt(self, question: str, privileged: str | None) -> list[int]:
-        tokens = []
-        for part in self.teacher if privileged else self.student:
-            if isinstance(part, int):
-                tokens.append(part)
-            else:
-                tokens += self.tokenizer.encode_ordinary(part.format(question=question, privileged=privileged))
+        tokens: list[int] = []
+        for kind, run in groupby([*self.before, *self.view(question, privileged), *self.after], type):
+            parts = list(run)
+            tokens += parts if kind is int else self.tokenizer.encode_ordinary("".join(parts))
         return tokens
 
 
 BYTES = Format(
-    TOKENIZER, "<|user|>{question}<|assistant|>", "<|user|>{question}<|reference|>{privileged}<|assistant|>", "<|end|>"
+    TOKENIZER, "<|user|>", "<|assistant|>", "<|end|>", lambda q, shown: [q, REFERENCE, shown] if shown else [q]
 )
 ASK = f"\n\nEnd your reply with {MARKER} and the final answer, like this: {MARKER} 5"
 TELL = "\n\nReference, for your eyes alone: {privileged}"
-CHATS = {  # opened by, closed by: the families of published models, told apart by their special tokens
-    "<|im_start|>": ("<|im_start|>user\n{question}", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"),
+CHATS = {  # before the user's text, after it, end of a turn: families of published models, told by their special tokens
+    "<|im_start|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", str),
     "<|start_header_id|>": (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{question}",
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
         "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
         "<|eot_id|>",
+        str,
     ),
 }
 FORMAT = BYTES
 
 
 def chat(tokenizer) -> Format:
-    """The chat format that a published tokenizer was made for: ChatML (Qwen, SmolLM2) or Llama 3."""
-    for name, (opening, closing, end) in CHATS.items():
-        if name in tokenizer.special_tokens_set:
-            return Format(tokenizer, opening + ASK + closing, opening + TELL + ASK + closing, end)
-    raise ValueError(f"the tokenizer has none of the chat formats known here ({', '.join(CHATS)})")
+    """The chat format of a published tokenizer: its folder's template, else ChatML (Qwen, SmolLM2) or Llama 3."""
+    formats = [parts for name, parts in CHATS.items() if name in tokenizer.special_tokens_set]
+    before, after, end, cut = tokenizer.chat or (*formats, ("", "", "", str))[0]
+    if end not in tokenizer.special_tokens_set:
+        known = ", ".join(CHATS)
+        raise ValueError(
+            f"the tokenizer has none of the chat formats known here ({known}), nor a template and eos_token"
+        )
+
+    def view(question: str, privileged: str | None) -> list[str]:
+        return [cut(question + (TELL.format(privileged=privileged) if privileged else "") + ASK)]
+
+    return Format(tokenizer, before, after, end, view)
 
 
 def use(format: Format) -> None:
@@ -113,7 +120,9 @@ def encode(text: str) -> list[int]:
 
 def decode(tokens: list[int]) -> str:
     """Text of a completion, the end token and what follows it left out; bytes that are no UTF-8 become U+FFFD."""
-    return FORMAT.tokenizer.decode(tokens[: tokens.index(FORMAT.end)] if FORMAT.end in tokens else tokens)
+    control = getattr(FORMAT.tokenizer, "control", ())  # of a published vocabulary: no text, to a verifier neither
+    kept = tokens[: tokens.index(FORMAT.end)] if FORMAT.end in tokens else tokens
+    return FORMAT.tokenizer.decode([token for token in kept if token not in control])
 
 
 # ---- the two views ---------------------------------------------------------------------------------------------------

