@@ -979,7 +979,8 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
     assert train.main(options(tmp_path, folder, "whole", "--steps", "2")) == 0
     assert "peak_GiB=" in capsys.readouterr().out
     assert train.main(options(tmp_path, folder, "parts", "--steps", "1")) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    rule = ["--verifier", f"{tmp_path}/rules.py:check"]
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule]) == 0
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts") and len(rows(tmp_path / "whole")) == 3
     assert same(files(tmp_path / "whole/model"), files(tmp_path / "parts/model"))
     last = torch.load(tmp_path / "whole/last.pt", weights_only=True)["model"]
@@ -1028,7 +1029,8 @@ def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, rest
     half = ["--dtype", "bfloat16", "--lr", "1e-5"]
     assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *half)) == 0
     assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *half)) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    rule = ["--verifier", f"{tmp_path}/rules.py:check"]
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule]) == 0
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
     last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")]
     assert same(last[0]["model"], last[1]["model"])
