@@ -618,23 +618,18 @@ def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
     assert capfd.readouterr().err == ""
 
 
-PAIRS = st.lists(
-    st.tuples(*[st.sampled_from(["a", "b", "ab", "ba", "aa", "aab", "bb", "abb", "abab"])] * 2), max_size=7
-)
-
-
 @settings(max_examples=300)
-@given(PAIRS, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
-def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, whole, by_rank, rng):
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 2), max_size=6), st.booleans(), st.randoms(use_true_random=False))
+def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, whole, rng):
     """tiktoken merges by the id of what comes out, tokenizers by the pair: all texts of two letters up to eight."""
     letters = list(pretrained.byte_characters().values())
-    merges, known = [], {"a", "b"}
-    for x, y in dict.fromkeys(pairs):
-        if {x, y} <= known:
-            merges.append([x, y])
-            known.add(x + y)
-    made = list(dict.fromkeys(x + y for x, y in merges))
-    if not by_rank:
+    merges, known = [], ["a", "b"]
+    for x, y in pairs:
+        merge = [known[x % len(known)], known[y % len(known)]]
+        merges += [merge] if merge not in merges else []
+        known += ["".join(merge)] if "".join(merge) not in known else []
+    made = known[2:]
+    if rng.random() < 0.1:
         rng.shuffle(made)
     vocab = {token: i for i, token in enumerate(letters + made)}
     flags = {"trim_offsets": False, "use_regex": True}
