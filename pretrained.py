@@ -24,6 +24,12 @@ from worker import MEMORY, Scorer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
+# The numbers of a ModelConfig as config.json calls them, and the largest they may be (others are whole, up to 2**24).
+NUMBERS = {name: name for name in "vocab_size hidden_size intermediate_size head_dim rope_theta".split()}
+NUMBERS |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "norm_eps": "rms_norm_eps"}
+NUMBERS |= {"num_kv_heads": "num_key_value_heads", "max_seq_len": "max_position_embeddings"}
+LARGEST = {"num_hidden_layers": 1000, "rope_theta": sys.float_info.max, "rms_norm_eps": sys.float_info.max}
+
 # What a config may say about features that model.py lacks: nothing, or that they are off.
 OFF = {"hidden_act": "silu", "attention_dropout": 0, "partial_rotary_factor": 1, "is_causal": True}
 OFF |= dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), False)
@@ -64,9 +70,8 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
         head = published.pop("lm_head.weight", None) if config.tie_embeddings else None
         embed = published.get("model.embed_tokens.weight")
         if not (head is None or embed is None or torch.equal(head.to(embed.dtype), embed)):
-            raise UserError(
-                f"{folder}: config.json ties the head to the embedding, and the weights hold another lm_head"
-            )
+            said = "config.json ties the head to the embedding, and the weights hold another lm_head"
+            raise UserError(f"{folder}: {said}")
         weights = {}
         for ours, theirs in published_names(config).items():
             missing = [name for name in theirs if name not in published]
@@ -117,20 +122,11 @@ def read_config(folder: Path) -> ModelConfig:
     tied = c.get("tie_word_embeddings")
     if not isinstance(tied, bool | None):
         raise UserError(f"{path}: tie_word_embeddings {tied!r:.60} is not supported; true or false is")
-    config = ModelConfig(  # values that are left out are those of transformers
-        vocab_size=number(c, "vocab_size", path),
-        hidden_size=width,
-        intermediate_size=number(c, "intermediate_size", path),
-        num_layers=number(c, "num_hidden_layers", path, largest=1000),
-        num_heads=heads,
-        num_kv_heads=number(c, "num_key_value_heads", path, heads),
-        head_dim=number(c, "head_dim", path, 128 if family == "qwen3" else width // heads),
-        max_seq_len=number(c, "max_position_embeddings", path, 32768 if family == "qwen3" else 2048),
-        rope_theta=number(c, "rope_theta", path, 10000.0, float),
-        norm_eps=number(c, "rms_norm_eps", path, 1e-6, float),
-        tie_embeddings=bool(tied),
-        qk_norm=family == "qwen3",
-    )
+    qwen = family == "qwen3"
+    left_out = {"num_key_value_heads": heads, "head_dim": 128 if qwen else width // heads}  # as transformers does
+    left_out |= {"max_position_embeddings": 32768 if qwen else 2048, "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
+    numbers = {ours: number(c, theirs, path, left_out.get(theirs)) for ours, theirs in NUMBERS.items()}
+    config = ModelConfig(**numbers, tie_embeddings=bool(tied), qk_norm=qwen)
     if config.num_heads % config.num_kv_heads or config.head_dim % 2:
         sizes = f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads"
         raise UserError(f"{path}: {sizes}: the first must be a multiple of the last, the width even")
@@ -166,15 +162,14 @@ def check_features(c: dict, path: Path) -> Any:
     return rope["rope_theta"]
 
 
-def number(c: dict, name: str, path: Path, left_out: Any = None, kind: type = int, largest: int = 2**24) -> Any:
-    """A number of config.json, or `left_out`; UserError for one that no model has, before anything of its size is made.
-
-    Whole ones are at most `largest`, others finite.
-    """
+def number(c: dict, name: str, path: Path, left_out: Any = None) -> Any:
+    """A number of config.json, or `left_out`; UserError, before anything of its size is made, for one no model has."""
     value = left_out if c.get(name) is None else c[name]
     if value is None:
         raise UserError(f"{path}: {name} is missing")
-    if type(value) not in (int, kind) or not 0 < value <= (largest if kind is int else sys.float_info.max):
+    largest = LARGEST.get(name, 2**24)
+    kind = type(largest)
+    if type(value) not in (int, kind) or not 0 < value <= largest:
         what = f"whole number up to {largest:,}" if kind is int else "number above 0"
         raise UserError(f"{path}: {name} {value!r:.60} is no size of a model; a {what} is needed")
     return kind(value)
@@ -185,20 +180,14 @@ def published_names(config: ModelConfig) -> dict[str, list[str]]:
     names = {"embed": ["model.embed_tokens"], "norm": ["model.norm"]}
     if not config.tie_embeddings:
         names["head"] = ["lm_head"]
-    block = {
-        "attention_norm": ["input_layernorm"],
-        "mlp_norm": ["post_attention_layernorm"],
-        "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        "attention.out": ["self_attn.o_proj"],
-        "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-        "mlp.down": ["mlp.down_proj"],
-    }
+    block = "attention_norm input_layernorm, mlp_norm post_attention_layernorm, "
+    block += "attention.qkv self_attn.q_proj self_attn.k_proj self_attn.v_proj, attention.out self_attn.o_proj, "
+    block += "mlp.gate_up mlp.gate_proj mlp.up_proj, mlp.down mlp.down_proj"
     if config.qk_norm:
-        block |= {"attention.q_norm": ["self_attn.q_norm"], "attention.k_norm": ["self_attn.k_norm"]}
+        block += ", attention.q_norm self_attn.q_norm, attention.k_norm self_attn.k_norm"
     for i in range(config.num_layers):
-        names |= {
-            f"blocks.{i}.{ours}": [f"model.layers.{i}.{name}" for name in theirs] for ours, theirs in block.items()
-        }
+        for ours, *theirs in map(str.split, block.split(",")):
+            names[f"blocks.{i}.{ours}"] = [f"model.layers.{i}.{name}" for name in theirs]
     return {f"{ours}.weight": [f"{name}.weight" for name in theirs] for ours, theirs in names.items()}
 
 
@@ -245,13 +234,10 @@ def taken_over(folder: Path) -> dict[str, bytes]:
     found = {name: read_bytes(folder / name) for name in TAKEN_OVER if (folder / name).exists()}
     for name, content in found.items():
         with reading(f"{folder / name} is not what its name says, and would be exported"):
-            lines = content.decode().splitlines() if name == "merges.txt" else []
-            odd = name.endswith(".json") and not isinstance(json.loads(content), dict)
-            if (
-                odd
-                or "\0" in content.decode()
-                or any(line[:1] not in ("", "#") and line.count(" ") != 1 for line in lines)
-            ):
+            text = content.decode()
+            lines = text.splitlines() if name == "merges.txt" else []
+            odd = "\0" in text or name.endswith(".json") and not isinstance(json.loads(content), dict)
+            if odd or any(line[:1] not in ("", "#") and line.count(" ") != 1 for line in lines):
                 raise ValueError("no JSON object, list of merges, or text")
     return found
 
@@ -290,17 +276,11 @@ def describe(c: ModelConfig) -> dict:
     return {
         "model_type": family,
         "architectures": [ARCHITECTURES[family]],
-        **{n: getattr(c, n) for n in ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "rope_theta")},
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "max_position_embeddings": c.max_seq_len,
-        "rms_norm_eps": c.norm_eps,
+        **{theirs: getattr(c, ours) for ours, theirs in NUMBERS.items()},
         "hidden_act": "silu",
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tie_embeddings,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
     }
 
 
