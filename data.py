@@ -78,7 +78,7 @@ def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Conf
 def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "", eval_path: str = "") -> tasks.Source:
     """The user's own problems; held out are, for every seed, the same `held_out` of eval_path, or at most a tenth."""
     seen: dict[str, str] = {}
-    train = problems = load_problems(path, privileged_key, seen)
+    problems = load_problems(path, privileged_key, seen)
     aside = load_problems(eval_path, privileged_key, seen) if eval_path else problems
     if len(aside) < (least := 1 if eval_path else 2) or not problems:
         short = eval_path if problems and eval_path else path
@@ -86,14 +86,8 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "",
     shuffled = random.Random("held out").sample(aside, len(aside))
     cut = max(1, min(held_out, len(aside) if eval_path else len(aside) // 10))
     train, problems = (problems, problems + aside) if eval_path else (shuffled[cut:], problems)
-    return tasks.Source(
-        lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
-        shuffled[:cut],
-        problems,
-        verifier,
-        careless=lambda problem, rng, slip: problem,
-        train=len(train),
-    )
+    draw = lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n)
+    return tasks.Source(draw, shuffled[:cut], problems, verifier, train=len(train))
 
 
 def load_problems(path: str, privileged_key: str = "", seen: dict[str, str] | None = None) -> list[tasks.Problem]:
@@ -119,7 +113,7 @@ def load_problems(path: str, privileged_key: str = "", seen: dict[str, str] | No
 
 
 def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
-    row, form = None, next(advice for start, advice in FORMS.items() if re.match(start, line.strip()))
+    form = next(advice for start, advice in FORMS.items() if re.match(start, line.strip()))
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -47,7 +47,7 @@ def source(task: str, held_out: int) -> Source:
     listed = list(apart.values())
     known = listed + draw(rng, held_out)
     limits[:] = map(max, zip(*map(_sizes, known)))  # longer ones are passed over: what was checked holds for all
-    return Source(draw, listed, known, task, careless=lambda problem, rng, slip: problem)
+    return Source(draw, listed, known, task)
 
 
 def _problem(task: str, rng: random.Random) -> Problem:
@@ -70,9 +70,8 @@ def _text(problem: Problem) -> str:
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
     """What the longest prompts and completions of a problem grow with, in tokens."""
-    question, answer, solution = (
-        len(tasks.encode(text or "")) for text in (problem.question, problem.answer, problem.solution)
-    )
+    texts = problem.question, problem.answer, problem.solution or ""
+    question, answer, solution = (len(tasks.encode(text)) for text in texts)
     return question + answer, question + solution, len(tasks.target(problem))
 
 

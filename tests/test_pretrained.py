@@ -998,7 +998,8 @@ def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_form
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     capsys.readouterr()
     page = tmp_path / "page.html"
-    assert sample_file.main([str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page)]) == 0
+    command = [str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page)]
+    assert sample_file.main([*command, "--verifier", f"{tmp_path}/rules.py:check"]) == 0
     printed, text = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert "reference answer: 132" in printed and "right: reward 1" in printed and "wrong: reward 0" in printed
     assert text.count('tabindex="0"') == text.count("<tr><td>") + text.count('<tr class="far"><td>') > 10

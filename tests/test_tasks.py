@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import runpy
 import socket
 from collections import Counter
 
@@ -49,7 +50,8 @@ def test_the_marker_is_one_token_and_special_tokens_come_last():
 
 def test_tokenizer_needs_no_network(monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("the network was asked"))
-    assert tasks.build_tokenizer().encode_ordinary("ü####") == [0xC3, 0xBC, 257]
+    made = runpy.run_path(tasks.__file__)["TOKENIZER"]
+    assert made.encode_ordinary("ü####") == [0xC3, 0xBC, 257]
 
 
 @given(problems, texts.filter(lambda t: t not in ("", "answer", "solution")))
