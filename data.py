@@ -31,13 +31,12 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
     try:
         tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
-        source = (
-            from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
-            if config.data
-            else reasoning.source(config.task, config.eval_problems)
-            if config.task.startswith(reasoning.PREFIX)
-            else tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
-        )
+        if config.data:
+            source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
+        elif config.task.startswith(reasoning.PREFIX):
+            source = reasoning.source(config.task, config.eval_problems)
+        else:
+            source = tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
         verifier = verifiers.load(config.verifier or source.verifier)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -48,10 +47,9 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
             raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
     long = sum("\n" in p.answer.strip() or len(p.answer) > 100 for p in source.known)
     if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and ranks.rank() == 0:
-        print(
-            f"note: {config.data}: {long} of {len(source.known)} answers are whole texts, which a completion has to "
-            f"repeat behind {MARKER}: 'answer' is for the final answer alone, 'solution' for the way to it"
-        )
+        whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
+        advice = "'answer' is for the final answer alone, 'solution' for the way to it"
+        print(f"note: {config.data}: {whole} behind {MARKER}: {advice}")
     return source, verifier
 
 

@@ -5,6 +5,7 @@ index), tokenizer.json. A feature that model.py does not have is refused by name
 """
 
 import functools
+import importlib
 import json
 import math
 import sys
@@ -44,10 +45,8 @@ LARGEST_FILE = 2**27  # of those that are read whole: tokenizers and settings
 GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # the same where every digit is a piece of its own, and ends the piece before it (SmolLM2)
 DIGIT_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-QWEN_PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
+QWEN_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+QWEN_PIECES += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Read by tiktoken as by `tokenizers`, without a character left over, and far from the million steps at which tiktoken
 # panics and prints Rust's lines. Of other patterns none of this is known.
 PIECES = (QWEN_PIECES, QWEN_PIECES.replace(r"\p{N}|", r"\p{N}{1,3}|", 1))
@@ -74,8 +73,7 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
             raise UserError(f"{folder}: {said}")
         weights = {}
         for ours, theirs in published_names(config).items():
-            missing = [name for name in theirs if name not in published]
-            if missing:
+            if missing := [name for name in theirs if name not in published]:
                 raise UserError(f"{folder}: the weights lack {missing[0]}")
             weights[ours] = torch.cat([published.pop(name) for name in theirs]).to(dtype)
         if published:
@@ -114,13 +112,11 @@ def read_config(folder: Path) -> ModelConfig:
     """config.json as a ModelConfig; UserError names the first feature or value that model.py does not have."""
     path = folder / "config.json"
     c = read_json(path)
-    family = c.get("model_type")
-    if family not in list(ARCHITECTURES):
+    if (family := c.get("model_type")) not in list(ARCHITECTURES):
         raise UserError(f"{path}: model_type {family!r:.60} is not supported; {' and '.join(ARCHITECTURES)} are")
     c["rope_theta"] = check_features(c, path)
     heads, width = (number(c, name, path) for name in ("num_attention_heads", "hidden_size"))
-    tied = c.get("tie_word_embeddings")
-    if not isinstance(tied, bool | None):
+    if not isinstance(tied := c.get("tie_word_embeddings"), bool | None):
         raise UserError(f"{path}: tie_word_embeddings {tied!r:.60} is not supported; true or false is")
     qwen = family == "qwen3"
     left_out = {"num_key_value_heads": heads, "head_dim": 128 if qwen else width // heads}  # as transformers does
@@ -143,11 +139,9 @@ def check_features(c: dict, path: Path) -> Any:
             if rope.get(key) not in (None, value):
                 raise UserError(f"{path}: {key} {rope[key]!r:.60} and, in {name}, {value!r:.60}; one is supported")
             rope[key] = value
-    nested = [name for name, value in rope.items() if isinstance(value, dict)]
-    if nested:
+    if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
         raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise UserError(f"{path}: rope type {kind!r:.60} is not supported; 'default' is")
     for name, off in OFF.items():
         value = rope.get(name, c.get(name))
@@ -193,10 +187,9 @@ def published_names(config: ModelConfig) -> dict[str, list[str]]:
 
 def safetensors_torch():
     try:
-        import safetensors.torch
+        return importlib.import_module("safetensors.torch")
     except ImportError as error:
         raise UserError("published weights need the package safetensors: pip install safetensors") from error
-    return safetensors.torch
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -381,13 +374,12 @@ def merged_tokens(model: dict, path: Path) -> set[str]:
     It makes the same of every text where ids rise with the merges, and the last pair of each token's own bytes is
     listed: what merges to a token within a text does so alone. Without such a pair it is met as a whole piece only.
     """
-    vocab, last = model["vocab"], 0
+    vocab, ids, last = model["vocab"], dict[str, int](), 0
     pairs = dict.fromkeys(tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"])
     for x, y in pairs:
         if vocab.get(x + y, -1) < last:
             raise UserError(f"{path}: the merge of {x + y!r:.60} does not follow the order of the token ids")
-        last = vocab[x + y]
-    ids = {x + y: vocab[x + y] for x, y in pairs}
+        ids[x + y] = last = vocab[x + y]
     if sum(len(token) ** 2 for token in ids) > MOST_MERGING:
         raise UserError(f"{path}: tokens as long as {max(map(len, ids))} bytes are not supported")
     for token in ids:
@@ -417,8 +409,8 @@ SENTINEL, PADS = "the user's text, 8d1f", ("\v\t", "\t\v")
 
 def chat_of(folder: Path, config: dict) -> Chat | None:
     """The prompt that the folder's template makes of one user message, cut where that stands; None without."""
-    file, template = folder / "chat_template.jinja", config.get("chat_template")
-    template = read_bytes(file).decode() if file.exists() else template
+    file = folder / "chat_template.jinja"
+    template = read_bytes(file).decode() if file.exists() else config.get("chat_template")
     if isinstance(template, list):
         template = {named["name"]: named["template"] for named in template}["default"]
     if template is None:

@@ -70,8 +70,8 @@ def _text(problem: Problem) -> str:
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
     """What the longest prompts and completions of a problem grow with, in tokens."""
-    texts = problem.question, problem.answer, problem.solution or ""
-    question, answer, solution = (len(tasks.encode(text)) for text in texts)
+    texts = problem.question, problem.answer, problem.solution
+    question, answer, solution = (len(tasks.encode(text or "")) for text in texts)
     return question + answer, question + solution, len(tasks.target(problem))
 
 
@@ -82,9 +82,8 @@ def verifier(task: str) -> Verifier:
         if not isinstance(answer, Reference):
             raise ValueError(f"the verifier {task} judges the problems of --task {task} alone")
         text = final_answer(completion)
-        if text is None or len(text) > MAX_TEXT:
-            return 0.0
-        return float(worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
+        fits = text is not None and len(text) <= MAX_TEXT
+        return float(fits and worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
 
     vars(judge)["reads_reference"] = True
     return judge

@@ -91,10 +91,7 @@ def expression(completion: str, answer: str) -> float:
     given number may be used at most once; a final answer "expression = target" is read by its left side.
     """
     given, reached = _parse_given(answer)
-    text = bare(final_answer(completion) or "")
-    if reached is None:
-        return 0.0
-    left, equals, right = text.partition("=")
+    left, equals, right = bare(final_answer(completion) or "").partition("=")
     if equals and _parse_number(right.strip()) != reached:
         return 0.0
     value, used = _evaluate(left.strip())
@@ -143,8 +140,7 @@ def load(name_or_path: str) -> Verifier:
 
 def _parse_number(text: str | None) -> Fraction | None:
     text = re.sub(r"^\\?\$ ?", "", bare(text or ""))
-    match = _NUMBER.fullmatch(text) if text and len(text) <= MAX_ANSWER else None
-    if match is None:
+    if len(text) > MAX_ANSWER or not (match := _NUMBER.fullmatch(text)):
         return None
     sign, whole, decimals, denominator = match.groups()
     value = Fraction((whole or "0").replace(",", "") + (decimals or "").rstrip(".")) / int(denominator or 1)
