@@ -25,8 +25,7 @@ def source(task: str, held_out: int) -> Source:
     """
     rng = random.Random(f"held out {task}")
     apart: dict[str, Problem] = {}
-    for _ in range(2 * held_out):
-        problem = _problem(task, rng)
+    for problem in (_problem(task, rng) for _ in range(2 * held_out)):
         apart.setdefault(_text(problem), problem)
         if len(apart) == held_out:
             break
@@ -52,8 +51,7 @@ def source(task: str, held_out: int) -> Source:
 
 def _problem(task: str, rng: random.Random) -> Problem:
     """The next problem with a reference that its own scorer accepts."""
-    for _ in range(100):
-        index = rng.randrange(SIZE)
+    for index in (rng.randrange(SIZE) for _ in range(100)):
         item = worker("reasoning_gym", task.removeprefix(PREFIX)).ask("item", index, seconds=MAKING)
         if item is None:
             raise ValueError(f"{task}: problem {index} is not made within {MAKING:.0f} s")

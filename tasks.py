@@ -252,8 +252,7 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
     generate = partial(function, filler=filler, **({"chain": chain} if chain else {}))
     rng = random.Random(f"held out {task}")
     problems: dict[tuple[str, ...], Problem] = {}
-    for _ in range(20 * held_out + 1000):
-        problem = generate(rng)
+    for problem in (generate(rng) for _ in range(20 * held_out + 1000)):
         problems.setdefault(_numbers(problem), problem)
         if len(problems) == held_out:
             break
