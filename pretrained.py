@@ -7,7 +7,6 @@ index), tokenizer.json. A feature that model.py does not have is refused by name
 import functools
 import json
 import math
-import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 from errors import UserError, reading
 from model import ModelConfig, Transformer
 from run_files import check_finite, replace
+from worker import MEMORY, Scorer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -446,13 +446,12 @@ def chat_of(folder: Path, config: dict) -> Chat | None:
     given = {key: value for key, value in config.items() if value and key.endswith("_token")}
     named = {key: value["content"] if isinstance(value, dict) else value for key, value in given.items()}
     told = {"messages": [{"role": "user", "content": SENTINEL.join(PADS)}], "tools": None, "documents": None}
-    asked = json.dumps([template, {**named, **told, "add_generation_prompt": True}])
-    command = [sys.executable, str(Path(__file__).with_name("chat_template.py"))]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        why = done.stderr.strip() or "it takes more than 5 seconds or a GiB of memory"
+    values = {**named, **told, "add_generation_prompt": True}
+    rendered = Scorer("jinja2").ask(template, values, seconds=5.0)  # a process of its own
+    text, why = rendered or ("", f"it takes more than 5 seconds or {MEMORY >> 30} GiB of memory")
+    if why:
         raise UserError(f"{folder}: the chat template fails: {why[:300]}")
-    before, *after = json.loads(done.stdout).split(SENTINEL)
+    before, *after = text.split(SENTINEL)
     if len(after) != 1:
         raise UserError(f"{folder}: the chat template shows the user's text {len(after)} times; once is needed")
     kept = before.endswith(PADS[0]), after[0].startswith(PADS[1])
