@@ -3,7 +3,7 @@
 python examples/dry_run.py FOLDER_WITH_A_TOKENIZER qwen3-random      # 70 s of CPU time, 9 GiB; other sizes by options
 
 The tokenizer may be any that train.py takes, that of examples/smollm2 for one. The verifier calls every other
-completion right, so that there is an update at all. The run is in qwen3-random/run.
+completion right, so that there is an update at all. The run is in qwen3-random-run.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--vocab_size", type=int, default=151936, help="the tokenizer's, or more")
     args = parser.parse_args(argv)
     make(args.out, args.tokenizer, args.hidden_size, args.num_layers, args.vocab_size)
-    command = [sys.executable, str(ROOT / "train.py"), "--init", str(args.out), "--out", str(args.out / "run")]
+    command = [sys.executable, str(ROOT / "train.py"), "--init", str(args.out), "--out", f"{args.out}-run"]
     done = subprocess.run([*command, *OPTIONS.split(), "--verifier", f"{args.out}/every_other.py:check"])
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     print(f"the run took {used.ru_utime + used.ru_stime:.0f} s of CPU time")
