@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import functools
 import io
 import os
 import re
@@ -87,6 +88,7 @@ class Parser(argparse.ArgumentParser):
 def program(main):
     """A program's main whose every end is an exit code: one line for what the user can mend, none for a closed pipe."""
 
+    @functools.wraps(main)
     def run(argv):
         code, failure = 2, None
         try:

@@ -7,7 +7,6 @@ index), tokenizer.json. A feature that model.py does not have is refused by name
 import functools
 import json
 import math
-import subprocess
 import sys
 import unicodedata
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from torch import Tensor
 from errors import UserError, reading
 from model import ModelConfig, Transformer
 from run_files import check_finite, replace
+from worker import MEMORY, Scorer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
@@ -54,40 +54,39 @@ LONGEST_TEXT, MOST_MERGING = 500_000, 10**8  # characters; squared bytes of all 
 def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
     """The folder's model on the CPU, in `dtype` or in the files' own; UserError for what is missing, odd or unknown."""
     with reading(f"{folder}: no model that can be read"):
-        return assemble(Path(folder), dtype)
-
-
-def assemble(folder: Path, dtype: torch.dtype | None) -> Transformer:
-    taken_over(folder)  # what cannot be exported is said before anything is trained
-    config = read_config(folder)
-    published = read_weights(folder)
-    check_finite(published)
-    published = {name: x for name, x in published.items() if not name.endswith("rotary_emb.inv_freq")}  # old files
-    dtype = dtype or functools.reduce(torch.promote_types, {x.dtype for x in published.values()})
-    head = published.pop("lm_head.weight", None) if config.tie_embeddings else None
-    embed = published.get("model.embed_tokens.weight")
-    if not (head is None or embed is None or torch.equal(head.to(embed.dtype), embed)):
-        raise UserError(f"{folder}: config.json ties the head to the embedding, and the weights hold another lm_head")
-    weights = {}
-    for ours, theirs in published_names(config).items():
-        missing = [name for name in theirs if name not in published]
-        if missing:
-            raise UserError(f"{folder}: the weights lack {missing[0]}")
-        weights[ours] = torch.cat([published.pop(name) for name in theirs]).to(dtype)
-    if published:
-        raise UserError(f"{folder}: the weights hold {sorted(published)[0]}, which model.py has no place for")
-    if config.tie_embeddings:
-        weights["head.weight"] = weights["embed.weight"]
-    with torch.device("meta"):  # no memory and no random numbers for weights that are read
-        model = Transformer(config)
-    for name, parameter in model.named_parameters():
-        if parameter.shape != weights[name].shape:
-            found, name = tuple(weights[name].shape), " + ".join(published_names(config)[name])
-            raise UserError(f"{folder}: {name} has the shape {found}; config.json says {tuple(parameter.shape)}")
-    model.load_state_dict(weights, assign=True)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
-    return model
+        folder = Path(folder)
+        taken_over(folder)  # what cannot be exported is said before anything is trained
+        config = read_config(folder)
+        published = read_weights(folder)
+        check_finite(published)
+        published = {name: x for name, x in published.items() if not name.endswith("rotary_emb.inv_freq")}  # old files
+        dtype = dtype or functools.reduce(torch.promote_types, {x.dtype for x in published.values()})
+        head = published.pop("lm_head.weight", None) if config.tie_embeddings else None
+        embed = published.get("model.embed_tokens.weight")
+        if not (head is None or embed is None or torch.equal(head.to(embed.dtype), embed)):
+            raise UserError(
+                f"{folder}: config.json ties the head to the embedding, and the weights hold another lm_head"
+            )
+        weights = {}
+        for ours, theirs in published_names(config).items():
+            missing = [name for name in theirs if name not in published]
+            if missing:
+                raise UserError(f"{folder}: the weights lack {missing[0]}")
+            weights[ours] = torch.cat([published.pop(name) for name in theirs]).to(dtype)
+        if published:
+            raise UserError(f"{folder}: the weights hold {sorted(published)[0]}, which model.py has no place for")
+        if config.tie_embeddings:
+            weights["head.weight"] = weights["embed.weight"]
+        with torch.device("meta"):  # no memory and no random numbers for weights that are read
+            model = Transformer(config)
+        for name, parameter in model.named_parameters():
+            if parameter.shape != weights[name].shape:
+                found, name = tuple(weights[name].shape), " + ".join(published_names(config)[name])
+                raise UserError(f"{folder}: {name} has the shape {found}; config.json says {tuple(parameter.shape)}")
+        model.load_state_dict(weights, assign=True)
+        if config.tie_embeddings:
+            model.head.weight = model.embed.weight
+        return model
 
 
 def read_bytes(path: Path) -> bytes:
@@ -353,8 +352,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     with reading(f"{path}: no tokenizer that can be read"):
         config = read_json(settings) if settings.exists() else {}
         tokenizer = build_tokenizer(read_json(path), path, config)
-    with reading(f"{folder}: no chat template that can be read"):
-        tokenizer.chat = chat_of(Path(folder), config)
+        tokenizer.chat = chat_of(path.parent, config)
     return tokenizer
 
 
@@ -448,20 +446,17 @@ def chat_of(folder: Path, config: dict) -> Chat | None:
     given = {key: value for key, value in config.items() if value and key.endswith("_token")}
     named = {key: value["content"] if isinstance(value, dict) else value for key, value in given.items()}
     told = {"messages": [{"role": "user", "content": SENTINEL.join(PADS)}], "tools": None, "documents": None}
-    asked = json.dumps([template, {**named, **told, "add_generation_prompt": True}])
-    command = [sys.executable, str(Path(__file__).with_name("chat_template.py"))]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=60)
-    if done.returncode:
-        why = done.stderr.strip() or "it takes more than 5 seconds or a GiB of memory"
+    values = {**named, **told, "add_generation_prompt": True}
+    rendered = Scorer("jinja2").ask(template, values, seconds=5.0)  # a process of its own
+    text, why = rendered or ("", f"it takes more than 5 seconds or {MEMORY >> 30} GiB of memory")
+    if why:
         raise UserError(f"{folder}: the chat template fails: {why[:300]}")
-    before, *after = json.loads(done.stdout).split(SENTINEL)
+    before, *after = text.split(SENTINEL)
     if len(after) != 1:
         raise UserError(f"{folder}: the chat template shows the user's text {len(after)} times; once is needed")
     kept = before.endswith(PADS[0]), after[0].startswith(PADS[1])
-    cut: Any = {(True, True): str, (False, False): str.strip, (False, True): str.lstrip, (True, False): str.rstrip}[
-        kept
-    ]
-    return before.removesuffix(PADS[0]), after[0].removeprefix(PADS[1]), named.get("eos_token", ""), cut
+    cuts: dict[tuple, Any] = {(0, 0): str.strip, (0, 1): str.lstrip, (1, 0): str.rstrip, (1, 1): str}
+    return before.removesuffix(PADS[0]), after[0].removeprefix(PADS[1]), named.get("eos_token", ""), cuts[kept]
 
 
 # ---- the parts of a byte-level BPE -----------------------------------------------------------------------------------
@@ -496,7 +491,5 @@ def pattern(pre_tokenizer: dict | None, path: Path) -> str:
         whole = kinds == ["Split", "ByteLevel"] and not plain and not steps[0].get("invert")
         if whole and split in PIECES and steps[0].get("behavior") == "Isolated":
             return split
-    raise UserError(
-        f"{path}: the pre_tokenizer {' + '.join(kinds) or None} with this pattern and these settings is not supported; "
-        "those of GPT-2, Llama 3, Qwen and SmolLM2 are"
-    )
+    what = f"the pre_tokenizer {' + '.join(kinds) or None} with this pattern and these settings is not supported"
+    raise UserError(f"{path}: {what}; those of GPT-2, Llama 3, Qwen and SmolLM2 are")

@@ -172,9 +172,10 @@ def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
         try:
             row = json.loads(line.decode(), parse_constant=lambda name: None)
             if type(row["step"]) is not int or row["step"] < (rows[-1]["step"] if rows else 0):
-                raise ValueError
+                raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if i == len(lines) and (line[:1] or b"{") in b"{\0":  # after a loss of power also bytes of 0
+            torn = isinstance(error, json.JSONDecodeError) and (line[:1] or b"{") in b"{\0"
+            if i == len(lines) and torn:  # after a loss of power also bytes of 0
                 break
             raise UserError(f"{path}:{i}: no line of a run; mend or remove it, and resume again") from error
         if row["step"] > last_step:

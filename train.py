@@ -48,7 +48,7 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     guards.check_memory(config, source)
     interrupt, state = console.Interrupt(), State(config)
     out = begin(config, state, stack)
-    print(f"{source.train or 'endless'} problems train, {len(source.held_out)} are held out", flush=True)
+    print(f"problems: {source.train or 'no end of them'} to train on, {len(source.held_out)} held out", flush=True)
     refused = try_targets(source, verifier, config)
     if not config.resume:
         warm_start(state.model, source, config, interrupt)

@@ -41,10 +41,10 @@ def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str
     some = source.known[:: max(1, len(source.known) // 20)][:20]
     targets = [tasks.target(problem) for problem in some]
     rewards = verify(verifier, Samples.of(targets), some, config)
-    print(f"the verifier gives 1 to {rewards.count(1.0)} of {len(some)} targets of the warm start", flush=True)
+    print(f"verifier: {rewards.count(1.0)} of {len(some)} targets of the warm start earn 1", flush=True)
     refused = "" if any(reward > 0 for reward in rewards) else visible(repr(tasks.decode(targets[0])[:60]))
     if refused:
-        print(f"note: it gives nothing to any, such as {refused}: what the warm start teaches earns no reward; mend it")
+        print(f"note: all earn 0, such as {refused}: what the warm start teaches is worth nothing; mend the verifier")
     return refused
 
 

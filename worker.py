@@ -1,7 +1,8 @@
 """Verifiers in a process of their own, the user's and other packages': what hangs is killed, what dies starts again.
 
 Two programs in one file, a line of JSON each way. `Worker` asks; `python worker.py FILE.py NAME PID`, `math_verify PID`
-or `reasoning_gym TASK PID` answers. Model text is never evaluated here: a scorer that would do so is refused by name.
+or `reasoning_gym TASK PID` answers, and `jinja2 PID` with what a chat template makes of its values. Model text is never
+evaluated here: a scorer that would do so is refused by name.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable
+from datetime import datetime
 from functools import cache, lru_cache, reduce
 
 from verifiers import MARKER, bare, closes, exact, expression, final_answer, number
@@ -231,6 +233,8 @@ def _watch(parent: int, replies) -> None:
 
 
 def _write(replies, *told) -> None:
+    with contextlib.suppress(Exception):  # half a line that was printed; whatever a rule has put in its place
+        sys.stderr.flush()
     with contextlib.suppress(OSError):  # nobody is left to read it
         replies.write(json.dumps(told).encode() + b"\n")
         replies.flush()
@@ -408,14 +412,40 @@ OUR_JUDGES: dict[str, Callable[[str, dict], bool]] = {
 }
 
 
+# ---- chat templates --------------------------------------------------------------------------------------------------
+
+
+def jinja2_renderer() -> Callable:
+    """render(template, values) -> the text that transformers makes, "", or none and why."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment as Environment
+
+    def fail(message):
+        raise ValueError(message)
+
+    env = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+    env.filters["tojson"] = lambda x, **options: json.dumps(x, **{"ensure_ascii": False, **options})
+    env.globals |= {"raise_exception": fail, "strftime_now": lambda form: datetime.now().strftime(form)}
+
+    def render(template: str, values: dict) -> tuple[str, str]:
+        try:
+            text = env.from_string(template).render(values)
+            return (text, "") if len(text) < 10**6 else fail(f"{len(text)} characters are too many")
+        except Exception as error:
+            return "", f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+    return render
+
+
 SCORERS: dict[str, Callable[..., Callable]] = {"math_verify": math_verify_scorer, "reasoning_gym": reasoning_gym_scorer}
+SCORERS["jinja2"] = jinja2_renderer
 
 
 def made(package: str, *arguments: str) -> Callable:
     """The scorer of a package, held to its memory, and to its seconds of processor time at each request."""
-    import resource
+    with contextlib.suppress(ImportError, ValueError, OSError):  # not everywhere
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     score = SCORERS[package](*arguments)
 
     def timed(seconds: float, *request):

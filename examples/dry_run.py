@@ -3,7 +3,7 @@
 python examples/dry_run.py FOLDER_WITH_A_TOKENIZER qwen3-random      # 70 s of CPU time, 9 GiB; other sizes by options
 
 The tokenizer may be any that train.py takes, that of examples/smollm2 for one. The verifier calls every other
-completion right, so that there is an update at all. The run is in qwen3-random/run.
+completion right, so that there is an update at all. The run is in qwen3-random-run.
 """
 
 import argparse
@@ -40,11 +40,10 @@ def make(out: Path, tokenizer: Path, hidden_size: int, num_layers: int, vocab_si
     shutil.copyfile(tokenizer / "tokenizer.json", out / "tokenizer.json")
 
 
-def trained(init: Path, run: Path, options: str, **more) -> tuple[int, float]:
-    """Exit code and CPU seconds of train.py from the model `init`, with the verifier, written beside the run."""
-    rule = run.with_name("every_other.py")
+def trained(init: Path, run: str, rule: Path, options: str, **more) -> tuple[int, float]:
+    """Exit code and CPU seconds of train.py from the model `init` with the verifier, which is written to `rule`."""
     rule.write_text(RULE)
-    command = [sys.executable, str(ROOT / "train.py"), "--init", str(init), "--out", str(run), *options.split()]
+    command = [sys.executable, str(ROOT / "train.py"), "--init", str(init), "--out", run, *options.split()]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = subprocess.run([*command, "--verifier", f"{rule}:check"], **more).returncode
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -60,7 +59,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--vocab_size", type=int, default=151936, help="the tokenizer's, or more")
     args = parser.parse_args(argv)
     make(args.out, args.tokenizer, args.hidden_size, args.num_layers, args.vocab_size)
-    code, seconds = trained(args.out, args.out / "run", OPTIONS)
+    code, seconds = trained(args.out, f"{args.out}-run", args.out / "every_other.py", OPTIONS)
     print(f"the run took {seconds:.0f} s of CPU time")
     return code
 

@@ -44,7 +44,8 @@ def two_updates(folder: Path) -> dict[str, float]:
     options = "--chain 1 --steps 2 --prompts_per_step 1 --group_size 8 --max_new_tokens 64 --max_seq_len 256 "
     options += "--eval_problems 1 --eval_every 1000"
     with tempfile.TemporaryDirectory() as scratch:
-        _, seconds = trained(folder, Path(scratch, "run"), options, check=True, stdout=subprocess.DEVNULL)
+        rule = Path(scratch, "every_other.py")
+        _, seconds = trained(folder, f"{scratch}/run", rule, options, check=True, stdout=subprocess.DEVNULL)
         lines = Path(scratch, "run/metrics.jsonl").read_text().splitlines()
         steps = [row for row in map(json.loads, lines) if row["step"]]
     assert len(steps) == 2 and all(step["grad_norm"] > 0 for step in steps), "no update: no group has spread"
@@ -59,7 +60,7 @@ def dry_run(tokenizer: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "examples" / "dry_run.py"), str(tokenizer), f"{folder}/qwen3"]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        step = json.loads(Path(folder, "qwen3/run/metrics.jsonl").read_text().splitlines()[1])
+        step = json.loads(Path(folder, "qwen3-run/metrics.jsonl").read_text().splitlines()[1])
     return {
         "peak GiB": round(step["peak GiB"], 2),
         "CPU seconds": float(told.split("the run took ")[1].split()[0]),

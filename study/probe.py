@@ -195,8 +195,8 @@ def show(found: dict) -> None:
     print(f"pass@1 {found['pass@1']:.3f}, teacher {found['teacher pass@1']:.3f}; {count} x {found['samples']} samples")
     print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]   ... by Adam's step")
     for label, values in found["cosines"].items():
-        worth = [samples_worth(found[kind][label], found[kind]["GRPO"]) for kind in ("cosines", "adam")]
-        print(f"{label:58} {np.mean(values):7.3f}   " + "   ".join(f"{w:.2f} [{a:.2f}, {b:.2f}]" for w, a, b in worth))
+        worth = [samples_worth(found[kind][label], found[kind]["GRPO"]).text(2) for kind in ("cosines", "adam")]
+        print(f"{label:58} {np.mean(values):7.3f}   {'   '.join(worth)}")
     for name, share in found["shares"].items():
         print(f"{name} samples:", ", ".join(f"{k} {v:.3f}" for k, v in share.items()))
 

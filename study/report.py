@@ -147,7 +147,7 @@ def outcome_claims(study: Study) -> list[list[str]]:
     best = best_cell(study)
     if best:
         task, method, samples = best
-        figure, never, target = study.speed(task, method, samples, fresh=True)
+        figure, never, target = study.speed(task, method, samples, True)
         measured = (
             f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): GRPO's updates / its "
             f"own, to pass@1 {target:.2f}; {never} never"

@@ -618,23 +618,18 @@ def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
     assert capfd.readouterr().err == ""
 
 
-PAIRS = st.lists(
-    st.tuples(*[st.sampled_from(["a", "b", "ab", "ba", "aa", "aab", "bb", "abb", "abab"])] * 2), max_size=7
-)
-
-
 @settings(max_examples=300)
-@given(PAIRS, st.booleans(), st.booleans(), st.randoms(use_true_random=False))
-def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, whole, by_rank, rng):
+@given(st.lists(st.tuples(*[st.integers(0, 9)] * 2), max_size=6), st.booleans(), st.randoms(use_true_random=False))
+def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, whole, rng):
     """tiktoken merges by the id of what comes out, tokenizers by the pair: all texts of two letters up to eight."""
     letters = list(pretrained.byte_characters().values())
-    merges, known = [], {"a", "b"}
-    for x, y in dict.fromkeys(pairs):
-        if {x, y} <= known:
-            merges.append([x, y])
-            known.add(x + y)
-    made = list(dict.fromkeys(x + y for x, y in merges))
-    if not by_rank:
+    merges, known = [], ["a", "b"]
+    for x, y in pairs:
+        merge = [known[x % len(known)], known[y % len(known)]]
+        merges += [merge] if merge not in merges else []
+        known += ["".join(merge)] if "".join(merge) not in known else []
+    made = known[2:]
+    if rng.random() < 0.1:
         rng.shuffle(made)
     vocab = {token: i for i, token in enumerate(letters + made)}
     flags = {"trim_offsets": False, "use_regex": True}
@@ -979,7 +974,8 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
     assert train.main(options(tmp_path, folder, "whole", "--steps", "2")) == 0
     assert "peak_GiB=" in capsys.readouterr().out
     assert train.main(options(tmp_path, folder, "parts", "--steps", "1")) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    rule = ["--verifier", f"{tmp_path}/rules.py:check"]
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule]) == 0
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts") and len(rows(tmp_path / "whole")) == 3
     assert same(files(tmp_path / "whole/model"), files(tmp_path / "parts/model"))
     last = torch.load(tmp_path / "whole/last.pt", weights_only=True)["model"]
@@ -1001,8 +997,8 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
 def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_format, capsys):
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     capsys.readouterr()
-    page = tmp_path / "page.html"
-    assert sample_file.main([str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page)]) == 0
+    page, named = tmp_path / "page.html", ["--verifier", f"{tmp_path}/rules.py:check"]
+    assert sample_file.main([str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *named]) == 0
     printed, text = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert "reference answer: 132" in printed and "right: reward 1" in printed and "wrong: reward 0" in printed
     assert text.count('tabindex="0"') == text.count("<tr><td>") + text.count('<tr class="far"><td>') > 10
@@ -1028,7 +1024,8 @@ def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, rest
     half = ["--dtype", "bfloat16", "--lr", "1e-5"]
     assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *half)) == 0
     assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *half)) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2"]) == 0
+    rule = ["--verifier", f"{tmp_path}/rules.py:check"]
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule]) == 0
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
     last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")]
     assert same(last[0]["model"], last[1]["model"])
@@ -1052,7 +1049,7 @@ def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
     config = train.parse_config(["--init", str(folder)])
     assert (config.warm_steps, config.lr, config.max_new_tokens) == (0, 1e-6, 256)
     assert train.parse_config(["--init", str(folder), "--warm_steps", "3"]).warm_steps == 3
-    assert train.parse_config([]).warm_steps == 700
+    assert train.parse_config([]).warm_steps == -1
 
 
 def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, restore_format, capsys):
@@ -1074,7 +1071,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     edit(tmp_path / "run/config.json", init=str(tmp_path / "small"))
     capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--verifier", f"{tmp_path}/rules.py:check"]) == 2
     assert "--init" in capsys.readouterr().err
 
 
@@ -1092,7 +1089,8 @@ def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, restore_form
         assert (status, error.count("\n")) == ((2, 1) if key else (0, 0)), error
         assert not key or "the tokenizer has no token for '\\x07'" in error
     for argv in (["bell \x07", "--answer", "7", "--reference", "x"], ["5+1", "--reference", "\x07"]):
-        status, error = sample_file.main([str(tmp_path / "run"), *argv]), capsys.readouterr().err
+        named = [*argv, "--verifier", f"{tmp_path}/rules.py:check"]
+        status, error = sample_file.main([str(tmp_path / "run"), *named]), capsys.readouterr().err
         assert status == 2 and error.count("\n") == 1 and "no token for" in error, error
 
 
@@ -1164,9 +1162,9 @@ def test_the_dry_run_makes_a_whole_step(tmp_path, capfd, monkeypatch):
     assert dry_run.main([str(tmp_path), str(tmp_path / "random"), *size]) == 0
     told = capfd.readouterr().out
     assert float(re.search(r"peak_GiB=([\d.]+)", told)[1]) > 0 and re.search(r"took \d+ s of CPU time", told)
-    (row,) = [json.loads(line) for line in (tmp_path / "random/run/metrics.jsonl").read_text().splitlines()][1:]
+    (row,) = [json.loads(line) for line in (tmp_path / "random-run/metrics.jsonl").read_text().splitlines()][1:]
     assert row["reward"] == 0.5 and row["grad_norm"] > 0 and row["lambda"] > 0
     before = pretrained.load(tmp_path / "random")
-    after = torch.load(tmp_path / "random/run/last.pt", weights_only=True)["model"]
+    after = torch.load(tmp_path / "random-run/last.pt", weights_only=True)["model"]
     moved = [name for name, x in before.state_dict().items() if not torch.equal(x, after[name])]
     assert before.embed.weight.dtype == torch.bfloat16 and len(moved) > 3
