@@ -259,7 +259,7 @@ def test_cosines_by_hand():
 def test_gains_of_adams_step_by_hand():
     """A coordinate a hundred times as large has no more say in Adam's step than any other."""
     vectors = [torch.tensor(v) for v in ([100.0, 1.0], [100.0, -1.0], [100.0, 1.0])]
-    gains = probe.adam_gains([{"GRPO": v, "half": v / 2} for v in vectors])
+    gains = probe.cosines([{"GRPO": v, "half": v / 2} for v in vectors], adam=True)
     assert gains["half"] == gains["GRPO"]
     others = torch.tensor([[200.0, 0.0], [200.0, 2.0], [200.0, 0.0]])
     expected = [torch.cosine_similarity(v / torch.tensor([100.0, 1.0]), o, dim=0) for v, o in zip(vectors, others)]
