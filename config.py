@@ -100,7 +100,6 @@ class Config:
 # What a run may be resumed with: what stopped it can be mended, what it learns from stays.
 CHANGEABLE = "steps lr verifier_timeout on_verifier_error micro_batch halve_micro_batch fsdp export".split()
 
-SLIPS = ("warm_slip", "warm_teacher_slip")
 USED_BY = {"opsd_beta": ("opsd", "sdpo", "grpo+opsd"), "opsd_weight": ("grpo+opsd",), "sdpo_ema": ("sdpo",)}
 
 
@@ -131,10 +130,10 @@ def check_together(config: Config, given: dict) -> None:
     for name, methods in USED_BY.items():
         if name in given and config.method not in methods:
             raise UserError(f"--method {config.method} has no use for --{name}; {', '.join(methods)} has")
-    for name in (*SLIPS, "warm_cite", "warm_solutions", "warm_teacher_share", "warm_lr"):
+    for name in "warm_slip warm_teacher_slip warm_cite warm_solutions warm_teacher_share warm_lr".split():
         if name in given and config.warm_steps == 0:
             raise UserError(f"--{name} has no use without a warm start: leave it out, or raise --warm_steps")
-        if name in given and config.data and name in SLIPS:
+        if name in given and config.data and name.endswith("slip"):
             raise UserError(f"--{name} is for built-in tasks: nobody knows the slips of your own problems")
     if config.data and {"task", "chain", "filler"} & given.keys():
         raise UserError("--data and --task are two sources of problems: give one (--chain and --filler are of --task)")
@@ -147,9 +146,8 @@ def check_together(config: Config, given: dict) -> None:
     if config.init and {"hidden_size", "num_layers"} & given.keys():
         raise UserError("--init brings a size of its own: leave --hidden_size and --num_layers out")
     if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
-        raise UserError(
-            "--dtype bfloat16 needs --init, no warm start, and another method than sdpo: small steps get lost"
-        )
+        needs = "--init, no warm start, and another method than sdpo: small steps get lost"
+        raise UserError(f"--dtype bfloat16 needs {needs}")
     if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
         raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
     if config.halve_micro_batch and ranks.world() > 1:
@@ -180,24 +178,19 @@ def resumed(given: dict) -> Config:
     """The config of the run in --out; of the options given again only CHANGEABLE ones may differ."""
     out = Path(given.get("out", ""))
     if "out" not in given or not (out / "config.json").is_file() or not (out / "last.pt").is_file():
-        raise UserError(
-            "--resume needs --out with the folder of a run that has config.json and last.pt; a run that ended before "
-            "its first checkpoint is started again by the same command without --resume"
-        )
+        early = "a run that ended before its first checkpoint is started again by the same command without --resume"
+        raise UserError(f"--resume needs --out with the folder of a run that has config.json and last.pt; {early}")
     config, fingerprint = config_of(out)
     for name, value in given.items():
         if name not in ("out", "resume", *CHANGEABLE) and sense(name, getattr(config, name)) != sense(name, value):
-            raise UserError(
-                f"--{name} {value} contradicts {out / 'config.json'}, which has {getattr(config, name)!r}; only "
-                f"{', '.join(f'--{name}' for name in CHANGEABLE)} may change"
-            )
+            others = f"only {', '.join(f'--{name}' for name in CHANGEABLE)} may change"
+            has = f"{out / 'config.json'}, which has {getattr(config, name)!r}"
+            raise UserError(f"--{name} {value} contradicts {has}; {others}")
     config = dataclasses.replace(config, **{"fsdp": False, **given})  # a checkpoint fits any number of processes
     check_files(config, given, out)
     if fingerprint != fingerprint_of(config):
-        raise UserError(
-            f"--data, --eval_data, --init or the file of --verifier has changed since {out / 'config.json'} was "
-            "written, or is another one: start a new run"
-        )
+        changed = f"has changed since {out / 'config.json'} was written, or is another one: start a new run"
+        raise UserError(f"--data, --eval_data, --init or the file of --verifier {changed}")
     return config
 
 

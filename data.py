@@ -31,13 +31,12 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
     try:
         tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
-        source = (
-            from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
-            if config.data
-            else reasoning.source(config.task, config.eval_problems)
-            if config.task.startswith(reasoning.PREFIX)
-            else tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
-        )
+        if config.data:
+            source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
+        elif config.task.startswith(reasoning.PREFIX):
+            source = reasoning.source(config.task, config.eval_problems)
+        else:
+            source = tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
         verifier = verifiers.load(config.verifier or source.verifier)
     except ValueError as error:
         raise UserError(str(error)) from error
@@ -48,10 +47,9 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
             raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
     long = sum("\n" in p.answer.strip() or len(p.answer) > 100 for p in source.known)
     if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and ranks.rank() == 0:
-        print(
-            f"note: {config.data}: {long} of {len(source.known)} answers are whole texts, which a completion has to "
-            f"repeat behind {MARKER}: 'answer' is for the final answer alone, 'solution' for the way to it"
-        )
+        whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
+        advice = "'answer' is for the final answer alone, 'solution' for the way to it"
+        print(f"note: {config.data}: {whole} behind {MARKER}: {advice}")
     return source, verifier
 
 
@@ -78,7 +76,7 @@ def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Conf
 def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "", eval_path: str = "") -> tasks.Source:
     """The user's own problems; held out are, for every seed, the same `held_out` of eval_path, or at most a tenth."""
     seen: dict[str, str] = {}
-    train = problems = load_problems(path, privileged_key, seen)
+    problems = load_problems(path, privileged_key, seen)
     aside = load_problems(eval_path, privileged_key, seen) if eval_path else problems
     if len(aside) < (least := 1 if eval_path else 2) or not problems:
         short = eval_path if problems and eval_path else path
@@ -86,14 +84,8 @@ def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "",
     shuffled = random.Random("held out").sample(aside, len(aside))
     cut = max(1, min(held_out, len(aside) if eval_path else len(aside) // 10))
     train, problems = (problems, problems + aside) if eval_path else (shuffled[cut:], problems)
-    return tasks.Source(
-        lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n),
-        shuffled[:cut],
-        problems,
-        verifier,
-        careless=lambda problem, rng, slip: problem,
-        train=len(train),
-    )
+    draw = lambda rng, n: rng.sample(train, n) if n <= len(train) else rng.choices(train, k=n)
+    return tasks.Source(draw, shuffled[:cut], problems, verifier, train=len(train))
 
 
 def load_problems(path: str, privileged_key: str = "", seen: dict[str, str] | None = None) -> list[tasks.Problem]:
@@ -119,7 +111,7 @@ def load_problems(path: str, privileged_key: str = "", seen: dict[str, str] | No
 
 
 def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
-    row, form = None, next(advice for start, advice in FORMS.items() if re.match(start, line.strip()))
+    form = next(advice for start, advice in FORMS.items() if re.match(start, line.strip()))
     try:
         row = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -89,7 +89,6 @@ def advantages_of(rewards: Tensor, group_size: int) -> Tensor:
 
 def mean_reward(rewards: list[float], config: Config) -> float:
     """Over held-out problems; a failed one counts 0 (zero) or not at all (drop; nan if that leaves none)."""
-    kept = [reward for reward in rewards if not math.isnan(reward)]
-    if config.on_verifier_error == "zero":
-        kept += [0.0] * (len(rewards) - len(kept))
+    zero = config.on_verifier_error == "zero"
+    kept = [0.0 if math.isnan(reward) else reward for reward in rewards if zero or not math.isnan(reward)]
     return fmean(kept) if kept else math.nan

@@ -5,6 +5,7 @@ index), tokenizer.json. A feature that model.py does not have is refused by name
 """
 
 import functools
+import importlib
 import json
 import math
 import sys
@@ -24,6 +25,12 @@ from worker import MEMORY, Scorer
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
+# The numbers of a ModelConfig as config.json calls them, and the largest they may be (others are whole, up to 2**24).
+NUMBERS = {name: name for name in "vocab_size hidden_size intermediate_size head_dim rope_theta".split()}
+NUMBERS |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "norm_eps": "rms_norm_eps"}
+NUMBERS |= {"num_kv_heads": "num_key_value_heads", "max_seq_len": "max_position_embeddings"}
+LARGEST = {"num_hidden_layers": 1000, "rope_theta": sys.float_info.max, "rms_norm_eps": sys.float_info.max}
+
 # What a config may say about features that model.py lacks: nothing, or that they are off.
 OFF = {"hidden_act": "silu", "attention_dropout": 0, "partial_rotary_factor": 1, "is_causal": True}
 OFF |= dict.fromkeys(("attention_bias", "mlp_bias", "use_sliding_window"), False)
@@ -38,10 +45,8 @@ LARGEST_FILE = 2**27  # of those that are read whole: tokenizers and settings
 GPT2_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # the same where every digit is a piece of its own, and ends the piece before it (SmolLM2)
 DIGIT_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
-QWEN_PIECES = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
+QWEN_PIECES = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+QWEN_PIECES += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 # Read by tiktoken as by `tokenizers`, without a character left over, and far from the million steps at which tiktoken
 # panics and prints Rust's lines. Of other patterns none of this is known.
 PIECES = (QWEN_PIECES, QWEN_PIECES.replace(r"\p{N}|", r"\p{N}{1,3}|", 1))
@@ -64,13 +69,11 @@ def load(folder: str | Path, dtype: torch.dtype | None = None) -> Transformer:
         head = published.pop("lm_head.weight", None) if config.tie_embeddings else None
         embed = published.get("model.embed_tokens.weight")
         if not (head is None or embed is None or torch.equal(head.to(embed.dtype), embed)):
-            raise UserError(
-                f"{folder}: config.json ties the head to the embedding, and the weights hold another lm_head"
-            )
+            said = "config.json ties the head to the embedding, and the weights hold another lm_head"
+            raise UserError(f"{folder}: {said}")
         weights = {}
         for ours, theirs in published_names(config).items():
-            missing = [name for name in theirs if name not in published]
-            if missing:
+            if missing := [name for name in theirs if name not in published]:
                 raise UserError(f"{folder}: the weights lack {missing[0]}")
             weights[ours] = torch.cat([published.pop(name) for name in theirs]).to(dtype)
         if published:
@@ -109,28 +112,17 @@ def read_config(folder: Path) -> ModelConfig:
     """config.json as a ModelConfig; UserError names the first feature or value that model.py does not have."""
     path = folder / "config.json"
     c = read_json(path)
-    family = c.get("model_type")
-    if family not in list(ARCHITECTURES):
+    if (family := c.get("model_type")) not in list(ARCHITECTURES):
         raise UserError(f"{path}: model_type {family!r:.60} is not supported; {' and '.join(ARCHITECTURES)} are")
     c["rope_theta"] = check_features(c, path)
     heads, width = (number(c, name, path) for name in ("num_attention_heads", "hidden_size"))
-    tied = c.get("tie_word_embeddings")
-    if not isinstance(tied, bool | None):
+    if not isinstance(tied := c.get("tie_word_embeddings"), bool | None):
         raise UserError(f"{path}: tie_word_embeddings {tied!r:.60} is not supported; true or false is")
-    config = ModelConfig(  # values that are left out are those of transformers
-        vocab_size=number(c, "vocab_size", path),
-        hidden_size=width,
-        intermediate_size=number(c, "intermediate_size", path),
-        num_layers=number(c, "num_hidden_layers", path, largest=1000),
-        num_heads=heads,
-        num_kv_heads=number(c, "num_key_value_heads", path, heads),
-        head_dim=number(c, "head_dim", path, 128 if family == "qwen3" else width // heads),
-        max_seq_len=number(c, "max_position_embeddings", path, 32768 if family == "qwen3" else 2048),
-        rope_theta=number(c, "rope_theta", path, 10000.0, float),
-        norm_eps=number(c, "rms_norm_eps", path, 1e-6, float),
-        tie_embeddings=bool(tied),
-        qk_norm=family == "qwen3",
-    )
+    qwen = family == "qwen3"
+    left_out = {"num_key_value_heads": heads, "head_dim": 128 if qwen else width // heads}  # as transformers does
+    left_out |= {"max_position_embeddings": 32768 if qwen else 2048, "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
+    numbers = {ours: number(c, theirs, path, left_out.get(theirs)) for ours, theirs in NUMBERS.items()}
+    config = ModelConfig(**numbers, tie_embeddings=bool(tied), qk_norm=qwen)
     if config.num_heads % config.num_kv_heads or config.head_dim % 2:
         sizes = f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads"
         raise UserError(f"{path}: {sizes}: the first must be a multiple of the last, the width even")
@@ -147,11 +139,9 @@ def check_features(c: dict, path: Path) -> Any:
             if rope.get(key) not in (None, value):
                 raise UserError(f"{path}: {key} {rope[key]!r:.60} and, in {name}, {value!r:.60}; one is supported")
             rope[key] = value
-    nested = [name for name, value in rope.items() if isinstance(value, dict)]
-    if nested:
+    if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
         raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind != "default":
+    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
         raise UserError(f"{path}: rope type {kind!r:.60} is not supported; 'default' is")
     for name, off in OFF.items():
         value = rope.get(name, c.get(name))
@@ -166,15 +156,14 @@ def check_features(c: dict, path: Path) -> Any:
     return rope["rope_theta"]
 
 
-def number(c: dict, name: str, path: Path, left_out: Any = None, kind: type = int, largest: int = 2**24) -> Any:
-    """A number of config.json, or `left_out`; UserError for one that no model has, before anything of its size is made.
-
-    Whole ones are at most `largest`, others finite.
-    """
+def number(c: dict, name: str, path: Path, left_out: Any = None) -> Any:
+    """A number of config.json, or `left_out`; UserError, before anything of its size is made, for one no model has."""
     value = left_out if c.get(name) is None else c[name]
     if value is None:
         raise UserError(f"{path}: {name} is missing")
-    if type(value) not in (int, kind) or not 0 < value <= (largest if kind is int else sys.float_info.max):
+    largest = LARGEST.get(name, 2**24)
+    kind = type(largest)
+    if type(value) not in (int, kind) or not 0 < value <= largest:
         what = f"whole number up to {largest:,}" if kind is int else "number above 0"
         raise UserError(f"{path}: {name} {value!r:.60} is no size of a model; a {what} is needed")
     return kind(value)
@@ -185,29 +174,22 @@ def published_names(config: ModelConfig) -> dict[str, list[str]]:
     names = {"embed": ["model.embed_tokens"], "norm": ["model.norm"]}
     if not config.tie_embeddings:
         names["head"] = ["lm_head"]
-    block = {
-        "attention_norm": ["input_layernorm"],
-        "mlp_norm": ["post_attention_layernorm"],
-        "attention.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
-        "attention.out": ["self_attn.o_proj"],
-        "mlp.gate_up": ["mlp.gate_proj", "mlp.up_proj"],
-        "mlp.down": ["mlp.down_proj"],
-    }
+    block = "attention_norm input_layernorm, mlp_norm post_attention_layernorm, "
+    block += "attention.qkv self_attn.q_proj self_attn.k_proj self_attn.v_proj, attention.out self_attn.o_proj, "
+    block += "mlp.gate_up mlp.gate_proj mlp.up_proj, mlp.down mlp.down_proj"
     if config.qk_norm:
-        block |= {"attention.q_norm": ["self_attn.q_norm"], "attention.k_norm": ["self_attn.k_norm"]}
+        block += ", attention.q_norm self_attn.q_norm, attention.k_norm self_attn.k_norm"
     for i in range(config.num_layers):
-        names |= {
-            f"blocks.{i}.{ours}": [f"model.layers.{i}.{name}" for name in theirs] for ours, theirs in block.items()
-        }
+        for ours, *theirs in map(str.split, block.split(",")):
+            names[f"blocks.{i}.{ours}"] = [f"model.layers.{i}.{name}" for name in theirs]
     return {f"{ours}.weight": [f"{name}.weight" for name in theirs] for ours, theirs in names.items()}
 
 
 def safetensors_torch():
     try:
-        import safetensors.torch
+        return importlib.import_module("safetensors.torch")
     except ImportError as error:
         raise UserError("published weights need the package safetensors: pip install safetensors") from error
-    return safetensors.torch
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -245,13 +227,10 @@ def taken_over(folder: Path) -> dict[str, bytes]:
     found = {name: read_bytes(folder / name) for name in TAKEN_OVER if (folder / name).exists()}
     for name, content in found.items():
         with reading(f"{folder / name} is not what its name says, and would be exported"):
-            lines = content.decode().splitlines() if name == "merges.txt" else []
-            odd = name.endswith(".json") and not isinstance(json.loads(content), dict)
-            if (
-                odd
-                or "\0" in content.decode()
-                or any(line[:1] not in ("", "#") and line.count(" ") != 1 for line in lines)
-            ):
+            text = content.decode()
+            lines = text.splitlines() if name == "merges.txt" else []
+            odd = "\0" in text or name.endswith(".json") and not isinstance(json.loads(content), dict)
+            if odd or any(line[:1] not in ("", "#") and line.count(" ") != 1 for line in lines):
                 raise ValueError("no JSON object, list of merges, or text")
     return found
 
@@ -290,17 +269,11 @@ def describe(c: ModelConfig) -> dict:
     return {
         "model_type": family,
         "architectures": [ARCHITECTURES[family]],
-        **{n: getattr(c, n) for n in ("vocab_size", "hidden_size", "intermediate_size", "head_dim", "rope_theta")},
-        "num_hidden_layers": c.num_layers,
-        "num_attention_heads": c.num_heads,
-        "num_key_value_heads": c.num_kv_heads,
-        "max_position_embeddings": c.max_seq_len,
-        "rms_norm_eps": c.norm_eps,
+        **{theirs: getattr(c, ours) for ours, theirs in NUMBERS.items()},
         "hidden_act": "silu",
         "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tie_embeddings,
-        "bos_token_id": None,
-        "eos_token_id": None,
+        **dict.fromkeys(("bos_token_id", "eos_token_id")),
     }
 
 
@@ -401,13 +374,12 @@ def merged_tokens(model: dict, path: Path) -> set[str]:
     It makes the same of every text where ids rise with the merges, and the last pair of each token's own bytes is
     listed: what merges to a token within a text does so alone. Without such a pair it is met as a whole piece only.
     """
-    vocab, last = model["vocab"], 0
+    vocab, ids, last = model["vocab"], dict[str, int](), 0
     pairs = dict.fromkeys(tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"])
     for x, y in pairs:
         if vocab.get(x + y, -1) < last:
             raise UserError(f"{path}: the merge of {x + y!r:.60} does not follow the order of the token ids")
-        last = vocab[x + y]
-    ids = {x + y: vocab[x + y] for x, y in pairs}
+        ids[x + y] = last = vocab[x + y]
     if sum(len(token) ** 2 for token in ids) > MOST_MERGING:
         raise UserError(f"{path}: tokens as long as {max(map(len, ids))} bytes are not supported")
     for token in ids:
@@ -437,8 +409,8 @@ SENTINEL, PADS = "the user's text, 8d1f", ("\v\t", "\t\v")
 
 def chat_of(folder: Path, config: dict) -> Chat | None:
     """The prompt that the folder's template makes of one user message, cut where that stands; None without."""
-    file, template = folder / "chat_template.jinja", config.get("chat_template")
-    template = read_bytes(file).decode() if file.exists() else template
+    file = folder / "chat_template.jinja"
+    template = read_bytes(file).decode() if file.exists() else config.get("chat_template")
     if isinstance(template, list):
         template = {named["name"]: named["template"] for named in template}["default"]
     if template is None:

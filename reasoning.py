@@ -47,7 +47,7 @@ def source(task: str, held_out: int) -> Source:
     listed = list(apart.values())
     known = listed + draw(rng, held_out)
     limits[:] = map(max, zip(*map(_sizes, known)))  # longer ones are passed over: what was checked holds for all
-    return Source(draw, listed, known, task, careless=lambda problem, rng, slip: problem)
+    return Source(draw, listed, known, task)
 
 
 def _problem(task: str, rng: random.Random) -> Problem:
@@ -70,9 +70,8 @@ def _text(problem: Problem) -> str:
 
 def _sizes(problem: Problem) -> tuple[int, int, int]:
     """What the longest prompts and completions of a problem grow with, in tokens."""
-    question, answer, solution = (
-        len(tasks.encode(text or "")) for text in (problem.question, problem.answer, problem.solution)
-    )
+    texts = problem.question, problem.answer, problem.solution
+    question, answer, solution = (len(tasks.encode(text or "")) for text in texts)
     return question + answer, question + solution, len(tasks.target(problem))
 
 
@@ -83,9 +82,8 @@ def verifier(task: str) -> Verifier:
         if not isinstance(answer, Reference):
             raise ValueError(f"the verifier {task} judges the problems of --task {task} alone")
         text = final_answer(completion)
-        if text is None or len(text) > MAX_TEXT:
-            return 0.0
-        return float(worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
+        fits = text is not None and len(text) <= MAX_TEXT
+        return float(fits and worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
 
     vars(judge)["reads_reference"] = True
     return judge

@@ -32,20 +32,10 @@ class Problem:
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
 
-def build_tokenizer() -> tiktoken.Encoding:
-    """One token a byte, one for the answer marker, four special ones; made here, nothing is downloaded."""
-    ranks = {bytes([i]): i for i in range(256)} | {b"##": 256, b"####": 257}
-    special = {name: len(ranks) + i for i, name in enumerate(ROLES)}
-    return tiktoken.Encoding(
-        "rlsd-bytes",
-        pat_str=r"####|[\s\S]",
-        mergeable_ranks=ranks,
-        special_tokens=special,
-        explicit_n_vocab=len(ranks) + len(special),
-    )
-
-
-TOKENIZER = build_tokenizer()
+# One token a byte, one for the answer marker, four special ones; made here, nothing is downloaded.
+RANKS = {bytes([i]): i for i in range(256)} | {b"##": 256, b"####": 257}
+SPECIAL = {name: len(RANKS) + i for i, name in enumerate(ROLES)}
+TOKENIZER = tiktoken.Encoding("rlsd-bytes", pat_str=r"####|[\s\S]", mergeable_ranks=RANKS, special_tokens=SPECIAL)
 USER, REFERENCE, ASSISTANT, END = (TOKENIZER.encode_single_token(name) for name in ROLES)
 
 
@@ -74,19 +64,13 @@ class Format:
         return tokens
 
 
-BYTES = Format(
-    TOKENIZER, "<|user|>", "<|assistant|>", "<|end|>", lambda q, shown: [q, REFERENCE, shown] if shown else [q]
-)
+BYTES = Format(TOKENIZER, ROLES[0], ROLES[2], ROLES[3], lambda q, shown: [q, REFERENCE, shown] if shown else [q])
 ASK = f"\n\nEnd your reply with {MARKER} and the final answer, like this: {MARKER} 5"
 TELL = "\n\nReference, for your eyes alone: {privileged}"
+HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n".format
 CHATS = {  # before the user's text, after it, end of a turn: families of published models, told by their special tokens
     "<|im_start|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", str),
-    "<|start_header_id|>": (
-        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n",
-        "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
-        "<|eot_id|>",
-        str,
-    ),
+    "<|start_header_id|>": ("<|begin_of_text|>" + HEAD("user"), "<|eot_id|>" + HEAD("assistant"), "<|eot_id|>", str),
 }
 FORMAT = BYTES
 
@@ -96,10 +80,8 @@ def chat(tokenizer) -> Format:
     formats = [parts for name, parts in CHATS.items() if name in tokenizer.special_tokens_set]
     before, after, end, cut = tokenizer.chat or (*formats, ("", "", "", str))[0]
     if end not in tokenizer.special_tokens_set:
-        known = ", ".join(CHATS)
-        raise ValueError(
-            f"the tokenizer has none of the chat formats known here ({known}), nor a template and eos_token"
-        )
+        known = f"the chat formats known here ({', '.join(CHATS)})"
+        raise ValueError(f"the tokenizer has none of {known}, nor a template and eos_token")
 
     def view(question: str, privileged: str | None) -> list[str]:
         return [cut(question + (TELL.format(privileged=privileged) if privileged else "") + ASK)]
@@ -138,13 +120,9 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
 
     privileged: "answer", "solution", or any text. Raises ValueError where the problem has no solution to show.
     """
-    if privileged == "answer":
-        return prompt(problem, problem.answer)
-    if privileged == "solution":
-        if not problem.solution:
-            raise ValueError(f"the problem {problem.question[:60]!r} has no solution to show")
-        return prompt(problem, problem.solution)
-    return prompt(problem, privileged)
+    if privileged == "solution" and not problem.solution:
+        raise ValueError(f"the problem {problem.question[:60]!r} has no solution to show")
+    return prompt(problem, {"answer": problem.answer, "solution": problem.solution}.get(privileged, privileged))
 
 
 def prompt(problem: Problem, privileged: str | None) -> list[int]:
@@ -166,8 +144,7 @@ def thought_mask(tokens: Tensor) -> Tensor:
         pieces = [FORMAT.tokenizer.decode_single_token_bytes(token) for token in row]
         text = b"".join(pieces)
         marker = text.find(MARKER.encode(), max(0, text.rfind(THOUGHT[1].encode())))
-        ends = accumulate(map(len, pieces))
-        rows.append([marker < 0 or end <= marker for end in ends])
+        rows.append([marker < 0 or end <= marker for end in accumulate(map(len, pieces))])
     return torch.tensor(rows, device=tokens.device)
 
 
@@ -254,7 +231,7 @@ class Source:
     held_out: list[Problem]
     known: list[Problem]  # every problem that is known in advance, to be checked before anything is trained
     verifier: str
-    careless: Callable[[Problem, random.Random, float], Problem]
+    careless: Callable[[Problem, random.Random, float], Problem] = lambda problem, rng, slip: problem
     train: int = 0  # different problems to train on; 0: no end of them
 
 
@@ -272,7 +249,7 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
     if task not in GENERATORS:
         raise ValueError(f"--task {task!r} is none of {', '.join(GENERATORS)}, nor like reasoning_gym:NAME")
     function, careless, verifier = GENERATORS[task]
-    generate = partial(function, **({"chain": chain} if chain else {}), **({"filler": filler} if filler else {}))
+    generate = partial(function, filler=filler, **({"chain": chain} if chain else {}))
     rng = random.Random(f"held out {task}")
     problems: dict[tuple[str, ...], Problem] = {}
     for _ in range(20 * held_out + 1000):
@@ -286,21 +263,15 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
         missed = 0
         while len(drawn) < n and missed < 10_000:
             problem = generate(rng)
-            if _numbers(problem) in problems:
-                missed += 1
-            else:
-                drawn.append(problem)
-                missed = 0
+            missed = missed + 1 if _numbers(problem) in problems else 0
+            drawn += [] if missed else [problem]
         if missed:
-            raise ValueError(
-                f"--eval_problems {held_out}: {task} has no more different ones left to train on; lower it"
-            )
+            few = f"{task} has no more different ones left to train on"
+            raise ValueError(f"--eval_problems {held_out}: {few}; lower it")
         return drawn
 
     listed = list(problems.values())
-    return Source(
-        draw, listed, listed + draw(rng, 500), verifier, partial(careless, filler=filler) if filler else careless
-    )
+    return Source(draw, listed, listed + draw(rng, 500), verifier, partial(careless, filler=filler))
 
 
 def _numbers(problem: Problem) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ whole of an answer (`bare`).
 """
 
 import ast
+import operator
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -26,14 +27,10 @@ THOUGHT = "<think>", "</think>"
 _PAIRS = r"** ** __ __ * * _ _ ` ` $$ $$ $ $ \( \) \[ \] \boxed{ } \fbox{ } \text{ } \textbf{ } \mathbf{ } \mathrm{ }"
 WRAPPERS = list(zip(_PAIRS.split()[::2], _PAIRS.split()[1::2]))
 _SIGNS = str.maketrans("\u2212\u00d7\u00f7", "-*/")
-_NUMBER = re.compile(r"([+-]?)(\d{1,3}(?:,\d{3})+|\d+)?(\.\d*)?(?:/(\d+))?", re.ASCII)
+# sign, whole part, then decimals or a denominator; no point without a digit, nothing divided by 0
+_NUMBER = re.compile(r"([+-]?)(?=\.?\d)(\d{1,3}(?:,\d{3})+|\d+)?(?:(\.\d*)|/0*([1-9]\d*))?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
-_OPERATORS = {
-    ast.Add: lambda a, b: a + b,
-    ast.Sub: lambda a, b: a - b,
-    ast.Mult: lambda a, b: a * b,
-    ast.Div: lambda a, b: a / b,
-}
+_OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
 def final_answer(completion: str) -> str | None:
@@ -94,10 +91,7 @@ def expression(completion: str, answer: str) -> float:
     given number may be used at most once; a final answer "expression = target" is read by its left side.
     """
     given, reached = _parse_given(answer)
-    text = bare(final_answer(completion) or "")
-    if reached is None:
-        return 0.0
-    left, equals, right = text.partition("=")
+    left, equals, right = bare(final_answer(completion) or "").partition("=")
     if equals and _parse_number(right.strip()) != reached:
         return 0.0
     value, used = _evaluate(left.strip())
@@ -123,9 +117,9 @@ def load(name_or_path: str) -> Verifier:
     """
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
-    if name_or_path == "math_verify":
-        import worker
+    import worker  # it imports this file
 
+    if name_or_path == "math_verify":
         worker.worker("math_verify")  # says if the package is missing
         return worker.math_verify
     if name_or_path.startswith("reasoning_gym:"):
@@ -134,13 +128,10 @@ def load(name_or_path: str) -> Verifier:
         return reasoning.verifier(name_or_path)
     path, colon, name = name_or_path.rpartition(":")
     if not colon or not path.endswith(".py"):
-        raise ValueError(
-            f"verifier {name_or_path!r} is none of {', '.join(BUILT_IN)}, math_verify, nor like my_rules.py:check"
-        )
+        known = f"{', '.join(BUILT_IN)}, math_verify"
+        raise ValueError(f"verifier {name_or_path!r} is none of {known}, nor like my_rules.py:check")
     if not Path(path).is_file():
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
-    import worker
-
     try:
         return worker.Rule(path, name)
     except (worker.Failed, TimeoutError) as error:
@@ -149,14 +140,9 @@ def load(name_or_path: str) -> Verifier:
 
 def _parse_number(text: str | None) -> Fraction | None:
     text = re.sub(r"^\\?\$ ?", "", bare(text or ""))
-    match = _NUMBER.fullmatch(text) if text and len(text) <= MAX_ANSWER else None
-    if match is None:
+    if len(text) > MAX_ANSWER or not (match := _NUMBER.fullmatch(text)):
         return None
     sign, whole, decimals, denominator = match.groups()
-    if whole is None and (decimals is None or decimals == "."):
-        return None
-    if denominator is not None and (decimals is not None or int(denominator) == 0):
-        return None
     value = Fraction((whole or "0").replace(",", "") + (decimals or "").rstrip(".")) / int(denominator or 1)
     return -value if sign == "-" else value
 

@@ -374,16 +374,14 @@ def make_dataset(task: str):
     evaluates = EVALUATION & set(DATASETS[name][0].score_answer.__code__.co_names)
     if evaluates and name not in OUR_JUDGES and name not in EVALUATES_ITS_OWN_TEXT:
         raise Failed(f"reasoning_gym:{name} is refused: its scorer evaluates model text ({min(evaluates)})")
-    values = {}
+    values, known = {}, [key for key in DATASETS[name][1].__dataclass_fields__ if key not in ("seed", "size")]
     for setting in settings:
         key, equals, value = setting.partition("=")
-        if not equals or key in ("seed", "size") or key not in DATASETS[name][1].__dataclass_fields__:
-            known = ", ".join(k for k in DATASETS[name][1].__dataclass_fields__ if k not in ("seed", "size"))
-            raise Failed(f"reasoning_gym:{name} has no setting {setting!r}; it has {known or 'none'}")
-        try:
-            values[key] = json.loads(value)
-        except ValueError:
-            values[key] = value
+        if not equals or key not in known:
+            raise Failed(f"reasoning_gym:{name} has no setting {setting!r}; it has {', '.join(known) or 'none'}")
+        with contextlib.suppress(ValueError):  # a word is one as it stands
+            value = json.loads(value)
+        values[key] = value
     try:
         return reasoning_gym.create_dataset(name, seed=0, size=SIZE, **values)
     except Exception as error:
@@ -447,6 +445,8 @@ def made(package: str, *arguments: str) -> Callable:
 
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     score = SCORERS[package](*arguments)
+    if not hasattr(signal, "setitimer"):  # Windows
+        return lambda seconds, *request: score(*request)
 
     def timed(seconds: float, *request):
         signal.setitimer(signal.ITIMER_PROF, seconds)  # ends this process, also where the other is gone by then

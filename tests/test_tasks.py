@@ -1,6 +1,7 @@
 import json
 import random
 import re
+import runpy
 import socket
 from collections import Counter
 
@@ -49,7 +50,8 @@ def test_the_marker_is_one_token_and_special_tokens_come_last():
 
 def test_tokenizer_needs_no_network(monkeypatch):
     monkeypatch.setattr(socket, "socket", lambda *a, **k: pytest.fail("the network was asked"))
-    assert tasks.build_tokenizer().encode_ordinary("ü####") == [0xC3, 0xBC, 257]
+    made = runpy.run_path(tasks.__file__)["TOKENIZER"]
+    assert made.encode_ordinary("ü####") == [0xC3, 0xBC, 257]
 
 
 @given(problems, texts.filter(lambda t: t not in ("", "answer", "solution")))
@@ -141,7 +143,8 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
 
     assert not {ordered(q) for q in held_out} & {ordered(p.question) for p in first.draw(random.Random(3), 20000)}
     # with almost nothing left to draw, held-out questions keep coming up and are passed over
-    monkeypatch.setitem(tasks.GENERATORS, "tiny", (lambda rng: Problem(str(rng.randrange(10)), "1"), None, "number"))
+    digit = lambda rng, filler: Problem(str(rng.randrange(10)), "1")
+    monkeypatch.setitem(tasks.GENERATORS, "tiny", (digit, tasks.careless_addition, "number"))
     tiny = tasks.generated("tiny", 8)
     drawn = {p.question for p in tiny.draw(random.Random(3), 50)}
     assert len(drawn) == 2 and not drawn & {p.question for p in tiny.held_out}
