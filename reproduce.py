@@ -33,12 +33,9 @@ TASKS = {
 FEW = "--prompts_per_step 4 --group_size 8 --steps 240 --eval_every 20 --save_every 240"  # 32 samples, not 256
 LAMBDA_1 = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
 VARIANTS = {
-    "grpo": "--method grpo",
-    "rlsd": "--method rlsd",
-    "opsd": "--method opsd --privileged solution",
-    "sdpo": "--method sdpo",
-    "grpo+opsd": "--method grpo+opsd --privileged solution",
-    "opd": "--method opd",
+    **{method: f"--method {method}" for method in ("grpo", "rlsd", "sdpo", "opd")},
+    **{method: f"--method {method} --privileged solution" for method in ("opsd", "grpo+opsd")},
+    **{f"{method}-swapped": f"--method {method}" for method in ("grpo", "rlsd")},  # each at the other's learning rate
     "rlsd-contrastive": "--method rlsd --evidence contrastive",
     "rlsd-agreement": f"--method rlsd --evidence agreement {LAMBDA_1} 1",
     "rlsd-constant": "--method rlsd --rlsd_lambda_decay_steps 0",
@@ -49,8 +46,6 @@ VARIANTS = {
     "rlsd-solution": f"--method rlsd {LAMBDA_1} 0.9 --privileged solution",
     "rlsd-frozen": f"--method rlsd {LAMBDA_1} 0.9 --rlsd_teacher_sync_interval 0",
     "rlsd-live": f"--method rlsd {LAMBDA_1} 0.9 --rlsd_teacher_sync_interval 1",
-    "grpo-swapped": "--method grpo",  # each at the other's learning rate
-    "rlsd-swapped": "--method rlsd",
 }
 # Learning rates, by final pass@1 on seeds 100 and 101 (report.md, last table), and the grids they are chosen from.
 RATES = {
@@ -246,10 +241,8 @@ def execute_probes(wanted: list[Probe], folder: Path, results: Path) -> None:
 def train(options: list[str], out: Path) -> None:
     """One run of train.py; a finished one is left, a killed one goes on."""
     resumed = (out / "last.pt").exists()
-    if resumed:
-        steps = json.loads((out / "config.json").read_text())["steps"]
-        if json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == steps:
-            return
+    if resumed and metrics_of(out)[-1]["step"] == json.loads((out / "config.json").read_text())["steps"]:
+        return
     program("train.py", ["--resume", "--out", str(out)] if resumed else [*options, "--out", str(out)])
 
 

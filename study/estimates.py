@@ -107,7 +107,7 @@ class Estimate:
 
 
 def bootstrap(figure: Callable, *columns: Iterable[float]) -> Estimate:
-    """A figure of the columns' means over seeds; seeds where one is missing (NaN) are left out and not counted."""
+    """A figure of the columns' means with its interval; rows where one is missing (NaN) are left out, not counted."""
     table = np.array([list(column) for column in columns], dtype=float)
     table = table[:, np.isfinite(table).all(axis=0)]
     n = table.shape[1]
@@ -118,6 +118,7 @@ def bootstrap(figure: Callable, *columns: Iterable[float]) -> Estimate:
 
 
 def mean(values: Iterable[float]) -> Estimate:
+    """Mean over seeds."""
     return bootstrap(np.asarray, values)
 
 
@@ -127,17 +128,17 @@ def ratio(above: list[float], below: list[float]) -> Estimate:
 
 
 class Study:
-    """Finished runs by (task, method, samples an update, fresh): each cell a dict from seed to run."""
+    """Finished runs by (task, method, samples an update, fresh seeds)."""
 
     def __init__(self, runs: list[dict]):
         self.tuning = [run for run in runs if run["lr"]]
-        self.cells: dict[tuple, dict[int, dict]] = defaultdict(dict)
+        self.cells: dict[tuple, list[dict]] = defaultdict(list)
         for run in runs:
             if not run["lr"]:
-                self.cells[run["task"], run["method"], run["samples"], run["seed"] >= 10][run["seed"]] = run
+                self.cells[run["task"], run["method"], run["samples"], run["seed"] >= 10].append(run)
 
     def runs(self, task: str, method: str, samples: int = 256, fresh: bool = False) -> list[dict]:
-        return list(self.cells.get((task, method, samples, fresh), {}).values())
+        return self.cells.get((task, method, samples, fresh), [])
 
     def pairs(self, figure: Figure, task: str, method: str, other: str, *cell) -> tuple[list[float], list[float]]:
         """The figure of both methods on the seeds that both have."""

@@ -37,9 +37,9 @@ def cell_table(study: Study) -> str:
     header = "task | method | samples an update | seed range | seeds | start | final pass@1 | leakage at the end | "
     header += "final minus GRPO | mean over the run minus GRPO | GRPO's updates / its own"
     rows = []
-    for (task, method, samples, fresh), cell in sorted(study.cells.items()):
+    for (task, method, samples, fresh), runs in sorted(study.cells.items()):
         against = (task, method, "grpo", samples, fresh)
-        is_grpo, runs = method.startswith("grpo") and method != "grpo+opsd", cell.values()
+        is_grpo = method.startswith("grpo") and method != "grpo+opsd"
         speed = None if is_grpo else study.speed(task, method, samples, fresh)
         gains = ["", ""] if is_grpo else [study.gain(figure, *against).text() for figure in (final, area)]
         figures = [f"{np.mean(list(map(start, runs))):.3f}", mean(map(final, runs)).text()]
@@ -103,6 +103,13 @@ def probe_tables(probes: list[dict]) -> str:
 # ---- claims ----------------------------------------------------------------------------------------------------------
 
 
+# The lead on fresh seeds of countdown was at another learning rate than GRPO's: both at either rate.
+SWAPPED = (  # where, task, method, other, samples, fresh
+    ("at GRPO's learning rate (countdown, fresh seeds)", "countdown", "rlsd-swapped", "grpo", 256, True),
+    ("at its own learning rate (countdown, fresh seeds)", "countdown", "rlsd", "grpo-swapped", 256, True),
+)
+
+
 def row(claim: str, measured: str, figure: Estimate, verdict: str, digits: int = 3, unit: str = "") -> list[str]:
     return [claim, measured, figure.text(digits), f"{figure.n}{unit}", verdict]
 
@@ -126,18 +133,6 @@ def outcome_claims(study: Study) -> list[list[str]]:
         claim = "RLSD pays somewhere: 1.5 times fewer updates"
         rows.append(row(claim, measured, figure, clear(figure.verdict(1.5), never), 2))
         rows += pays(study, f"({method}, {task}, {samples} samples, fresh seeds)", task, method, samples, True)[:1]
-    return rows + swapped_claims(study)
-
-
-SWAPPED = (  # where, task, method, other, samples, fresh
-    ("at GRPO's learning rate (countdown, fresh seeds)", "countdown", "rlsd-swapped", "grpo", 256, True),
-    ("at its own learning rate (countdown, fresh seeds)", "countdown", "rlsd", "grpo-swapped", 256, True),
-)
-
-
-def swapped_claims(study: Study) -> list[list[str]]:
-    """The lead on fresh seeds of countdown was at another learning rate than GRPO's: both at either rate."""
-    rows = []
     for where, *cell in SWAPPED:
         lead, end = (study.gain(figure, *cell) for figure in (area, final))
         measured = f"paired difference of pass@1 over the whole run, both at the same rate (final: {end.text()})"
@@ -158,6 +153,7 @@ def pays(study: Study, where: str, task: str, method: str, *cell) -> list[list[s
 
 
 def both(*verdicts: str) -> str:
+    """Of a claim with two marks."""
     return next((v for v in ("does not hold", "undecided") if v in verdicts), "holds")
 
 
@@ -215,7 +211,7 @@ def dynamics_claims(study: Study) -> list[list[str]]:
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
         share, carrying = (mean(estimates.clip_share(run, of_all) for run in runs) for of_all in (True, False))
-        verdict = both(share.verdict(0.03), share.below(0.06))
+        verdict = both(share.verdict(0.03), share.below(0.06))  # as a part of the interval lies outside, in it, or all
         measured = f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})"
         rows.append(row(f"3 to 6 % of all tokens are clipped ({task})", measured, share, verdict))
     return rows
@@ -246,7 +242,7 @@ def credit_claims(probes: list[dict]) -> list[list[str]]:
         claim = f"Credit sits on the deciding tokens ({kind} samples)"
         rows.append(row(claim, measured, share["moved deciding"], more.verdict(0.0), unit=" policies"))
     measured = "samples that GRPO needs for the same first-order gain of Adam's step, "
-    measured += f"over those of {WIDE_WEIGHTS.replace(', ', ' at ', 1)} (probe)"
+    measured += "over those of RLSD at eps_w 4, lambda 1 (probe)"
     for name, when in (("countdown", "before RL"), ("countdown-after-grpo", "after 60 updates of GRPO")):
         if name in found:
             figure = worth(found[name], WIDE_WEIGHTS, "adam")
