@@ -45,6 +45,7 @@ def locked(out: Path) -> Iterator[None]:
 def claim(stack: contextlib.ExitStack, config: dict, name: str) -> str:
     """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or this command's own; `stack` keeps it locked."""
     n, passed_over = 1, () if config["out"] else (UserError, FileExistsError)
+    Path(config["out"] or "runs/1").parent.mkdir(parents=True, exist_ok=True)  # a fault of its own is no taken name
     while True:
         out = config["out"] or f"runs/{name}{f'.{n}' * (n > 1)}"
         with contextlib.suppress(*passed_over), contextlib.ExitStack() as attempt:
