@@ -18,10 +18,10 @@ import importlib
 import importlib.metadata
 import io
 import json
+import math
 import os
 import platform
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,9 +30,11 @@ import warnings
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import mean, median
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -59,38 +61,22 @@ class Skipped(Exception):
     """A row that cannot be measured here, and why."""
 
 
-@dataclass(frozen=True)
-class Size:
+class Size(NamedTuple):
     """How much work a turn is."""
 
     prompts: int = 16
     group: int = 16
     tokens: int = 64
-    wide_hidden: int = 512
-    wide_layers: int = 8
-    wide_prompts: int = 4
-    wide_tokens: int = 128
+    wide: tuple[int, ...] = (512, 8, 4, 128)  # hidden size, layers, prompts, tokens
     floor_tokens: int = 34  # what a worked addition has
-    memory: tuple[int, int, int] = (256, 64, 50_000)  # N, T, V
+    memory: tuple[int, ...] = (256, 64, 50_000)  # N, T, V
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
 
 
-SMOKE = Size(
-    prompts=2,
-    group=4,
-    tokens=6,
-    wide_hidden=128,
-    wide_layers=1,
-    wide_prompts=1,
-    wide_tokens=8,
-    floor_tokens=8,
-    memory=(64, 32, 20_000),
-    lengths=(2, 4, 8, 16, 32),
-)
+SMOKE = Size(2, 4, 6, (128, 1, 1, 8), 8, (64, 32, 20_000), (2, 4, 8, 16, 32))
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """What the options choose, the same for every row."""
 
     size: Size
@@ -108,12 +94,10 @@ def now(device: str) -> float:
     return time.perf_counter()
 
 
-def turns(
-    run: Run, *works: Callable[[int], object], rounds: int = 0, before: Callable[[], None] = lambda: None
-) -> list[list[tuple[float, object]]]:
+def turns(run: Run, *works: Callable, before: Callable[[], None] = lambda: None) -> list[list[tuple[float, object]]]:
     """A B A B ...: (seconds, result) of each work in each round; a first round warms up, and before() is not timed."""
     measured = [[] for _ in works]
-    for i in range((rounds or run.rounds) + 1):
+    for i in range(run.rounds + 1):
         for work, results in zip(works, measured):
             before()
             start = now(run.device)
@@ -127,7 +111,13 @@ def time_ratios(above: list[tuple[float, object]], below: list[tuple[float, obje
 
 
 def median_seconds(results: list[tuple[float, object]]) -> float:
-    return statistics.median(seconds for seconds, _ in results)
+    return median(seconds for seconds, _ in results)
+
+
+def compared(ours: list[tuple[float, object]], theirs: list[tuple[float, object]]) -> dict:
+    """The figures of a row whose ratios are times, ours above."""
+    seconds = {"seconds": median_seconds(ours), "seconds_beside": median_seconds(theirs)}
+    return {"ratios": time_ratios(ours, theirs), **seconds}
 
 
 def random_prompts(n: int, shortest: int, longest: int) -> list[list[int]]:
@@ -141,15 +131,8 @@ def new_model(run: Run, config: ModelConfig) -> Transformer:
 
 
 def draw(model: Transformer, prompts: list[list[int]], group: int, tokens: int, stop: int, seed: int = 0) -> Samples:
-    return sample(
-        model,
-        prompts,
-        group_size=group,
-        max_new_tokens=tokens,
-        temperature=1.0,
-        stop_token=stop,
-        generator=torch.Generator().manual_seed(seed),
-    )
+    how = {"group_size": group, "max_new_tokens": tokens, "temperature": 1.0, "stop_token": stop}
+    return sample(model, prompts, **how, generator=torch.Generator().manual_seed(seed))
 
 
 # ---- beside transformers ---------------------------------------------------------------------------------------------
@@ -184,33 +167,26 @@ def beside_generate(run: Run, config: ModelConfig, prompts: list[list[int]], tok
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
     with torch.no_grad():
         torch.testing.assert_close(theirs(padded).logits, model(padded), atol=1e-4, rtol=0)
-    how = transformers.GenerationConfig(
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=tokens,
-        num_return_sequences=group,
-        eos_token_id=None if stop == NEVER else stop,
-        pad_token_id=0,
-    )
+    how = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_return_sequences": group}
+    ends = {"max_new_tokens": tokens, "eos_token_id": None if stop == NEVER else stop, "pad_token_id": 0}
+    settings = transformers.GenerationConfig(**how, **ends)
 
     def ours(i: int) -> int:
         return int(draw(model, prompts, group, tokens, stop, i).mask.sum())
 
     def generate(i: int) -> int:
         torch.manual_seed(i)
-        drawn = theirs.generate(input_ids=padded, attention_mask=mask, generation_config=how)[:, longest:]
+        drawn = theirs.generate(input_ids=padded, attention_mask=mask, generation_config=settings)[:, longest:]
         stopped = (drawn == stop).cumsum(dim=1) - (drawn == stop).long()  # the stop token itself still counts
         return int((stopped == 0).sum())
 
     a, b = turns(run, ours, generate)
     return {
         "ratios": [(m / s) / (n / t) for (s, m), (t, n) in zip(a, b)],
-        "tokens_per_second": statistics.median(m / s for s, m in a),
-        "tokens_per_second_beside": statistics.median(n / t for t, n in b),
-        "tokens": statistics.mean(m for _, m in a),
-        "tokens_beside": statistics.mean(n for _, n in b),
+        "tokens_per_second": median(m / s for s, m in a),
+        "tokens_per_second_beside": median(n / t for t, n in b),
+        "tokens": mean(m for _, m in a),
+        "tokens_beside": mean(n for _, n in b),
     }
 
 
@@ -219,17 +195,10 @@ def sampling(run: Run) -> dict:
 
 
 def sampling_512(run: Run) -> dict:
-    size, heads = run.size, run.size.wide_hidden // 64
-    config = ModelConfig(
-        tasks.TOKENIZER.n_vocab,
-        hidden_size=size.wide_hidden,
-        intermediate_size=3 * size.wide_hidden,
-        num_layers=size.wide_layers,
-        num_heads=heads,
-        num_kv_heads=heads // 2,
-        head_dim=64,
-    )
-    return beside_generate(run, config, random_prompts(size.wide_prompts, 6, 20), size.wide_tokens, NEVER)
+    hidden, layers, prompts, tokens = run.size.wide
+    heads = {"num_heads": hidden // 64, "num_kv_heads": hidden // 128, "head_dim": 64}
+    config = ModelConfig(tasks.TOKENIZER.n_vocab, hidden, 3 * hidden, layers, **heads)
+    return beside_generate(run, config, random_prompts(prompts, 6, 20), tokens, NEVER)
 
 
 # ---- whole steps -----------------------------------------------------------------------------------------------------
@@ -303,29 +272,10 @@ def byte_tokenizer():
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """No log lines, progress bars or warnings of a peer among ours."""
-    with (
-        warnings.catch_warnings(),
-        contextlib.redirect_stdout(io.StringIO()),
-        contextlib.redirect_stderr(io.StringIO()),
-    ):
+    lost = io.StringIO()
+    with warnings.catch_warnings(), contextlib.redirect_stdout(lost), contextlib.redirect_stderr(lost):
         warnings.simplefilter("ignore")
         yield
-
-
-def ours_first(base: type, device: str, ours: Trainer, our_tokens: list, ours_seconds: list, trl_seconds: list):
-    """A callback of TRL's trainer, whose loop calls it at the two ends of its step: ours goes first."""
-
-    class Turns(base):
-        def on_step_begin(self, *_, **__):
-            start = now(device)
-            our_tokens.append(ours.step(len(our_tokens) + 1))
-            ours_seconds.append(now(device) - start)
-            self.start = now(device)
-
-        def on_step_end(self, *_, **__):
-            trl_seconds.append(now(device) - self.start)
-
-    return Turns()
 
 
 def beside_trl(run: Run, **options) -> dict:
@@ -333,57 +283,46 @@ def beside_trl(run: Run, **options) -> dict:
     with quiet():
         transformers, trl, datasets = peers("transformers", "trl", "datasets")
     ours = Trainer(run, "grpo", share=1.0)  # every group has spread: we leave out nothing that TRL computes
-    ours_seconds, trl_seconds, our_tokens, trl_tokens = [], [], [], []
+    our_steps, trl_steps, trl_tokens = [], [], []
     rounds = run.rounds + TRL_WARM_UP
     problems = ours.source.draw(random.Random(0), run.size.prompts * rounds)
     queue = iter(problems)
     ours.source = replace(ours.source, draw=lambda _, n: [next(queue) for _ in range(n)])
-    data = datasets.Dataset.from_dict(
-        {
-            "prompt": [tasks.TOKENIZER.decode(tasks.student_prompt(p)) for p in problems],
-            "answer": [p.answer for p in problems],
-        }
-    )
+    prompts = [tasks.TOKENIZER.decode(tasks.student_prompt(p)) for p in problems]
+    data = datasets.Dataset.from_dict({"prompt": prompts, "answer": [p.answer for p in problems]})
 
     def reward(completions: list[str], completion_ids: list[list[int]], answer: list[str], **_) -> list[float]:
         trl_tokens.append(sum(map(len, completion_ids)))
         return [ours.verifier(completion, a) for completion, a in zip(completions, answer)]
 
+    class Turns(transformers.TrainerCallback):
+        """TRL's loop calls it at the two ends of a step: ours goes first."""
+
+        def on_step_begin(self, *_, **__):
+            start = now(run.device)
+            tokens = ours.step(len(our_steps) + 1)
+            our_steps.append((now(run.device) - start, tokens))
+            self.start = now(run.device)
+
+        def on_step_end(self, *_, **__):
+            trl_steps.append((now(run.device) - self.start, trl_tokens[-1]))
+
+    N = run.size.prompts * run.size.group
+    options |= {"per_device_train_batch_size": N, "num_generations": run.size.group, "shuffle_dataset": False}
+    options |= {"max_completion_length": run.size.tokens, "learning_rate": ours.config.lr, "beta": 0.0}
+    options |= {"max_steps": rounds, "use_cpu": run.device == "cpu", "report_to": "none", "disable_tqdm": True}
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        trainer = trl.GRPOTrainer(
+        trl.GRPOTrainer(
             to_transformers(ours.state.model),
             reward,
+            trl.GRPOConfig(folder, save_strategy="no", logging_strategy="no", **options),
+            data,
             processing_class=byte_tokenizer(),
-            train_dataset=data,
-            callbacks=[
-                ours_first(transformers.TrainerCallback, run.device, ours, our_tokens, ours_seconds, trl_seconds)
-            ],
-            args=trl.GRPOConfig(
-                folder,
-                per_device_train_batch_size=run.size.prompts * run.size.group,
-                num_generations=run.size.group,
-                max_completion_length=run.size.tokens,
-                learning_rate=ours.config.lr,
-                beta=0.0,
-                max_steps=rounds,
-                shuffle_dataset=False,
-                use_cpu=run.device == "cpu",
-                report_to="none",
-                save_strategy="no",
-                logging_strategy="no",
-                disable_tqdm=True,
-                **options,
-            ),
-        )
-        trainer.train()
-    kept = slice(TRL_WARM_UP, None)
-    return {
-        "ratios": [theirs / mine for theirs, mine in zip(trl_seconds[kept], ours_seconds[kept])],
-        "seconds": statistics.median(ours_seconds[kept]),
-        "seconds_beside": statistics.median(trl_seconds[kept]),
-        "tokens": our_tokens[kept],
-        "tokens_beside": trl_tokens[kept],
-    }
+            callbacks=[Turns()],
+        ).train()
+    a, b = our_steps[TRL_WARM_UP:], trl_steps[TRL_WARM_UP:]
+    tokens = {"tokens": [n for _, n in a], "tokens_beside": [n for _, n in b]}
+    return {**compared(a, b), "ratios": time_ratios(b, a), **tokens}  # steps a second, as the table has them
 
 
 def beside_grpo(run: Run, lam: float) -> dict:
@@ -394,70 +333,43 @@ def beside_grpo(run: Run, lam: float) -> dict:
     for name in ("model", "optimizer"):
         getattr(grpo.state, name).load_state_dict(copy.deepcopy(getattr(rlsd.state, name).state_dict()))
     restore = [rlsd.snapshot(), grpo.snapshot()]
-    a, b = turns(
-        run,
-        lambda i: rlsd.step(i, lam),
-        grpo.step,
-        rounds=3 * run.rounds,
-        before=lambda: [put_back() for put_back in restore],
-    )
+    threefold = run._replace(rounds=3 * run.rounds)
+    a, b = turns(threefold, lambda i: rlsd.step(i, lam), grpo.step, before=lambda: [put_back() for put_back in restore])
     if [tokens for _, tokens in a] != [tokens for _, tokens in b]:
         raise RuntimeError("the two steps must draw the same samples, or their times say nothing")
-    return {
-        "ratios": time_ratios(a, b),
-        "seconds": median_seconds(a),
-        "seconds_beside": median_seconds(b),
-        "tokens": statistics.mean(tokens for _, tokens in a),
-    }
+    return {**compared(a, b), "tokens": mean(tokens for _, tokens in a)}
 
 
 # ---- beside the machine itself ---------------------------------------------------------------------------------------
 
 
-def linear_products(model: Transformer, rows: int, head_rows: int, backward: bool) -> Callable[[], None]:
+def linear_products(model: Transformer, rows: int, head_rows: int, backward: bool) -> list[tuple[Tensor, Tensor]]:
     """The products of all linear layers with `rows` rows, the head's with `head_rows`; backward: two more for each."""
-    operands = []
+    ahead, back = [], []
     for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
         w, n = linear.weight.detach(), head_rows if linear is model.head else rows
         x, gradient = (w.new_empty(n, width).normal_() for width in (linear.in_features, linear.out_features))
-        operands.append((x, w, gradient))
-
-    def multiply() -> None:
-        for x, w, _ in operands:
-            torch.mm(x, w.t())
-        for x, w, gradient in reversed(operands) if backward else ():
-            torch.mm(gradient, w)
-            torch.mm(gradient.t(), x)
-
-    return multiply
+        ahead.append((x, w.t()))
+        back = [(gradient, w), (gradient.t(), x), *back]
+    return ahead + back * backward
 
 
-def attention_products(model: Transformer, rows: int, queries: int, keys: int, backward: bool) -> Callable[[], None]:
+def attention_products(model: Transformer, rows: int, queries: int, keys: int, backward: bool) -> list:
     """Scores and their sums of values, in all layers: `queries` tokens of each row look at `keys` tokens."""
     c, new = model.config, model.embed.weight.new_empty
     batch, asking = rows * c.num_kv_heads, c.num_heads // c.num_kv_heads * queries
-    layers = [
-        [
-            new(batch, n, width).normal_()
-            for n, width in ((asking, c.head_dim), (keys, c.head_dim), (keys, c.head_dim), (asking, keys))
-        ]
-        for _ in model.blocks
-    ]
+    sizes = (asking, c.head_dim), (keys, c.head_dim), (keys, c.head_dim), (asking, keys)
+    products = []
+    for _ in model.blocks:
+        q, k, v, weights = (new(batch, *size).normal_() for size in sizes)
+        products += [(q, k.mT), (weights, v)]
+        products += [(q, v.mT), (weights.mT, q), (weights, k), (weights.mT, q)] * backward
+    return products
 
-    def multiply() -> None:
-        for q, k, v, weights in layers:
-            torch.bmm(q, k.transpose(1, 2))
-            torch.bmm(weights, v)
-            if backward:
-                for left, right in (
-                    (q, v.transpose(1, 2)),
-                    (weights.transpose(1, 2), q),
-                    (weights, k),
-                    (weights.transpose(1, 2), q),
-                ):
-                    torch.bmm(left, right)
 
-    return multiply
+def multiply(products: list[tuple[Tensor, Tensor]]) -> None:
+    for a, b in products:
+        (torch.mm if a.dim() == 2 else torch.bmm)(a, b)
 
 
 def floor_decode(run: Run) -> dict:
@@ -469,14 +381,14 @@ def floor_decode(run: Run) -> dict:
     a, b, c = turns(
         run,
         lambda i: draw(model, prompts, size.group, size.tokens, NEVER, i),
-        lambda i: [(linear(), attention()) for _ in range(size.tokens)],
-        lambda i: [linear() for _ in range(size.tokens)],
+        lambda i: multiply((linear + attention) * size.tokens),
+        lambda i: multiply(linear * size.tokens),
     )
     return {
         "ratios": time_ratios(a, b),
         "seconds_per_token": median_seconds(a) / size.tokens,
         "seconds_per_token_beside": median_seconds(b) / size.tokens,
-        "ratio_to_the_linear_layers_alone": statistics.median(time_ratios(a, c)),
+        "ratio_to_the_linear_layers_alone": median(time_ratios(a, c)),
     }
 
 
@@ -496,15 +408,10 @@ def floor_update(run: Run) -> dict:
     a, b, c = turns(
         run,
         lambda i: train.update(state.model, None, state.optimizer, batch, config, 0.0),
-        lambda i: (linear(), attention()),
-        lambda i: linear(),
+        lambda i: multiply(linear + attention),
+        lambda i: multiply(linear),
     )
-    return {
-        "ratios": time_ratios(a, b),
-        "seconds": median_seconds(a),
-        "seconds_beside": median_seconds(b),
-        "ratio_to_the_linear_layers_alone": statistics.median(time_ratios(a, c)),
-    }
+    return {**compared(a, b), "ratio_to_the_linear_layers_alone": median(time_ratios(a, c))}
 
 
 def length(run: Run) -> dict:
@@ -526,15 +433,10 @@ def length(run: Run) -> dict:
 
 def memory(run: Run) -> dict:
     """Peak memory of scoring and its backward pass over that of a full log-softmax, each in a process of its own."""
-    peaks = [peak_in_a_process(run, which) for which in ("ours", "full")]
-    N, T, V = run.size.memory
-    return {
-        "ratios": [peaks[0] / peaks[1]],
-        "bytes": peaks[0],
-        "bytes_beside": peaks[1],
-        "ntv_float_tensors": peaks[0] / (4 * N * T * V),
-        "ntv_float_tensors_beside": peaks[1] / (4 * N * T * V),
-    }
+    ours, full = (peak_in_a_process(run, which) for which in ("ours", "full"))
+    figures = {"ratios": [ours / full], "bytes": ours, "bytes_beside": full}
+    ntv = 4 * math.prod(run.size.memory)
+    return {**figures, "ntv_float_tensors": ours / ntv, "ntv_float_tensors_beside": full / ntv}
 
 
 def peak_in_a_process(run: Run, which: str) -> int:
@@ -580,13 +482,12 @@ def memory_status(name: str) -> int:
 # ---- profile ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
 class Stopwatch:
     """Seconds by stage; a stage that runs inside another one is taken out of it."""
 
-    device: str
-    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    inside: float = 0.0  # seconds of stages within the one that is running
+    def __init__(self, device: str):
+        self.device, self.seconds = device, defaultdict(float)
+        self.inside = 0.0  # seconds of stages within the one that is running
 
     def timed(self, stage: str, function: Callable) -> Callable:
         def run_and_time(*args, **kwargs):
@@ -618,16 +519,14 @@ def profile(run: Run) -> dict:
         ("optimizer", optimizer, "zero_grad"),
         ("optimizer", optimizer, "step"),
     ]
-    wall = 0.0
+    step = watch.timed("rest", trainer.step)
     with contextlib.ExitStack() as patches:
         for stage, owner, name in stages:
             patches.enter_context(patch.object(owner, name, watch.timed(stage, getattr(owner, name))))
         for i in range(1, run.rounds + 1):
-            start = now(run.device)
-            trainer.step(i, 0.5)
-            wall += now(run.device) - start
-    seconds = {stage: watch.seconds[stage] for stage, _, _ in stages}
-    seconds["rest"] = wall - sum(seconds.values())
+            step(i, 0.5)
+    seconds = {stage: watch.seconds[stage] for stage in [*(stage for stage, _, _ in stages), "rest"]}
+    wall = sum(seconds.values())
     return {
         "seconds": wall / run.rounds,
         "stages": {stage: {"seconds": s / run.rounds, "share": s / wall} for stage, s in seconds.items()},
@@ -637,87 +536,47 @@ def profile(run: Run) -> dict:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """One line of the table: the goal is a least ratio or a greatest one, or there is none."""
 
     work: str
     beside: str
+    goal: str
     measure: Callable[[Run], dict]
-    at_least: float | None = None
-    at_most: float | None = None
-
-    def goal(self) -> str:
-        return f">= {self.at_least}" if self.at_least else f"<= {self.at_most}" if self.at_most else "-"
-
-    def reached(self, ratio: float) -> bool | None:
-        return ratio >= self.at_least if self.at_least else ratio <= self.at_most if self.at_most else None
 
 
+GENERATE, GRPO = "transformers `generate`, same weights", "GRPO step, 16 prompts x 16, steps/s"
+OURS, PRODUCTS, FULL = "our GRPO step, same samples", "its matrix products alone", "full log-softmax + gather"
+beside_plain_trl = partial(beside_trl, bf16=False, gradient_checkpointing=False)
 ROWS = {
-    "sampling": Row(
-        "sampling 16 prompts x 16, at most 64 tokens, tokens/s",
-        "transformers `generate`, same weights",
-        sampling,
-        at_least=5,
-    ),
+    "sampling": Row("sampling 16 prompts x 16, at most 64 tokens, tokens/s", GENERATE, ">= 5", sampling),
     "sampling-512": Row(
-        "sampling 4 prompts x 16 at width 512, 8 layers, 128 tokens each, tokens/s",
-        "transformers `generate`, same weights",
-        sampling_512,
-        at_least=1.5,
+        "sampling 4 prompts x 16 at width 512, 8 layers, 128 tokens each, tokens/s", GENERATE, ">= 1.5", sampling_512
     ),
-    "grpo-step": Row(
-        "GRPO step, 16 prompts x 16, steps/s",
-        "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing",
-        beside_trl,
-        at_least=4,
-    ),
-    "grpo-step-plain": Row(
-        "GRPO step, 16 prompts x 16, steps/s",
-        "TRL `GRPOTrainer` in float32 without checkpointing, as ours",
-        partial(beside_trl, bf16=False, gradient_checkpointing=False),
-    ),
-    "rlsd-lambda": Row(
-        "RLSD step with the teacher pass, time",
-        "our GRPO step, same samples",
-        partial(beside_grpo, lam=0.5),
-        at_most=1.12,
-    ),
-    "rlsd-zero": Row(
-        "RLSD step at lambda 0, time", "our GRPO step, same samples", partial(beside_grpo, lam=0.0), at_most=1.01
-    ),
-    "floor-decode": Row("sampling 256 rows, time a token", "its matrix products alone", floor_decode, at_most=2.5),
-    "floor-update": Row(
-        "update on 256 samples of 34 tokens, time", "its matrix products alone", floor_update, at_most=2
-    ),
-    "memory": Row(
-        "memory of scoring and backward, 256 x 64 tokens, vocabulary 50,000",
-        "full log-softmax + gather",
-        memory,
-        at_most=0.5,
-    ),
-    "length": Row("sampling 512 tokens, time a token", "sampling 64 tokens", length, at_most=1.6),
+    "grpo-step": Row(GRPO, "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing", ">= 4", beside_trl),
+    "grpo-step-plain": Row(GRPO, "TRL `GRPOTrainer` in float32 without checkpointing, as ours", "-", beside_plain_trl),
+    "rlsd-lambda": Row("RLSD step with the teacher pass, time", OURS, "<= 1.12", partial(beside_grpo, lam=0.5)),
+    "rlsd-zero": Row("RLSD step at lambda 0, time", OURS, "<= 1.01", partial(beside_grpo, lam=0.0)),
+    "floor-decode": Row("sampling 256 rows, time a token", PRODUCTS, "<= 2.5", floor_decode),
+    "floor-update": Row("update on 256 samples of 34 tokens, time", PRODUCTS, "<= 2", floor_update),
+    "memory": Row("memory of scoring and backward, 256 x 64 tokens, vocabulary 50,000", FULL, "<= 0.5", memory),
+    "length": Row("sampling 512 tokens, time a token", "sampling 64 tokens", "<= 1.6", length),
 }
 
 
 def measure(name: str, run: Run) -> dict:
     row = ROWS[name]
-    figures = {"name": name, "work": row.work, "beside": row.beside, "goal": row.goal()}
+    figures = {"name": name, "work": row.work, "beside": row.beside, "goal": row.goal}
     try:
         found = row.measure(run)
     except Skipped as reason:
         return {**figures, "skipped": str(reason)}
-    ratio = statistics.median(found["ratios"])
-    reached = None if run.size is SMOKE else row.reached(ratio)  # small sizes say nothing about the goals
-    return {
-        **figures,
-        "ratio": ratio,
-        "least": min(found["ratios"]),
-        "greatest": max(found["ratios"]),
-        "reached": reached,
-        **found,
-    }
+    ratio, reached = median(found["ratios"]), None
+    if run.size is not SMOKE and row.goal != "-":  # small sizes say nothing about the goals
+        sign, limit = row.goal.split()
+        reached = ratio >= float(limit) if sign == ">=" else ratio <= float(limit)
+    extremes = {"least": min(found["ratios"]), "greatest": max(found["ratios"])}
+    return {**figures, "ratio": ratio, **extremes, "reached": reached, **found}
 
 
 def table_line(row: dict) -> str:
@@ -751,13 +610,9 @@ def machine(device: str) -> dict:
     }
 
 
-def rounded(value):
+def rounded(figures: dict) -> dict:
     """The same figures to four digits, however deep they lie."""
-    if isinstance(value, dict):
-        return {key: rounded(v) for key, v in value.items()}
-    if isinstance(value, list):
-        return [rounded(v) for v in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(figures), parse_float=lambda digits: float(f"{float(digits):.4g}"))
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -781,24 +636,17 @@ def parse(argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def profile_table(found: dict) -> str:
-    lines = ["| stage of an RLSD step | ms | share |", "|---|---|---|"]
-    return "\n".join(
-        lines
-        + [
-            f"| {stage} | {1000 * figures['seconds']:.1f} | {figures['share']:.1%} |"
-            for stage, figures in found["stages"].items()
-        ]
-    )
+def profile_table(stages: dict[str, dict[str, float]]) -> str:
+    lines = [f"| {stage} | {1000 * of['seconds']:.1f} | {of['share']:.1%} |" for stage, of in stages.items()]
+    return "\n".join(["| stage of an RLSD step | ms | share |", "|---|---|---|", *lines])
 
 
 def write(result: dict, tables: list[str], out: Path) -> None:
     """The figures as JSON, and beside them the tables as a page to read."""
     out.write_text(json.dumps(result, indent=1) + "\n")
     about = ", ".join(f"{key} {value}" for key, value in result["machine"].items())
-    out.with_suffix(".md").write_text(
-        "\n\n".join(["# Speed and memory", f"`python bench.py`; {about}.", *tables]) + "\n"
-    )
+    page = ["# Speed and memory", f"`python bench.py`; {about}.", *tables]
+    out.with_suffix(".md").write_text("\n\n".join(page) + "\n")
 
 
 @program
@@ -825,7 +673,7 @@ def main(argv: list[str]) -> int:
         tables.append("\n".join(lines))
     if args.only in (None, "profile"):
         result["profile"] = profile(run)
-        tables.append(profile_table(result["profile"]))
+        tables.append(profile_table(result["profile"]["stages"]))
         print("\n" + tables[-1])
     result = rounded(result)
     print("\n" + json.dumps(result))

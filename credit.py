@@ -20,6 +20,7 @@ from model import Transformer
 from rlsd import evidence_weights, token_advantages
 
 PAGE = Path(__file__).with_name("credit_page.html")  # a template
+NAMES = ("P_S", "P_T", "Delta", "w", "A_hat")  # of a token's figures
 INK = {1: (195, 153, 111, 69, 25), -1: (230, 223, 215, 208, 166), 0: (252, 250, 248, 245, 240)}  # of 256, by sign of A
 
 
@@ -124,11 +125,10 @@ def colour_key(config: Config) -> str:
 
 def as_figures(sample: Sample) -> str:
     """The text, then a line a token: P_S, P_T, Delta, w, A_hat."""
-    lines = [f"completion: {visible(sample.text)}"]
-    lines += [f"{'':>4} {'token':<10} {'P_S':>9} {'P_T':>9} {'Delta':>9} {'w':>9} {'A_hat':>9}"]
-    for t, token in enumerate(sample.tokens, start=1):
-        lines.append(f"{t:>4} {quoted(token.text):<10} " + " ".join(f"{text:>9}" for text in columns(token)))
-    return "\n".join(lines)
+    rows = [["", "token", *NAMES]]
+    rows += [[str(t), quoted(token.text), *columns(token)] for t, token in enumerate(sample.tokens, start=1)]
+    lines = (f"{t:>4} {text:<10} " + " ".join(f"{x:>9}" for x in figures) for t, text, *figures in rows)
+    return "\n".join([f"completion: {visible(sample.text)}", *lines])
 
 
 def columns(token: Token) -> list[str]:
@@ -178,17 +178,14 @@ def _column(sample: Sample, config: Config) -> str:
 
 
 def _figures(token: Token, config: Config) -> str:
-    p_student, p_teacher, delta, weight, a_hat = columns(token)
-    eps_w = config.rlsd_reweight_clip_range
+    rows, eps_w = dict(zip(NAMES, columns(token))), config.rlsd_reweight_clip_range
     clipped = min(max(token.weight, 1 - eps_w), 1 + eps_w)
-    weight += f" → {clipped:.4g}" if clipped != token.weight else ""
-    rows = {"P_S": p_student, "P_T": p_teacher, "Delta": delta, "w": weight, "A_hat": a_hat}
+    rows["w"] += f" → {clipped:.4g}" if clipped != token.weight else ""
     return " ".join(f"<span><i>{name}</i> {text}</span>" for name, text in rows.items())
 
 
 def _table(sample: Sample, config: Config) -> str:
-    names = ("", "token", "P_S", "P_T", "Delta", "w", "A_hat")
-    head = "".join(f"<th>{name}</th>" for name in names)
+    head = "".join(f"<th>{name}</th>" for name in ("", "token", *NAMES))
     rows = []
     for t, token in enumerate(sample.tokens, start=1):
         cells = "".join(f"<td>{text}</td>" for text in columns(token))

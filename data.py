@@ -55,7 +55,7 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
 
 def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Config) -> None:
     """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
-    completion, room = tasks.target(problem), config.max_seq_len - config.max_new_tokens
+    completion, after = tasks.target(problem), f"--max_new_tokens {config.max_new_tokens}"
     longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
     if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
         longest = max(longest, len(teacher_view(problem, replace(config, privileged="solution"))))
@@ -64,10 +64,10 @@ def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Conf
     if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
         raise ValueError(f"no completion can earn a reward: the verifier does not accept {problem.answer[:60]!r}")
     if len(completion) > config.max_new_tokens:
-        raise ValueError(f"the solution has {len(completion)} tokens; raise --max_new_tokens {config.max_new_tokens}")
-    if longest > room:
-        after = f"--max_new_tokens {config.max_new_tokens}"
-        raise ValueError(f"the prompt has {longest} tokens; with {after} raise --max_seq_len {config.max_seq_len}")
+        raise ValueError(f"the solution has {len(completion)} tokens, more than {after}; raise it")
+    if longest > config.max_seq_len - config.max_new_tokens:
+        room = f"--max_seq_len {config.max_seq_len}"
+        raise ValueError(f"the prompt has {longest} tokens; with {after} that exceeds {room}; raise it")
 
 
 # ---- the user's own problems -----------------------------------------------------------------------------------------

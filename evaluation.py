@@ -9,7 +9,7 @@ import tasks
 from config import Config
 from guards import out_of_memory
 from judge import mean_reward, verify
-from methods import Rollout, autocast, evidence, score, teacher_view
+from methods import Rollout, autocast, evidence, sampling, score, teacher_view
 from model import Samples, Transformer, sample
 from rlsd import token_advantages
 from verifiers import Verifier
@@ -20,16 +20,8 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
     rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // ranks.world())
     with ranks.whole(model), autocast(config):
-        return sample(
-            model,
-            prompts,
-            group_size=1,
-            max_new_tokens=config.max_new_tokens,
-            temperature=temperature,
-            stop_token=tasks.FORMAT.end,
-            generator=torch.Generator().manual_seed(0),
-            at_once=rows_of_a_rollout if config.micro_tokens else 0,
-        )
+        at_once = rows_of_a_rollout if config.micro_tokens else 0
+        return sample(model, prompts, group_size=1, at_once=at_once, **sampling(config, temperature, seed=0))
 
 
 def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
@@ -42,15 +34,11 @@ def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, confi
     samples = held_out_samples(model, prompts, config, 1.0)
     cited = [tasks.CITATION in tasks.decode(c) for c in samples.completions()]
     greedy = held_out_samples(model, prompts, config, 0.0)
-    rewards = [verify(verifier, drawn, source.held_out, config) for drawn in (samples, greedy)]
-    scores = {
-        "pass@1": share_right(rewards[0], config),
-        "greedy": share_right(rewards[1], config),
-        "leakage": mean(cited),
-    }
-    if any(0 < reward < 1 for reward in rewards[0]):
-        scores["held-out reward"] = mean_reward(rewards[0], config)
-    return scores | error_count("held-out verifier errors", rewards[0] + rewards[1], config)
+    rewards, of_greedy = (verify(verifier, drawn, source.held_out, config) for drawn in (samples, greedy))
+    scores = {"pass@1": share_right(rewards, config), "greedy": share_right(of_greedy, config), "leakage": mean(cited)}
+    if any(0 < reward < 1 for reward in rewards):
+        scores["held-out reward"] = mean_reward(rewards, config)
+    return scores | error_count("held-out verifier errors", rewards + of_greedy, config)
 
 
 def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:

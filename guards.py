@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ PATIENCE = 10  # updates in a row: skipped, until the run stops; out of order, u
 ENTROPY_FLOOR = 5e-4  # nats a token; healthy runs of the study stay above 0.001
 GAP = 0.5  # between the reward of training problems and that of held-out ones, from which the log speaks of it
 KEPT = 10  # batches of skipped updates that are kept, the first ones
+Optimizer = torch.optim.Optimizer | RoundedAdam
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
@@ -37,7 +39,7 @@ def check_weights(model: torch.nn.Module) -> None:
         )
 
 
-def take_step(optimizer: torch.optim.Optimizer | RoundedAdam, metrics: dict[str, float]) -> None:
+def take_step(optimizer: Optimizer, metrics: dict[str, float]) -> None:
     """The optimizer's step, unless loss or gradient is not finite: that would spoil every weight."""
     if not is_finite(metrics):
         return
@@ -54,17 +56,10 @@ def keep_skipped(batch: Rollout, metrics: dict[str, float], step: int, config: C
     out = Path(config.out)
     if len(list(out.glob(f"skipped-*-{ranks.rank()}.pt"))) >= KEPT:
         return
-    state = {
-        "step": step,
-        "metrics": metrics,
-        "origins": [problem.origin for problem in batch.problems],
-        "questions": [problem.question for problem in batch.problems],
-        "answers": [problem.answer for problem in batch.problems],
-        "completions": [tasks.decode(tokens) for tokens in batch.samples.completions()],
-        **vars(batch.samples),
-        "rewards": batch.rewards,
-        "advantages": batch.advantages,
-    }
+    state: dict[str, Any] = {"step": step, "metrics": metrics}
+    state |= {f"{part}s": [getattr(p, part) for p in batch.problems] for part in ("origin", "question", "answer")}
+    state["completions"] = [tasks.decode(tokens) for tokens in batch.samples.completions()]
+    state |= {**vars(batch.samples), "rewards": batch.rewards, "advantages": batch.advantages}
     save(state, out / f"skipped-{step}-{ranks.rank()}.pt")
 
 
@@ -85,47 +80,40 @@ class Watch:
         self.held_out = row.get("held-out reward", row.get("pass@1", self.held_out))
         signs = self.signs(row)
         self.spells = {name: self.spells.get(name, 0) + 1 for name in signs}
-        notes = [signs[name] for name, length in self.spells.items() if length == PATIENCE]
+        due = [signs[name] for name, length in self.spells.items() if length == PATIENCE]
+        notes = [f"{what}: for {PATIENCE} updates {seen}; {cure}" for what, seen, cure in due]
         return {"notes": notes} if notes else {}
 
-    def signs(self, row: dict) -> dict[str, str]:
+    def signs(self, row: dict) -> dict[str, tuple[str, str, str]]:
+        """What is out of order in a row, and by what it shows; what mends it."""
         limit, found = self.config.max_new_tokens, {}
         if row.get("entropy", math.inf) < ENTROPY_FLOOR:
-            found["entropy"] = (
-                f"the policy has collapsed: for {PATIENCE} updates its entropy has been below {ENTROPY_FLOOR:g} nats "
-                "a token, so the samples of a question are all alike; lower --lr or raise --temperature"
-            )
+            floor = f"{ENTROPY_FLOOR:g} nats a token"
+            low = f"its entropy has been below {floor}, so the samples of a question are all alike"
+            found["entropy"] = "the policy has collapsed", low, "lower --lr or raise --temperature"
         if row.get("no_spread") == 1 and self.config.method in ("rlsd", "grpo"):
             cure = f"raise --group_size, or take {'harder' if row['reward'] > 0.5 else 'easier'} problems"
             if self.refused and row["reward"] == 0:
                 cure = f"the verifier gives 0 to what the warm start teaches, such as {self.refused}: mend it first"
-            found["no_spread"] = (
-                f"nothing is learned: for {PATIENCE} updates all samples of a question have earned the same "
-                f"(mean reward {row['reward']:.3g}); {cure}"
-            )
+            same = f"all samples of a question have earned the same (mean reward {row['reward']:.3g})"
+            found["no_spread"] = "nothing is learned", same, cure
         if self.train and row.get("reward", 0.0) - self.held_out >= GAP:
-            found["by heart"] = (
-                f"known by heart: for {PATIENCE} updates the {self.train} training problems have earned far more "
-                f"({row['reward']:.3g}) than held-out ones ({self.held_out:.3g}); take more, or fewer --warm_steps"
-            )
+            far = f"have earned far more ({row['reward']:.3g}) than held-out ones ({self.held_out:.3g})"
+            cure = "take more, or fewer --warm_steps"
+            found["by heart"] = "known by heart", f"the {self.train} training problems {far}", cure
         if row.get("verifier errors") == self.config.prompts_per_step * self.config.group_size:
-            found["verifier errors"] = (
-                f"nothing is learned: for {PATIENCE} updates the verifier has failed on every sample; the "
-                f"first failure is in {self.config.out}/verifier_error.txt"
-            )
+            cure = f"the first failure is in {self.config.out}/verifier_error.txt"
+            found["verifier errors"] = "nothing is learned", "the verifier has failed on every sample", cure
         if row.get("length", 0) >= 0.99 * limit:
-            found["length"] = (
-                f"completions do not end: for {PATIENCE} updates they have run to --max_new_tokens {limit}; raise it, "
-                "or lower --lr if they once did end"
-            )
+            cure = "raise it, or lower --lr if they once did end"
+            found["length"] = "completions do not end", f"they have run to --max_new_tokens {limit}", cure
         return found
 
     def stop_if_hopeless(self) -> None:
         if self.skipped >= PATIENCE:
-            raise UserError(
-                f"{PATIENCE} updates in a row were skipped: their loss or gradient was not finite; lower --lr or "
-                f"--max_grad_norm, leave --bf16 out, and look at the batches in {self.config.out}/skipped-*.pt"
-            )
+            what = f"{PATIENCE} updates in a row were skipped: their loss or gradient was not finite"
+            look = f"look at the batches in {self.config.out}/skipped-*.pt"
+            raise UserError(f"{what}; lower --lr or --max_grad_norm, leave --bf16 out, and {look}")
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -166,11 +154,9 @@ def check_memory(config: Config, source: tasks.Source) -> None:
     cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size * len(tasks.student_prompt(source.known[0]))
     caches = cached * config.prompts_per_step * config.group_size // ranks.world()
     lower = {weights: "--hidden_size, --num_layers (or a smaller --init)", caches: "--prompts_per_step or --group_size"}
-    if max(lower) > room:
-        has, needs = (f"{x / 2**30:.1f} GiB" for x in (room, max(lower)))
-        raise UserError(
-            f"the machine's memory of {has} is too small, {needs} at least are needed: lower {lower[max(lower)]}"
-        )
+    if (most := max(lower)) > room:
+        has, needs = (f"{x / 2**30:.1f} GiB" for x in (room, most))
+        raise UserError(f"the machine's memory of {has} is too small, {needs} at least are needed: lower {lower[most]}")
 
 
 def update_in_memory(update: Callable, state: State, batch: Rollout, config: Config, lam: float) -> dict[str, float]:
@@ -188,10 +174,8 @@ def update_in_memory(update: Callable, state: State, batch: Rollout, config: Con
                 raise
             if size == 1 or not config.halve_micro_batch:
                 lower = "--max_new_tokens" if size == 1 else "--micro_batch (or add --halve_micro_batch)"
-                raise UserError(
-                    f"the {whose} memory is too small in the update with {size} samples a pass: lower {lower}, "
-                    "or add --gradient_checkpointing"
-                ) from error
+                where = f"the {whose} memory is too small in the update with {size} samples a pass"
+                raise UserError(f"{where}: lower {lower}, or add --gradient_checkpointing") from error
         state.micro_batch = size // 2  # here, where the error no longer holds on to what the failed pass has made
         torch.cuda.empty_cache()
         print(f"note: the {whose} memory is too small: --micro_batch {state.micro_batch} from here on", flush=True)

@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,13 +48,8 @@ class Rollout:
 
     def rows(self, index: Tensor) -> "Rollout":
         picked = index.tolist()
-        return Rollout(
-            [self.problems[i] for i in picked],
-            self.samples.rows(index),
-            self.rewards[index],
-            self.advantages[index],
-            [self.hints[i] for i in picked] if self.hints else [],
-        )
+        problems, hints = ([of_all[i] for i in picked if of_all] for of_all in (self.problems, self.hints))
+        return Rollout(problems, self.samples.rows(index), self.rewards[index], self.advantages[index], hints)
 
 
 def teacher_view(problem: tasks.Problem, config: Config) -> list[int]:
@@ -65,6 +61,12 @@ def teacher_view(problem: tasks.Problem, config: Config) -> list[int]:
 
 def autocast(config: Config):
     return torch.autocast("cuda", dtype=torch.bfloat16) if config.bf16 else nullcontext()
+
+
+def sampling(config: Config, temperature: float, seed: int) -> dict[str, Any]:
+    """What every call of `sample` is handed: where a completion ends, and how it is drawn, with the noise of a seed."""
+    ends = {"max_new_tokens": config.max_new_tokens, "stop_token": tasks.FORMAT.end}
+    return {**ends, "temperature": temperature, "generator": torch.Generator().manual_seed(seed)}
 
 
 def score(model: Transformer, batch: Rollout, config: Config, view: Callable[[tasks.Problem], list[int]]) -> Tensor:
@@ -139,16 +141,8 @@ def loss_of(
         return distillation(model, teacher, batch, config, tokens), {}
     logps = score(model, batch, config, tasks.student_prompt)
     teacher_logps = evidence(teacher, batch, config, logps.detach()) if lam > 0 else None
-    loss, metrics = loss_or_nan(
-        logps,
-        batch.samples.logps,
-        teacher_logps,
-        batch.advantages,
-        batch.samples.mask,
-        lam=lam,
-        eps_w=config.rlsd_reweight_clip_range,
-        denominator=tokens,
-    )
+    old, mask, how = batch.samples.logps, batch.samples.mask, {"lam": lam, "eps_w": config.rlsd_reweight_clip_range}
+    loss, metrics = loss_or_nan(logps, old, teacher_logps, batch.advantages, mask, **how, denominator=tokens)
     if config.method == "grpo+opsd":
         loss = loss + config.opsd_weight * distillation(model, teacher, batch, config, tokens)
     return loss, metrics
@@ -172,10 +166,8 @@ def evidence(teacher: Transformer | None, batch: Rollout, config: Config, studen
     assert teacher is not None  # every method but grpo has one
     teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))
     if config.evidence == "contrastive":
-        prompts = [
-            teacher_view(p, config) if hint is None else tasks.prompt(p, hint)
-            for p, hint in zip(batch.problems, batch.hints)
-        ]
+        hinted = zip(batch.problems, batch.hints)
+        prompts = [teacher_view(p, config) if hint is None else tasks.prompt(p, hint) for p, hint in hinted]
         with autocast(config):
             misled_logps = token_logps(teacher, prompts, batch.samples, config.temperature)
         has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)
@@ -195,17 +187,15 @@ def distillation(
 ) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples."""
     assert teacher is not None  # every method but grpo has one
+    plain = [tasks.student_prompt(p) for p in batch.problems]
     if config.method == "sdpo":
-        prompts = [tasks.prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
-    elif config.method == "opd":
-        prompts = [tasks.student_prompt(p) for p in batch.problems]
+        shown = [tasks.prompt(p, hint) for p, hint in zip(batch.problems, batch.hints)]
     else:
-        prompts = [teacher_view(p, config) for p in batch.problems]
+        shown = plain if config.method == "opd" else [teacher_view(p, config) for p in batch.problems]
     with autocast(config):
         with torch.no_grad():
-            teacher_logits = logits(teacher, prompts, batch.samples, config.temperature)
-        student_prompts = [tasks.student_prompt(p) for p in batch.problems]
-        student_logits = logits(model, student_prompts, batch.samples, config.temperature)
+            teacher_logits = logits(teacher, shown, batch.samples, config.temperature)
+        student_logits = logits(model, plain, batch.samples, config.temperature)
     if config.method == "sdpo":
         return baselines.sdpo_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
     if config.method == "opd":

@@ -8,6 +8,7 @@ import os
 import sys
 import textwrap
 from collections import Counter, defaultdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,9 @@ def figure_of(runs: list[Path]) -> Any:
     above = 0.24 * sum(label.count("\n") + 1 for label in labels) / columns  # inches
     figure = Figure(figsize=(12, 6.8 + max(0.0, above - 0.5)), layout="constrained")
     axes, handles = figure.subplots(2, 3), []  # a run without evaluations has a label too
-    for i, group in enumerate(groups.values()):
-        look: dict[str, Any] = {
-            "color": COLOURS[i % len(COLOURS)],
-            "linestyle": STYLES[i % len(STYLES)],
-            "linewidth": 1.6,
-        }
-        rows, marker = [read_metrics(run) for run in group], MARKERS[i % len(MARKERS)]
+    for group, colour, style, marker in zip(groups.values(), cycle(COLOURS), cycle(STYLES), cycle(MARKERS)):
+        look: dict[str, Any] = {"color": colour, "linestyle": style, "linewidth": 1.6}
+        rows = [read_metrics(run) for run in group]
         for axis, (name, _, _) in zip(axes.flat, PANELS):
             draw(axis, rows, name, look, marker)
         handles.append(Line2D([], [], marker=marker, fillstyle="none", **look))

@@ -24,12 +24,10 @@ apart = False  # set by train.py once options and data are known to be sound
 def place() -> tuple[int, int]:
     """This process's number and how many there are, as torchrun tells; UserError for what it never tells."""
     told = {name: os.environ.get(name, default) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1"))}
-    try:
+    with contextlib.suppress(ValueError):
         number, processes = map(int, told.values())
         if 0 <= number < processes:
             return number, processes
-    except ValueError:
-        pass
     told_so = ", ".join(f"{name}={value[:20]!r}" for name, value in told.items())
     raise UserError(f"{told_so} in the environment: torchrun sets both, RANK from 0 below WORLD_SIZE; else unset them")
 
@@ -47,23 +45,21 @@ def join(device: str) -> None:
 
     UserError where the environment does not say where the others are, or nobody is there.
     """
-    if world() > 1:
-        if device == "cuda":  # each process of a machine takes the device of its own number
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())))
-        try:
-            socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for minutes
-            dist.init_process_group("nccl" if device == "cuda" else "gloo")
-        except (ValueError, OSError, dist.DistNetworkError) as error:
-            raise UserError(
-                f"the processes do not find each other, start them by torchrun: {one_line(error)}"
-            ) from error
+    if world() == 1:
+        return
+    if device == "cuda":  # each process of a machine takes the device of its own number
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank())))
+    try:
+        socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for minutes
+        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    except (ValueError, OSError, dist.DistNetworkError) as error:
+        raise UserError(f"the processes do not find each other, start them by torchrun: {one_line(error)}") from error
 
 
 def has_lost_another(error: Exception) -> bool:
     """Is this what a process meets where another one has ended: a connection of gloo's, or to the store, that broke?"""
-    return world() > 1 and (
-        "gloo/transport" in str(error) or isinstance(error, dist.DistNetworkError | dist.DistStoreError)
-    )
+    broken = isinstance(error, dist.DistNetworkError | dist.DistStoreError) or "gloo/transport" in str(error)
+    return broken and world() > 1
 
 
 def same_weights(*models: torch.nn.Module | None) -> None:
@@ -166,15 +162,13 @@ def shard(model: Any, device: str) -> None:
 @contextlib.contextmanager
 def whole(model: Any) -> Iterator[None]:
     """Every process has all of the weights, so that each may run the model as often as it needs to."""
-    if not is_sharded(model):
-        yield
-        return
-    for module in (model, *model.blocks):
-        module.unshard()
-    for block in model.blocks:
+    parts = (model, *model.blocks) if is_sharded(model) else ()
+    for part in parts:
+        part.unshard()
+    for block in parts[1:]:
         block.set_reshard_after_forward(False)
     yield
-    for block in model.blocks:
+    for block in parts[1:]:
         block.set_reshard_after_forward(True)
     apart_again(model)
 

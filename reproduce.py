@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 import errors
 from run_files import append, metrics_of
@@ -32,15 +33,11 @@ TASKS = {
 FEW = "--prompts_per_step 4 --group_size 8 --steps 240 --eval_every 20 --save_every 240"  # 32 samples, not 256
 LAMBDA_1 = "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range"
 VARIANTS = {
-    "grpo": "--method grpo",
-    "rlsd": "--method rlsd",
-    "opsd": "--method opsd --privileged solution",
-    "sdpo": "--method sdpo",
-    "grpo+opsd": "--method grpo+opsd --privileged solution",
-    "opd": "--method opd",
+    **{method: f"--method {method}" for method in ("grpo", "rlsd", "sdpo", "opd")},
+    **{method: f"--method {method} --privileged solution" for method in ("opsd", "grpo+opsd")},
+    **{f"{method}-swapped": f"--method {method}" for method in ("grpo", "rlsd")},  # each at the other's learning rate
     "rlsd-contrastive": "--method rlsd --evidence contrastive",
-    "rlsd-agreement": "--method rlsd --evidence agreement --rlsd_lambda 1 --rlsd_lambda_decay_steps 0 "
-    "--rlsd_reweight_clip_range 1",
+    "rlsd-agreement": f"--method rlsd --evidence agreement {LAMBDA_1} 1",
     "rlsd-constant": "--method rlsd --rlsd_lambda_decay_steps 0",
     "rlsd-wide": f"--method rlsd {LAMBDA_1} 0.9",
     "rlsd-early": "--method rlsd --rlsd_lambda 1 --rlsd_lambda_decay_steps 20 --rlsd_reweight_clip_range 4",
@@ -49,8 +46,6 @@ VARIANTS = {
     "rlsd-solution": f"--method rlsd {LAMBDA_1} 0.9 --privileged solution",
     "rlsd-frozen": f"--method rlsd {LAMBDA_1} 0.9 --rlsd_teacher_sync_interval 0",
     "rlsd-live": f"--method rlsd {LAMBDA_1} 0.9 --rlsd_teacher_sync_interval 1",
-    "grpo-swapped": "--method grpo",  # each at the other's learning rate
-    "rlsd-swapped": "--method rlsd",
 }
 # Learning rates, by final pass@1 on seeds 100 and 101 (report.md, last table), and the grids they are chosen from.
 RATES = {
@@ -103,16 +98,9 @@ class Run:
 
     @property
     def options(self) -> str:
-        return " ".join(
-            [
-                SHARED,
-                TASKS[self.task],
-                VARIANTS[self.method],
-                FEW if self.samples == 32 else "",
-                f"--lr {self.lr or rate_of(self.task, self.samples, self.method)}",
-                f"--seed {self.seed} --warm_seed {self.warm_seed}",
-            ]
-        )
+        parts = [SHARED, TASKS[self.task], VARIANTS[self.method], FEW if self.samples == 32 else ""]
+        lr = self.lr or rate_of(self.task, self.samples, self.method)
+        return " ".join([*parts, f"--lr {lr} --seed {self.seed} --warm_seed {self.warm_seed}"])
 
     def out(self, folder: Path) -> Path:
         """Where the run is made: other options, another run."""
@@ -125,7 +113,7 @@ class Run:
 
 PLAIN, BEST = ("grpo", "rlsd"), ("grpo", "rlsd", "rlsd-wide", "rlsd-agreement")
 FRESH = (*PLAIN, "rlsd-constant")  # the best of the grid's three seeds goes on to ten others
-GRID = tuple(method for method in VARIANTS if method in PLAIN or method.startswith("rlsd-") and method not in SWAPPED)
+GRID = tuple(method for method in VARIANTS if method.startswith("rlsd-") and method not in SWAPPED)
 
 
 def cell(task: str, samples: int, methods: tuple[str, ...], seeds: range) -> list[Run]:
@@ -134,14 +122,12 @@ def cell(task: str, samples: int, methods: tuple[str, ...], seeds: range) -> lis
 
 def study() -> list[Run]:
     """Tuning first, then the comparison, countdown with its grid and fresh seeds, wording, chain lengths."""
-    runs = [
-        Run(*at, method, seed, lr) for at in RATES for method in RATES[at] for lr in TUNED[at] for seed in (100, 101)
-    ]
+    runs = [Run(*at, m, seed, lr) for at in RATES for m in RATES[at] for lr in TUNED[at] for seed in (100, 101)]
     runs += cell("addition", 256, (*PLAIN, "opsd"), range(10))
     runs += cell("addition", 256, ("sdpo", "grpo+opsd", "opd", "rlsd-contrastive"), range(5))
     runs += cell("countdown", 256, PLAIN, range(10))
     runs += cell("countdown", 256, ("opsd", "sdpo"), range(5))
-    runs += cell("countdown", 256, tuple(m for m in GRID if m not in PLAIN), range(3))
+    runs += cell("countdown", 256, GRID, range(3))
     runs += cell("countdown", 32, BEST, range(3))
     runs += cell("countdown", 256, FRESH, range(10, 20))
     runs += cell("addition-filler", 32, BEST, range(3))
@@ -154,10 +140,6 @@ def quick() -> list[Run]:
     return cell("addition", 256, (*PLAIN, "opsd"), range(2))
 
 
-def quick_probes() -> dict[str, tuple[str, Run | None]]:
-    return {"addition-0": (f"{PROBE_OPTIONS} {TASKS['addition']} --batches 5 --seed 0 --warm_seed 0", None)}
-
-
 PROBE_OPTIONS = "--warm_cite 0.5 --warm_solutions 0.3 --eval_problems 400"
 ONE_POLICY = {  # 32 samples a batch
     "filler-32": TASKS["addition-filler"],
@@ -167,25 +149,32 @@ ONE_POLICY = {  # 32 samples a batch
 }
 
 
-def probes() -> dict[str, tuple[str, Run | None]]:
-    """Options of probe.py, and the run whose last policy is probed, by name.
+class Probe(NamedTuple):
+    """Options of probe.py, and the run whose last policy is probed."""
 
-    Five policies before RL on both tasks, five after 60 updates of GRPO on countdown, and cells of one policy each.
-    """
-    found: dict[str, tuple[str, Run | None]] = {}
+    name: str
+    options: str
+    run: Run | None = None
+
+
+def probe_of(family: str, options: str, seed: int, run: Run | None = None) -> Probe:
+    warm_seed = run.warm_seed if run else seed
+    return Probe(f"{family}-{seed}", f"{PROBE_OPTIONS} {options} --seed {seed} --warm_seed {warm_seed}", run)
+
+
+def probes() -> list[Probe]:
+    """Five policies before RL on both tasks, five after 60 updates of GRPO on countdown, cells of one policy each."""
+    found = []
     for seed in range(5):
-        for task in ("addition", "countdown"):
-            found[f"{task}-{seed}"] = (
-                f"{PROBE_OPTIONS} {TASKS[task]} --batches 10 --seed {seed} --warm_seed {seed}",
-                None,
-            )
+        found += [probe_of(task, f"{TASKS[task]} --batches 10", seed) for task in ("addition", "countdown")]
         run = Run("countdown", 256, "grpo", seed)
-        options = f"{PROBE_OPTIONS} {TASKS['countdown']} --batches 10 --seed {seed} --warm_seed {run.warm_seed}"
-        found[f"countdown-after-grpo-{seed}"] = options, run
-    for family, options in ONE_POLICY.items():
-        few = "--prompts_per_step 4 --group_size 8 --batches 60"
-        found[f"{family}-0"] = f"{PROBE_OPTIONS} {options} {few} --seed 0 --warm_seed 0", None
-    return found
+        found.append(probe_of("countdown-after-grpo", f"{TASKS['countdown']} --batches 10", seed, run))
+    few = "--prompts_per_step 4 --group_size 8 --batches 60"
+    return found + [probe_of(family, f"{options} {few}", 0) for family, options in ONE_POLICY.items()]
+
+
+def quick_probes() -> list[Probe]:
+    return [probe_of("addition", f"{TASKS['addition']} --batches 5", 0)]
 
 
 # ---- running ---------------------------------------------------------------------------------------------------------
@@ -194,12 +183,18 @@ CURVE = "step reward length entropy no_spread lambda clipped_low clipped_high gr
 CURVE += ["pass@1", "greedy", "leakage", "teacher pass@1"]
 
 
-def execute(runs: list[Run], folder: Path, results: Path) -> None:
-    """Train what is not in `results` yet, two at a time, task by task: first its warm starts, each once."""
+def unfinished(what: str, wanted: list, results: Path) -> list:
+    """The runs or probes that are not in `results` yet."""
     results.mkdir(parents=True, exist_ok=True)
     finished = {(row["name"], row["options"]) for row in read(results)}
-    todo = [run for run in runs if (run.name, run.options) not in finished]
-    print(f"{len(runs)} runs, {len(runs) - len(todo)} finished before", flush=True)
+    todo = [one for one in wanted if (one.name, one.options) not in finished]
+    print(f"{len(wanted)} {what}, {len(wanted) - len(todo)} finished before", flush=True)
+    return todo
+
+
+def execute(runs: list[Run], folder: Path, results: Path) -> None:
+    """Train what is not in `results` yet, two at a time, task by task: first its warm starts, each once."""
+    todo = unfinished("runs", runs, results)
     with ThreadPoolExecutor(2) as pool:
         for _, group in groupby(todo, key=lambda run: run.task):
             part = list(group)
@@ -211,40 +206,32 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
                 larger = f"{SHARED} --method grpo --hidden_size 96 --warm_slip 0 --steps 5"
                 jobs.append(([*larger.split(), "--warm_dir", str(folder / "warm_start")], folder / "teacher"))
             list(pool.map(lambda job: train(*job), jobs))
-            for run, curve in pool.map(lambda run: (run, curve_of(run, folder)), part):
-                record(run, curve, results)
+            for row in pool.map(lambda run: trained(run, folder), part):
+                append(results / f"{row['task']}.jsonl", row)
+                first, last = row["curve"][0], row["curve"][-1]
+                print(f"{row['name']}: pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}", flush=True)
 
 
-def curve_of(run: Run, folder: Path) -> list[dict]:
+def trained(run: Run, folder: Path) -> dict:
     train(run.arguments(folder), run.out(folder))
-    return [{k: round(row[k], 5) for k in CURVE if k in row} for row in metrics_of(run.out(folder))]
+    curve = [{k: round(row[k], 5) for k in CURVE if k in row} for row in metrics_of(run.out(folder))]
+    return {k: getattr(run, k) for k in "name options task method seed samples lr".split()} | {"curve": curve}
 
 
-def record(run: Run, curve: list[dict], results: Path) -> None:
-    row = {"name": run.name, "options": run.options, "task": run.task, "method": run.method, "seed": run.seed}
-    append(results / f"{run.task}.jsonl", {**row, "samples": run.samples, "lr": run.lr, "curve": curve})
-    print(f"{run.name}: pass@1 {curve[0]['pass@1']:.3f} -> {curve[-1]['pass@1']:.3f}", flush=True)
-
-
-def execute_probes(names: dict[str, tuple[str, Run | None]], folder: Path, results: Path) -> None:
+def execute_probes(wanted: list[Probe], folder: Path, results: Path) -> None:
     """Measure what is not in `results` yet, two at a time; a policy whose run is not at hand is trained again."""
-    results.mkdir(parents=True, exist_ok=True)
-    finished = {(row["name"], row["options"]) for row in read(results)}
-    todo = {name: probe for name, probe in names.items() if (name, probe[0]) not in finished}
-    print(f"{len(names)} probes, {len(names) - len(todo)} finished before", flush=True)
 
-    def measure(name: str) -> dict:
-        options, run = todo[name]
-        keep = folder / "probes" / f"{name}.json"
+    def measure(probe: Probe) -> dict:
+        keep = folder / "probes" / f"{probe.name}.json"
         keep.parent.mkdir(parents=True, exist_ok=True)
-        policy = []
-        if run is not None:
-            train(run.arguments(folder), run.out(folder))
-            policy = ["--policy", str(run.out(folder))]
-        options_of_all = ["--warm_dir", str(folder / "warm_start"), *policy, "--keep", str(keep)]
-        program("study/probe.py", [*options.split(), *options_of_all])
-        return {"name": name, "options": options, **json.loads(keep.read_text())}
+        options = [*probe.options.split(), "--warm_dir", str(folder / "warm_start"), "--keep", str(keep)]
+        if probe.run:
+            train(probe.run.arguments(folder), probe.run.out(folder))
+            options += ["--policy", str(probe.run.out(folder))]
+        program("study/probe.py", options)
+        return {"name": probe.name, "options": probe.options, **json.loads(keep.read_text())}
 
+    todo = unfinished("probes", wanted, results)
     with ThreadPoolExecutor(2) as pool:
         for row in pool.map(measure, todo):
             append(results / "probes.jsonl", row)
@@ -254,10 +241,8 @@ def execute_probes(names: dict[str, tuple[str, Run | None]], folder: Path, resul
 def train(options: list[str], out: Path) -> None:
     """One run of train.py; a finished one is left, a killed one goes on."""
     resumed = (out / "last.pt").exists()
-    if resumed:
-        steps = json.loads((out / "config.json").read_text())["steps"]
-        if json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])["step"] == steps:
-            return
+    if resumed and metrics_of(out)[-1]["step"] == json.loads((out / "config.json").read_text())["steps"]:
+        return
     program("train.py", ["--resume", "--out", str(out)] if resumed else [*options, "--out", str(out)])
 
 
@@ -290,25 +275,23 @@ def read(results: Path) -> list[dict]:
     return list(rows.values())
 
 
-def current(rows: list[dict], runs: list[Run]) -> list[dict]:
-    """The rows of these runs; those of an older version of the study, with other options, are left out."""
-    wanted = {(run.name, run.options) for run in runs}
-    return [row for row in rows if (row["name"], row["options"]) in wanted]
+def current(rows: list[dict], wanted: list) -> list[dict]:
+    """The rows of these runs or probes; those of an older version of the study, with other options, are left out."""
+    known = {(one.name, one.options) for one in wanted}
+    return [row for row in rows if (row["name"], row["options"]) in known]
 
 
-def write_report(
-    runs: list[Run], names: dict[str, tuple[str, Run | None]], folder: Path, results: Path, out: Path
-) -> Path:
+def write_report(runs: list[Run], probed: list[Probe], folder: Path, results: Path, out: Path) -> Path:
     """report.md and its figures in `out`, from what `results` holds of these runs and probes, and what it costs."""
     with errors.reading(f"{out / 'report.md'} cannot be made"):
         from study import report
 
-        probed = [row for row in read(results / "probe") if names.get(row["name"], ("",))[0] == row["options"]]
         costs = json.loads((results / "cost.json").read_text()) if (results / "cost.json").exists() else {}
         samples = [run.out(folder) / "samples.jsonl" for run in runs if run.method == "rlsd"]
         committed = ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
         pair = next((path for path in samples if path.exists() and results != ROOT / "results"), committed)
-        return report.write(current(read(results / "study"), runs), probed, costs, pair, out)
+        found = current(read(results / "study"), runs), current(read(results / "probe"), probed)
+        return report.write(*found, costs, pair, out)
 
 
 @errors.program

@@ -33,9 +33,8 @@ def locked(out: Path) -> Iterator[None]:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(
-                f"--out {out}: another run is writing there; wait for its end, or choose another folder"
-            ) from None
+            cure = "wait for its end, or choose another folder"
+            raise UserError(f"--out {out}: another run is writing there; {cure}") from None
         except OSError as error:  # some network file systems
             print(f"warning: {out} cannot be locked ({error.strerror}): start no second run in it", flush=True)
         yield
@@ -46,6 +45,7 @@ def locked(out: Path) -> Iterator[None]:
 def claim(stack: contextlib.ExitStack, config: dict, name: str) -> str:
     """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or this command's own; `stack` keeps it locked."""
     n, passed_over = 1, () if config["out"] else (UserError, FileExistsError)
+    Path(config["out"] or "runs/1").parent.mkdir(parents=True, exist_ok=True)  # a fault of its own is no taken name
     while True:
         out = config["out"] or f"runs/{name}{f'.{n}' * (n > 1)}"
         with contextlib.suppress(*passed_over), contextlib.ExitStack() as attempt:
@@ -64,9 +64,8 @@ def check_begun(out: Path, config: dict) -> None:
     with contextlib.suppress(UserError, ValueError, AttributeError, RecursionError):
         whole = [path for path in out.iterdir() if not HALF.fullmatch(path.name)]
         saved = json.loads(read_file(out / "config.json")) if whole else {**config, "out": str(out)}
-        ours = {"method", "fingerprint"} <= saved.keys() <= config.keys() and all(
-            re.fullmatch(FIRST, p.name) for p in whole
-        )
+        ours = {"method", "fingerprint"} <= saved.keys() <= config.keys()
+        ours &= all(re.fullmatch(FIRST, path.name) for path in whole)
         ours &= all(path.is_file() and not path.is_symlink() for path in out.iterdir())
         ours &= config["out"] != "" or saved == {**config, "out": str(out)}
         if ours and not any(row["step"] for row in metrics_of(out)):
@@ -109,11 +108,10 @@ def load(path: Path, device: str):
 def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     """Give a model all of the weights that were read, or none: ValueError for another shape or one not finite."""
     mine = model.state_dict()
-    shapes = {name: tuple(x.shape) for name, x in mine.items()}
-    found = {name: tuple(x.shape) for name, x in weights.items()}
-    for name in shapes | found:
-        if shapes.get(name) != found.get(name):
-            raise ValueError(f"the shape of {name} is {found.get(name)}; {shapes.get(name)} is needed")
+    for name in {**mine, **weights}:
+        found, needed = (tuple(has[name].shape) if name in has else None for has in (weights, mine))
+        if found != needed:
+            raise ValueError(f"the shape of {name} is {found}; {needed} is needed")
     check_finite(weights)
     model.load_state_dict({name: ranks.share_of(x, mine[name]) for name, x in weights.items()})
 
@@ -156,10 +154,8 @@ def writing(path: Path) -> Iterator[None]:
         cause = error if isinstance(error, OSError) else error.__context__  # behind torch's complaint about it
         if not isinstance(cause, OSError):
             raise
-        raise UserError(
-            f"{path} cannot be written: {cause.strerror}; files written before are whole, "
-            "and --resume goes on from the last checkpoint, if there is one"
-        ) from error
+        rest = "files written before are whole, and --resume goes on from the last checkpoint, if there is one"
+        raise UserError(f"{path} cannot be written: {cause.strerror}; {rest}") from error
 
 
 def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
@@ -172,9 +168,10 @@ def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
         try:
             row = json.loads(line.decode(), parse_constant=lambda name: None)
             if type(row["step"]) is not int or row["step"] < (rows[-1]["step"] if rows else 0):
-                raise ValueError
+                raise TypeError
         except (ValueError, TypeError, KeyError, RecursionError) as error:
-            if i == len(lines) and (line[:1] or b"{") in b"{\0":  # after a loss of power also bytes of 0
+            torn = isinstance(error, json.JSONDecodeError) and (line[:1] or b"{") in b"{\0"
+            if i == len(lines) and torn:  # after a loss of power also bytes of 0
                 break
             raise UserError(f"{path}:{i}: no line of a run; mend or remove it, and resume again") from error
         if row["step"] > last_step:

@@ -42,9 +42,7 @@ class Run:
 
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
-    config, _ = config_of(
-        folder, out="", opd_teacher="", **given
-    )  # nothing is written there: a copy still names the original
+    config, _ = config_of(folder, out="", opd_teacher="", **given)  # nothing is written: a copy names the original
     check_files(config, given, folder)  # what is in a folder makes no code run
     if not (folder / "best.pt").is_file():
         raise UserError(f"{folder} holds no best.pt: a run writes it at its first evaluation")
@@ -84,17 +82,17 @@ def completed(run: Run, question: str, found: tasks.Problem | None, answer: str,
 
 def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[credit.Sample]]:
     """What was drawn, line by line, and a right and a wrong sample of one group; a single one where none has both."""
-    source, shown, spread = dataclasses.replace(run.source, draw=lambda rng, n: [problem]), None, False
+    source, shown = dataclasses.replace(run.source, draw=lambda rng, n: [problem]), None
     for group in range(1, tries + 1):
         batch = rollout(run.model, source, run.verifier, run.config, step=group)
         rewarded = (~batch.rewards.isnan()).nonzero().squeeze(1)  # the others are dropped
         if len(rewarded):
             shown = batch.rows(rewarded)
-            spread = bool(shown.advantages.any())
-        if spread:
-            break
+            if shown.advantages.any():
+                break
     if shown is None:
         return [f"{tries} groups, and the verifier has failed on every sample: no reward, no credit"], []
+    spread = bool(shown.advantages.any())
     picked = shown.right_and_wrong() if spread else torch.tensor([0])
     with reading(f"{run.folder / 'best.pt'} gives no probabilities"):  # weights that are finite, and too large
         samples = credit.credited(run.model, shown.rows(picked), run.config)
@@ -114,9 +112,7 @@ def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[c
 def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
     """Ask one question; print what came, and write the page if there is to be one."""
     found = find_problem(run.source, run.config, question)
-    answer = args.answer
-    if args.interactive and found is None and not answer:
-        answer = input("reference answer> ")
+    answer = input("reference answer> ") if args.interactive and found is None else args.answer
     problem = completed(run, question, found, answer, args.reference)
     lines, samples = ask(run, problem, args.tries)
     if args.html:

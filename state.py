@@ -27,28 +27,16 @@ def build_model(config: Config) -> Transformer:
     if config.init:
         return published_model(config)
     torch.manual_seed(warm_seed(config))
-    heads = config.hidden_size // 16
-    return Transformer(
-        ModelConfig(
-            vocab_size=tasks.TOKENIZER.n_vocab,
-            hidden_size=config.hidden_size,
-            intermediate_size=3 * config.hidden_size,
-            num_layers=config.num_layers,
-            num_heads=heads,
-            num_kv_heads=heads // 2,
-            head_dim=16,
-            max_seq_len=config.max_seq_len,
-        )
-    ).to(config.device)
+    width, heads = config.hidden_size, config.hidden_size // 16
+    size = ModelConfig(tasks.TOKENIZER.n_vocab, width, 3 * width, config.num_layers, heads, heads // 2, head_dim=16)
+    return Transformer(dataclasses.replace(size, max_seq_len=config.max_seq_len)).to(config.device)
 
 
 def published_model(config: Config) -> Transformer:
     model = pretrained.load(config.init, getattr(torch, config.dtype))
-    if tasks.FORMAT.tokenizer.n_vocab > model.config.vocab_size:
-        raise UserError(
-            f"--init {config.init}: the tokenizer has {tasks.FORMAT.tokenizer.n_vocab} tokens, the model "
-            f"{model.config.vocab_size}"
-        )
+    has, room = tasks.FORMAT.tokenizer.n_vocab, model.config.vocab_size
+    if has > room:
+        raise UserError(f"--init {config.init}: the tokenizer has {has} tokens, the model {room}")
     if config.max_seq_len > model.config.max_seq_len:
         raise UserError(f"--max_seq_len {config.max_seq_len}: the model of --init ends at {model.config.max_seq_len}")
     return model.to(config.device)
@@ -57,15 +45,14 @@ def published_model(config: Config) -> Transformer:
 def external_teacher(config: Config) -> Transformer:
     """The best policy of another run of this program, of its own size: OPD's teacher."""
     folder = Path(config.opd_teacher)
+    name = f"--opd_teacher {folder}"
     try:
         run, _ = config_of(folder)
     except UserError as error:
-        raise UserError(f"--opd_teacher {folder}: {error}") from error
+        raise UserError(f"{name}: {error}") from error
     if run.max_seq_len < config.max_seq_len:
-        raise UserError(
-            f"--opd_teacher {folder}: it was made with --max_seq_len {run.max_seq_len}, {config.max_seq_len} is needed"
-        )
-    with reading(f"--opd_teacher {folder}: no run with best.pt"):
+        raise UserError(f"{name}: it was made with --max_seq_len {run.max_seq_len}, {config.max_seq_len} is needed")
+    with reading(f"{name}: no run with best.pt"):
         teacher = build_model(dataclasses.replace(run, device=config.device, dtype=config.dtype))
         fill(teacher, load(folder / "best.pt", config.device))
     return teacher
@@ -81,14 +68,11 @@ class State:
         home = dataclasses.replace(config, device="cpu") if config.fsdp else config  # of which each device gets a share
         self.model = build_model(home)
         self.model.gradient_checkpointing = config.gradient_checkpointing
-        self.teacher = (
-            external_teacher(home)
-            if config.method == "opd"
-            else (copy.deepcopy(self.model) if config.method != "grpo" else None)
-        )
-        for model in (self.model, self.teacher) if config.fsdp else ():
-            if model is not None:
-                ranks.shard(model, config.device)
+        self.teacher = external_teacher(home) if config.method == "opd" else None
+        if config.method not in ("grpo", "opd"):
+            self.teacher = copy.deepcopy(self.model)
+        for model in filter(None, (self.model, self.teacher) if config.fsdp else ()):
+            ranks.shard(model, config.device)
         adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
         self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best, self.best_step, self.micro_batch = 0, -1.0, -1, config.micro_batch
@@ -126,19 +110,11 @@ class State:
         for lines in (path.parent / "metrics.jsonl", path.parent / "samples.jsonl"):
             if lines.exists():  # of the steps that the checkpoint tells of: power may fail after it
                 to_disk(lines)
-        save(
-            {
-                "step": self.step,
-                "best": self.best,
-                "best_step": self.best_step,
-                "micro_batch": self.micro_batch,
-                "options": {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE},
-                "model": weights,
-                "optimizer": ranks.full(self.optimizer.state_dict()),
-                "teacher": ranks.weights(self.teacher) if self.teacher is not None else None,
-            },
-            path,
-        )
+        kept = {name: getattr(self, name) for name in ("step", "best", "best_step", "micro_batch")}
+        kept["options"] = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
+        kept |= {"model": weights, "optimizer": ranks.full(self.optimizer.state_dict())}
+        kept["teacher"] = ranks.weights(self.teacher) if self.teacher is not None else None
+        save(kept, path)
 
     def load(self, path: Path, config: Config) -> None:
         with reading(f"{path} is no checkpoint of this run"):

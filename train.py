@@ -28,12 +28,11 @@ from config import Config, config_of, fingerprint_of, parse_config
 from data import load_source
 from errors import UserError, one_line, program
 from evaluation import credited_samples, evaluate, evaluate_teacher
-from guards import Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
+from guards import Optimizer, Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
-from methods import Rollout, autocast, group_hints, loss_of, loss_or_nan, parts_of, rows_of, takes_hints
+from methods import Rollout, autocast, group_hints, loss_of, loss_or_nan, parts_of, rows_of, sampling, takes_hints
 from model import Transformer, sample
 from rlsd import lambda_at
-from rounded_adam import RoundedAdam
 from state import State, export
 from warm_start import steps_for, try_targets, warm_start
 
@@ -48,18 +47,15 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     guards.check_memory(config, source)
     interrupt, state = console.Interrupt(), State(config)
     out = begin(config, state, stack)
-    print(f"{source.train or 'endless'} problems train, {len(source.held_out)} are held out", flush=True)
+    print(f"problems: {source.train or 'no end of them'} to train on, {len(source.held_out)} held out", flush=True)
     refused = try_targets(source, verifier, config)
     if not config.resume:
         warm_start(state.model, source, config, interrupt)
         check_weights(state.model)
         if config.method not in ("grpo", "opd"):
             state.sync_teacher()
-        row = {
-            "step": 0,
-            **ranks.together(lambda: evaluate(state.model, source, verifier, config)),
-            **evaluate_teacher(state.model, source, verifier, config),
-        }
+        row = {"step": 0} | ranks.together(lambda: evaluate(state.model, source, verifier, config))
+        row |= evaluate_teacher(state.model, source, verifier, config)
         console.log(out, row)
         state.keep(row, out, config, due=True)
     ranks.same_weights(state.model, state.teacher)
@@ -136,11 +132,8 @@ def one_step(
 ) -> dict[str, Any]:
     """Rollout, credit, update, teacher -> the step's line in the log."""
     began = time.perf_counter()
-    lam = (
-        lambda_at(step, config.rlsd_lambda, config.rlsd_lambda_warmup_steps, config.rlsd_lambda_decay_steps)
-        if config.method == "rlsd"
-        else 0.0
-    )
+    schedule = config.rlsd_lambda, config.rlsd_lambda_warmup_steps, config.rlsd_lambda_decay_steps
+    lam = lambda_at(step, *schedule) if config.method == "rlsd" else 0.0
     batch = rollout(state.model, source, verifier, config, step)
     if step % config.eval_every == 0:
         for row in credited_samples(state.model, state.teacher, batch, config, lam):
@@ -152,14 +145,8 @@ def one_step(
     state.step = step
     state.teach(config)
     seconds = time.perf_counter() - began
-    row = {
-        "step": step,
-        **describe(batch, config),
-        "lambda": lam,
-        **metrics,
-        "seconds": seconds,
-        "tokens/s": ranks.total(batch.samples.mask.sum()).item() / seconds,
-    }
+    row = {"step": step, **describe(batch, config), "lambda": lam, **metrics, "seconds": seconds}
+    row["tokens/s"] = ranks.total(batch.samples.mask.sum()).item() / seconds
     if config.on_verifier_error != "stop":
         row["verifier errors"] = ranks.total(torch.tensor(batch.verifier_errors, device=config.device)).item()
     if config.init:
@@ -175,20 +162,12 @@ def rollout(
     rng = random.Random(f"{config.seed} rollout {step}")
     questions = ranks.share(source.draw(rng, config.prompts_per_step))
     if not questions:
-        raise UserError(
-            f"fewer different questions in a batch than the {ranks.world()} processes: raise "
-            "--prompts_per_step, or start fewer of them"
-        )
+        few = f"fewer different questions in a batch than the {ranks.world()} processes"
+        raise UserError(f"{few}: raise --prompts_per_step, or start fewer of them")
+    prompts = [tasks.student_prompt(p) for p in questions]
+    how = sampling(config, config.temperature, seed=rng.getrandbits(62))
     with ranks.whole(model), autocast(config):
-        samples = sample(
-            model,
-            [tasks.student_prompt(p) for p in questions],
-            group_size=config.group_size,
-            max_new_tokens=config.max_new_tokens,
-            temperature=config.temperature,
-            stop_token=tasks.FORMAT.end,
-            generator=torch.Generator().manual_seed(rng.getrandbits(62)),
-        )
+        samples = sample(model, prompts, group_size=config.group_size, **how)
     problems = [p for p in questions for _ in range(config.group_size)]
     rewards = torch.tensor(verify(verifier, samples, problems, config), device=config.device)
     errors = int(rewards.isnan().sum())
@@ -200,12 +179,7 @@ def rollout(
 
 
 def update(
-    model: Transformer,
-    teacher: Transformer | None,
-    optimizer: torch.optim.Optimizer | RoundedAdam,
-    batch: Rollout,
-    config: Config,
-    lam: float,
+    model: Transformer, teacher: Transformer | None, optimizer: Optimizer, batch: Rollout, config: Config, lam: float
 ) -> dict[str, float]:
     """One optimizer step on the global token mean -> loss, gradient norm, and rlsd_loss's metrics where it is used."""
     samples = batch.samples

@@ -41,10 +41,10 @@ def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str
     some = source.known[:: max(1, len(source.known) // 20)][:20]
     targets = [tasks.target(problem) for problem in some]
     rewards = verify(verifier, Samples.of(targets), some, config)
-    print(f"the verifier gives 1 to {rewards.count(1.0)} of {len(some)} targets of the warm start", flush=True)
+    print(f"verifier: {rewards.count(1.0)} of {len(some)} targets of the warm start earn 1", flush=True)
     refused = "" if any(reward > 0 for reward in rewards) else visible(repr(tasks.decode(targets[0])[:60]))
     if refused:
-        print(f"note: it gives nothing to any, such as {refused}: what the warm start teaches earns no reward; mend it")
+        print(f"note: all earn 0, such as {refused}: what the warm start teaches is worth nothing; mend the verifier")
     return refused
 
 
@@ -131,15 +131,13 @@ def warm_start_key(config: Config) -> str:
         "task chain filler data privileged_key device bf16 init hidden_size num_layers max_seq_len eval_problems "
         "warm_steps warm_batch warm_lr warm_teacher_share warm_slip warm_teacher_slip warm_cite"
     ).split()
-    rooms = ("model.py", "tasks.py", "data.py", "methods.py", "verifiers.py", "state.py", "warm_start.py")
-    files = [Path(__file__).with_name(name) for name in rooms]
+    rooms = "model tasks data methods verifiers state warm_start".split()
+    files = [Path(__file__).with_name(f"{name}.py") for name in rooms]
     files += [Path(reasoning.__file__), Path(worker.__file__)] if config.task.startswith(reasoning.PREFIX) else []
     files += [Path(config.data)] if config.data else []
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
     values += [reasoning.package_version(config.task), bool(config.eval_data)]
-    parts = [str(value) for value in values]
-    return hashlib.sha256(
-        b"\0".join([p.encode(errors="surrogatepass") for p in parts] + [f.read_bytes() for f in files])
-    ).hexdigest()[:16]
+    parts = [str(value).encode(errors="surrogatepass") for value in values] + [f.read_bytes() for f in files]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

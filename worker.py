@@ -233,6 +233,8 @@ def _watch(parent: int, replies) -> None:
 
 
 def _write(replies, *told) -> None:
+    with contextlib.suppress(Exception):  # half a line that was printed; whatever a rule has put in its place
+        sys.stderr.flush()
     with contextlib.suppress(OSError):  # nobody is left to read it
         replies.write(json.dumps(told).encode() + b"\n")
         replies.flush()

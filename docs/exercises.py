@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -41,12 +42,12 @@ def changed_copy(name: str, folder: Path) -> Path:
     return folder
 
 
-def curve(name: str, seed: int, warm: Path) -> dict[str, list[float]]:
+def curve(name: str, seed: int) -> dict[str, list[float]]:
     """pass@1, reward, entropy and mean weight at some updates of a run of 100 updates with this change."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = changed_copy(name, Path(temporary))
-        options = ["--steps", "100", "--eval_every", "20", "--seed", str(seed), "--warm_dir", str(warm), "--out", "run"]
-        command = [sys.executable, "train.py", *options]
+        options = f"--steps 100 --eval_every 20 --seed {seed} --out run --warm_dir".split()
+        command = [sys.executable, "train.py", *options, str(ROOT / "runs" / "warm_start")]
         env = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=folder, env=env, check=True, stdout=subprocess.DEVNULL)
         rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -59,14 +60,10 @@ def curve(name: str, seed: int, warm: Path) -> dict[str, list[float]]:
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__).parse_args()  # --help costs no training
-    warm = ROOT / "runs" / "warm_start"
     with ThreadPoolExecutor(2) as pool:
-        first = list(pool.map(lambda seed: curve("nothing", seed, warm), SEEDS))  # makes the warm starts
-        jobs = [(name, seed) for name in EXERCISES if name != "nothing" for seed in SEEDS]
-        rest = list(pool.map(lambda job: curve(*job, warm), jobs))
-    found = {"nothing": first}
-    for (name, _), figures in zip(jobs, rest):
-        found.setdefault(name, []).append(figures)
+        found = {"nothing": list(pool.map(partial(curve, "nothing"), SEEDS))}  # makes the warm starts
+        begun = {name: pool.map(partial(curve, name), SEEDS) for name in EXERCISES if name != "nothing"}
+        found |= {name: list(runs) for name, runs in begun.items()}
     result = {"command": "python docs/exercises.py", "updates": [0, 20, 60, 100], "seeds": SEEDS, "runs": found}
     (ROOT / "results" / "exercises.json").write_text(json.dumps(result, indent=1) + "\n")
     for name, runs in found.items():

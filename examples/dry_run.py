@@ -3,7 +3,7 @@
 python examples/dry_run.py FOLDER_WITH_A_TOKENIZER qwen3-random      # 70 s of CPU time, 9 GiB; other sizes by options
 
 The tokenizer may be any that train.py takes, that of examples/smollm2 for one. The verifier calls every other
-completion right, so that there is an update at all. The run is in qwen3-random/run.
+completion right, so that there is an update at all. The run is in qwen3-random-run.
 """
 
 import argparse
@@ -29,25 +29,25 @@ OPTIONS = (
 
 
 def make(out: Path, tokenizer: Path, hidden_size: int, num_layers: int, vocab_size: int) -> None:
-    """Write the model's folder and the verifier."""
-    config = ModelConfig(
-        vocab_size=vocab_size,
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_layers=num_layers,
-        num_heads=hidden_size // 64,
-        num_kv_heads=hidden_size // 128,
-        head_dim=128,
-        max_seq_len=40960,
-        rope_theta=1e6,
-        norm_eps=1e-6,
-    )
+    """Write the model's folder."""
+    heads = {"num_heads": hidden_size // 64, "num_kv_heads": hidden_size // 128, "head_dim": 128}
+    rest = {"max_seq_len": 40960, "rope_theta": 1e6, "norm_eps": 1e-6}
+    config = ModelConfig(vocab_size, hidden_size, 3 * hidden_size, num_layers, **heads, **rest)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
     pretrained.save(Transformer(config), out)
     torch.set_default_dtype(torch.float32)
     shutil.copyfile(tokenizer / "tokenizer.json", out / "tokenizer.json")
-    (out / "every_other.py").write_text(RULE)
+
+
+def trained(init: Path, run: str, rule: Path, options: str, **more) -> tuple[int, float]:
+    """Exit code and CPU seconds of train.py from the model `init` with the verifier, which is written to `rule`."""
+    rule.write_text(RULE)
+    command = [sys.executable, str(ROOT / "train.py"), "--init", str(init), "--out", run, *options.split()]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    code = subprocess.run([*command, "--verifier", f"{rule}:check"], **more).returncode
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return code, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main(argv: list[str]) -> int:
@@ -59,11 +59,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--vocab_size", type=int, default=151936, help="the tokenizer's, or more")
     args = parser.parse_args(argv)
     make(args.out, args.tokenizer, args.hidden_size, args.num_layers, args.vocab_size)
-    command = [sys.executable, str(ROOT / "train.py"), "--init", str(args.out), "--out", str(args.out / "run")]
-    done = subprocess.run([*command, *OPTIONS.split(), "--verifier", f"{args.out}/every_other.py:check"])
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"the run took {used.ru_utime + used.ru_stime:.0f} s of CPU time")
-    return done.returncode
+    code, seconds = trained(args.out, f"{args.out}-run", args.out / "every_other.py", OPTIONS)
+    print(f"the run took {seconds:.0f} s of CPU time")
+    return code
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ OMP_NUM_THREADS=1 python examples/measure.py smollm2      # the folder that exam
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -21,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import pretrained  # noqa: E402
 import tasks  # noqa: E402
-from examples.dry_run import RULE  # noqa: E402
+from examples.dry_run import trained  # noqa: E402
 from model import sample  # noqa: E402
 
 QUESTION, NEW_TOKENS, ROUNDS = "Why is the sky blue?", 64, 5
@@ -46,19 +45,13 @@ def two_updates(folder: Path) -> dict[str, float]:
     options += "--eval_problems 1 --eval_every 1000"
     with tempfile.TemporaryDirectory() as scratch:
         rule = Path(scratch, "every_other.py")
-        rule.write_text(RULE)
-        command = [sys.executable, str(ROOT / "train.py"), "--init", str(folder), "--out", f"{scratch}/run"]
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [*command, *options.split(), "--verifier", f"{rule}:check"], check=True, stdout=subprocess.DEVNULL
-        )
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        _, seconds = trained(folder, f"{scratch}/run", rule, options, check=True, stdout=subprocess.DEVNULL)
         lines = Path(scratch, "run/metrics.jsonl").read_text().splitlines()
         steps = [row for row in map(json.loads, lines) if row["step"]]
     assert len(steps) == 2 and all(step["grad_norm"] > 0 for step in steps), "no update: no group has spread"
     return {
         "peak GiB": round(max(step["peak GiB"] for step in steps), 2),
-        "CPU seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime),
+        "CPU seconds": round(seconds),
         "tokens a sample": round(statistics.mean(step["length"] for step in steps), 1),
     }
 
@@ -67,7 +60,7 @@ def dry_run(tokenizer: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, str(ROOT / "examples" / "dry_run.py"), str(tokenizer), f"{folder}/qwen3"]
         told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        step = json.loads(Path(folder, "qwen3/run/metrics.jsonl").read_text().splitlines()[1])
+        step = json.loads(Path(folder, "qwen3-run/metrics.jsonl").read_text().splitlines()[1])
     return {
         "peak GiB": round(step["peak GiB"], 2),
         "CPU seconds": float(told.split("the run took ")[1].split()[0]),

@@ -141,21 +141,10 @@ def tiny_model(tokenizer):
     """A two-layer Llama with random weights, 67 thousand parameters."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-    )
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "max_position_embeddings": 64}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    ends = {"bos_token_id": None, "pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **heads, **ends))
 
 
 def places_right(completions, answer, **_):
@@ -181,26 +170,12 @@ def main():
     set_seed(0)
     tokenizer = tiny_tokenizer()
     rows = [{"prompt": f"{letter}=", "answer": str(17 + 9 * i)} for i, letter in enumerate("abcdefghij")]
-    args = GRPOConfig(
-        output_dir="runs/trl",
-        report_to=[],
-        save_strategy="no",
-        use_cpu=True,
-        seed=0,
-        logging_steps=25,
-        max_steps=150,
-        per_device_train_batch_size=160,
-        num_generations=16,
-        max_completion_length=3,
-        learning_rate=2e-3,
-        lr_scheduler_type="constant",
-        disable_tqdm=True,
-        bf16=False,
-        loss_type="dapo",
-        epsilon=0.2,
-        epsilon_high=0.28,
-        beta=0.0,
-    )  # Algorithm 1: token mean, clip-higher, no KL
+    sizes = {"max_steps": 150, "per_device_train_batch_size": 160, "num_generations": 16, "max_completion_length": 3}
+    rates = {"learning_rate": 2e-3, "lr_scheduler_type": "constant", "seed": 0, "use_cpu": True, "bf16": False}
+    said = {"logging_steps": 25, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+    # Algorithm 1: token mean, clip-higher, no KL
+    loss = {"loss_type": "dapo", "epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.0}
+    args = GRPOConfig("runs/trl", **sizes, **rates, **said, **loss)
     trainer = RLSDTrainer(
         model=tiny_model(tokenizer),
         processing_class=tokenizer,

@@ -28,12 +28,8 @@ from verl.workers.utils.padding import response_from_nested, response_to_nested
 
 from rlsd import evidence_weights, lambda_at, token_advantages
 
-OPTIONS = {
-    "rlsd_lambda": 0.5,
-    "rlsd_reweight_clip_range": 0.2,
-    "rlsd_lambda_warmup_steps": 0,
-    "rlsd_lambda_decay_steps": 50,
-}
+OPTIONS = {"rlsd_lambda": 0.5, "rlsd_reweight_clip_range": 0.2}
+OPTIONS |= {"rlsd_lambda_warmup_steps": 0, "rlsd_lambda_decay_steps": 50}
 FIELDS = ["prompts", "responses", "response_mask", "old_log_probs", "advantages", "raw_prompt", "reward_model"]
 TEACHER = "rlsd_teacher"  # the teacher's rows in the TransferQueue, beside "train" and "val"
 
@@ -89,27 +85,14 @@ class RLSDTrainer(PPOTrainerSync):
                 )
             prompt = torch.tensor(self._prompt_ids(self.teacher_prompt(list(messages), reward_model)))
             ids = torch.cat([prompt, response])
-            rows.append(
-                {
-                    "prompts": prompt,
-                    "responses": response,
-                    "response_mask": mask,
-                    "loss_mask": mask,
-                    "input_ids": ids,
-                    "position_ids": torch.arange(len(ids)),
-                }
-            )
+            given = {"prompts": prompt, "responses": response, "response_mask": mask, "loss_mask": mask}
+            rows.append({**given, "input_ids": ids, "position_ids": torch.arange(len(ids))})
         tags = [{"seq_len": len(row["input_ids"])} for row in rows]
         tq.kv_batch_put(keys=keys, partition_id=TEACHER, fields=list_of_dict_to_tensordict(rows), tags=tags)
         temperature = self.config.actor_rollout_ref.rollout.temperature
-        self.actor_rollout_wg.compute_log_prob(
-            KVBatchMeta(
-                keys=keys,
-                tags=tags,
-                partition_id=TEACHER,
-                extra_info={"calculate_entropy": False, "compute_loss": False, "temperature": temperature},
-            )
-        )
+        extra = {"calculate_entropy": False, "compute_loss": False, "temperature": temperature}
+        meta = KVBatchMeta(keys=keys, tags=tags, partition_id=TEACHER, extra_info=extra)
+        self.actor_rollout_wg.compute_log_prob(meta)
         scored = tq.kv_batch_get(keys=keys, partition_id=TEACHER, select_fields=["log_probs", "response_mask"])
         tq.kv_clear(keys=keys, partition_id=TEACHER)
         return response_from_nested(scored["log_probs"], scored["response_mask"])

@@ -16,14 +16,9 @@ from pathlib import Path
 from errors import Parser, program
 
 ROOT = Path(__file__).parent.parent
-OPTIONS = {
-    "grpo": "--method grpo",
-    "rlsd": "--rlsd_lambda_decay_steps 0",
-    "rlsd-contrastive": "--rlsd_lambda_decay_steps 0 --evidence contrastive",
-    "opsd": "--method opsd",
-    "sdpo": "--method sdpo",
-    "grpo+opsd": "--method grpo+opsd",
-}
+CONSTANT = "--rlsd_lambda_decay_steps 0"
+OPTIONS = {"grpo": "--method grpo", "rlsd": CONSTANT, "rlsd-contrastive": f"{CONSTANT} --evidence contrastive"}
+OPTIONS |= {method: f"--method {method}" for method in ("opsd", "sdpo", "grpo+opsd")}
 ROUNDS, UPDATES = 5, 3
 
 
@@ -53,9 +48,8 @@ def measure(options: list[str]) -> dict:
     for update in range(UPDATES + 1):
         if update == 1:
             began, counted = time.process_time(), len(scorings)
-        train.update(
-            state.model, state.teacher, state.optimizer, batch, config, 0.5 if config.method == "rlsd" else 0.0
-        )
+        lam = 0.5 if config.method == "rlsd" else 0.0
+        train.update(state.model, state.teacher, state.optimizer, batch, config, lam)
     return {
         "seconds": round((time.process_time() - began) / UPDATES, 4),
         "scorings": (len(scorings) - counted) // UPDATES,
@@ -81,9 +75,8 @@ def main(argv: list[str]) -> int:
             for figure in ("seconds", "peak MiB"):
                 found[name][figure].append(figures[figure])
             print(name, figures, flush=True)
-    (ROOT / "results" / "cost.json").write_text(
-        json.dumps({"command": "python -m study.cost", "methods": found}, indent=1) + "\n"
-    )
+    report = {"command": "python -m study.cost", "methods": found}
+    (ROOT / "results" / "cost.json").write_text(json.dumps(report, indent=1) + "\n")
     return 0
 
 

@@ -2,10 +2,11 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+Figure = Callable[[dict], float]  # of a run
 DRAWS = 10_000  # of the bootstrap
 FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
 
@@ -64,9 +65,8 @@ def mean_entropy(run: dict) -> float:
 def clip_share(run: dict, of_all: bool) -> float:
     """Mean share of tokens at the evidence clip while lambda > 0: of all tokens, or of those with an advantage."""
     rows = [row for row in run["curve"] if row.get("lambda", 0) > 0 and row["no_spread"] < 1]
-    return float(
-        np.mean([(row["clipped_low"] + row["clipped_high"]) * (1 - row["no_spread"] if of_all else 1) for row in rows])
-    )
+    weights = [1 - row["no_spread"] if of_all else 1 for row in rows]
+    return float(np.mean([(row["clipped_low"] + row["clipped_high"]) * w for row, w in zip(rows, weights)]))
 
 
 def seconds(run: dict) -> float:
@@ -106,69 +106,59 @@ class Estimate:
         return Estimate(-self.value, -self.high, -self.low, self.n).verdict(-mark)
 
 
-def mean(values: Iterable[float]) -> Estimate:
-    """Mean over seeds; runs without the figure (NaN) are left out and not counted."""
-    kept = np.array([v for v in values if np.isfinite(v)])
-    if len(kept) == 0:
+def bootstrap(figure: Callable, *columns: Iterable[float]) -> Estimate:
+    """A figure of the columns' means with its interval; rows where one is missing (NaN) are left out, not counted."""
+    table = np.array([list(column) for column in columns], dtype=float)
+    table = table[:, np.isfinite(table).all(axis=0)]
+    n = table.shape[1]
+    if n == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    draws = kept[np.random.default_rng(0).integers(len(kept), size=(DRAWS, len(kept)))].mean(axis=1)
-    return Estimate(float(kept.mean()), *np.quantile(draws, [0.025, 0.975]).tolist(), len(kept))
+    draws = figure(*table[:, np.random.default_rng(0).integers(n, size=(DRAWS, n))].mean(axis=2))
+    return Estimate(float(figure(*table.mean(axis=1))), *np.quantile(draws, [0.025, 0.975]).tolist(), n)
+
+
+def mean(values: Iterable[float]) -> Estimate:
+    """Mean over seeds."""
+    return bootstrap(np.asarray, values)
 
 
 def ratio(above: list[float], below: list[float]) -> Estimate:
-    """Ratio of the means of figures paired by seed; pairs with a missing one are left out."""
-    pairs = np.array([p for p in zip(above, below) if np.isfinite(p).all()]).reshape(-1, 2)
-    if len(pairs) == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    draws = pairs[np.random.default_rng(0).integers(len(pairs), size=(DRAWS, len(pairs)))].mean(axis=1)
-    value = pairs.mean(axis=0)
-    return Estimate(
-        float(value[0] / value[1]), *np.quantile(draws[:, 0] / draws[:, 1], [0.025, 0.975]).tolist(), len(pairs)
-    )
+    """Ratio of the means of figures paired by seed."""
+    return bootstrap(np.divide, above, below)
 
 
 class Study:
-    """Finished runs by (task, method, samples an update, fresh): each cell a dict from seed to run."""
+    """Finished runs by (task, method, samples an update, fresh seeds)."""
 
     def __init__(self, runs: list[dict]):
         self.tuning = [run for run in runs if run["lr"]]
-        self.cells: dict[tuple, dict[int, dict]] = defaultdict(dict)
+        self.cells: dict[tuple, list[dict]] = defaultdict(list)
         for run in runs:
             if not run["lr"]:
-                self.cells[run["task"], run["method"], run["samples"], run["seed"] >= 10][run["seed"]] = run
+                self.cells[run["task"], run["method"], run["samples"], run["seed"] >= 10].append(run)
 
     def runs(self, task: str, method: str, samples: int = 256, fresh: bool = False) -> list[dict]:
-        return list(self.cells.get((task, method, samples, fresh), {}).values())
+        return self.cells.get((task, method, samples, fresh), [])
 
-    def pairs(
-        self,
-        figure: Callable[[dict], float],
-        task: str,
-        method: str,
-        other: str,
-        samples: int = 256,
-        fresh: bool = False,
-    ) -> tuple[list[float], list[float]]:
+    def pairs(self, figure: Figure, task: str, method: str, other: str, *cell) -> tuple[list[float], list[float]]:
         """The figure of both methods on the seeds that both have."""
-        a, b = (self.cells.get((task, m, samples, fresh), {}) for m in (method, other))
+        a, b = ({run["seed"]: run for run in self.runs(task, m, *cell)} for m in (method, other))
         shared = sorted(a.keys() & b.keys())
         return [figure(a[s]) for s in shared], [figure(b[s]) for s in shared]
 
-    def gain(self, figure: Callable[[dict], float], task: str, method: str, other: str, *cell) -> Estimate:
+    def gain(self, figure: Figure, task: str, method: str, other: str, *cell) -> Estimate:
         """Paired difference: method minus other."""
         mine, theirs = self.pairs(figure, task, method, other, *cell)
         return mean(np.array(mine) - np.array(theirs))
 
-    def speed(
-        self, task: str, method: str, samples: int = 256, fresh: bool = False
-    ) -> tuple[Estimate, int, float] | None:
+    def speed(self, task: str, method: str, *cell) -> tuple[Estimate, int, float] | None:
         """GRPO's updates over the method's, to 90 % of GRPO's gain: (ratio, runs that never got there, target)."""
-        grpo = self.runs(task, "grpo", samples, fresh)
+        grpo = self.runs(task, "grpo", *cell)
         low, high = (np.mean([f(run) for run in grpo]) if grpo else 0.0 for f in (start, final))
         if high - low < 0.05:
             return None
         target = float(low + 0.9 * (high - low))
-        theirs, mine = self.pairs(lambda run: updates_to(run, target), task, "grpo", method, samples, fresh)
+        theirs, mine = self.pairs(lambda run: updates_to(run, target), task, "grpo", method, *cell)
         last = float(evaluations(grpo[0])[0][-1])  # a run that never gets there is counted at its end: a bound
         bounded = [[last if np.isnan(x) else x for x in side] for side in (theirs, mine)]
         return ratio(*bounded), int(np.isnan(theirs + mine).sum()), target
@@ -178,24 +168,21 @@ def peak_and_fall(runs: list[dict]) -> tuple[Estimate, Estimate]:
     """Rise to the peak and fall from it; each run's peak is the one of the others' mean curve, so noise is no peak."""
     curves = np.array([evaluations(run)[1] for run in runs])
     peaks = [int((curves.sum(axis=0) - curve).argmax()) for curve in curves]
-    return (
-        mean(curve[p] - curve[0] for curve, p in zip(curves, peaks)),
-        mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs)),
-    )
+    rise = mean(curve[p] - curve[0] for curve, p in zip(curves, peaks))
+    return rise, mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs))
 
 
 # ---- probes ----------------------------------------------------------------------------------------------------------
 
 
-def samples_worth(values: list[float], grpo: list[float], draws: int = DRAWS) -> tuple[float, float, float]:
-    """Squared ratio of the mean cosines, its sign kept, with its 95 % bootstrap interval over batches, paired."""
-    pairs = np.array([values, grpo])
-    pick = np.random.default_rng(0).integers(pairs.shape[1], size=(draws, pairs.shape[1]))
-    means = pairs[:, pick].mean(axis=2)
-    ratio = means[0] / np.where(means[1] == 0, np.nan, means[1])
-    signed = np.nan_to_num(np.sign(ratio) * ratio**2)  # a direction that leads away is worth less than nothing
-    whole = pairs[0].mean() / pairs[1].mean() if pairs[1].any() else 0.0
-    return float(np.sign(whole) * whole**2), *np.quantile(signed, [0.025, 0.975]).tolist()
+def samples_worth(values: list[float], grpo: list[float]) -> Estimate:
+    """Squared ratio of the mean cosines, its sign kept, over batches or policies, paired."""
+
+    def signed(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+        ratio = mine / np.where(theirs == 0, np.nan, theirs)
+        return np.nan_to_num(np.sign(ratio) * ratio**2)  # a direction that leads away is worth less than nothing
+
+    return bootstrap(signed, values, grpo)
 
 
 def families(probes: list[dict]) -> dict[str, list[dict]]:
@@ -212,6 +199,5 @@ def worth(family: list[dict], weighting: str, kind: str) -> Estimate:
     Of the mean cosines over all policies, since one policy's few batches may leave GRPO's close to 0.
     """
     if len(family) == 1:
-        return Estimate(*samples_worth(family[0][kind][weighting], family[0][kind]["GRPO"]), 1)
-    theirs, grpo = ([float(np.mean(probe[kind][name])) for probe in family] for name in (weighting, "GRPO"))
-    return Estimate(*samples_worth(theirs, grpo), len(family))
+        return replace(samples_worth(family[0][kind][weighting], family[0][kind]["GRPO"]), n=1)
+    return samples_worth(*([float(np.mean(probe[kind][name])) for probe in family] for name in (weighting, "GRPO")))

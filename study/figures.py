@@ -12,7 +12,7 @@ import numpy as np
 from config import Config
 from plot import COLOURS, STYLES
 from rlsd import lambda_at
-from study.estimates import FEWEST, Estimate, Study, mean
+from study.estimates import FEWEST, Study, mean
 
 STUDY_PANELS = {
     "pass@1": "held-out pass@1",
@@ -20,13 +20,11 @@ STUDY_PANELS = {
     "entropy": "entropy, nats a token",
     "clipped": "tokens at the evidence clip, of those with an advantage",
 }
-
-
 LOOKS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd", "rlsd-contrastive")  # a method looks alike everywhere
 
 
-def over_tokens(runs: list[dict], name: str) -> list[tuple[float, Estimate]]:
-    """(sampled tokens in thousands, mean and interval over the runs) of a figure, update by update."""
+def over_tokens(runs: list[dict], name: str) -> list[tuple[float, float, float, float]]:
+    """(sampled tokens in thousands, mean over the runs and its interval) of a figure, update by update."""
     points = defaultdict(list)
     for run in runs:
         tokens = np.cumsum([row.get("length", 0) * run["samples"] for row in run["curve"]])
@@ -36,31 +34,27 @@ def over_tokens(runs: list[dict], name: str) -> list[tuple[float, Estimate]]:
                 value = row["clipped_low"] + row["clipped_high"]
             if value is not None:
                 points[row["step"]].append((sampled / 1000, value))
-    return [(float(np.mean([p[0] for p in at])), mean(p[1] for p in at)) for _, at in sorted(points.items())]
+    means = [(np.mean([p[0] for p in at]), mean(p[1] for p in at)) for _, at in sorted(points.items())]
+    return [(float(tokens), of.value, of.low, of.high) for tokens, of in means]
 
 
-def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh: bool = False) -> None:
-    """A cell's methods over sampled tokens: pass@1, leakage, entropy, clip share; mean and interval over seeds."""
-    methods = sorted({m for t, m, n, f in study.cells if (t, n, f) == (task, samples, fresh)})
-    many = [m for m in methods if len(study.runs(task, m, samples, fresh)) >= FEWEST]
-    methods = many or methods  # cells of three seeds stand in the table alone
-    on_top = [m for m in ("rlsd", "grpo") if m in methods]  # drawn last: they would lie below others
-    methods = [m for m in methods if m not in on_top] + on_top
-    rates = {m: study.runs(task, m, samples, fresh)[0]["options"].split("--lr ")[1].split()[0] for m in methods}
+def curves_figure(study: Study, out: Path, task: str) -> None:
+    """A task's methods over sampled tokens: pass@1, leakage, entropy, clip share; mean and interval over seeds."""
+    cell = {m: study.runs(task, m) for t, m, samples, fresh in study.cells if (t, samples, fresh) == (task, 256, False)}
+    cell = {m: runs for m, runs in cell.items() if len(runs) >= FEWEST} or cell  # the others stand in the table alone
+    methods = sorted(cell, key=lambda m: (m == "grpo", m == "rlsd", m))  # these two last: they would lie below others
+    rates = {m: cell[m][0]["options"].split("--lr ")[1].split()[0] for m in methods}
     figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), sharex=True, constrained_layout=True)
     for method in methods:
         i = LOOKS.index(method) if method in LOOKS else len(LOOKS)
         look = {"color": COLOURS[i % len(COLOURS)], "linestyle": STYLES[i % len(STYLES)]}
-        runs = study.runs(task, method, samples, fresh)
+        label = f"{method} ({len(cell[method])})" + (f", lr {rates[method]}" if len(set(rates.values())) > 1 else "")
         for axis, name in zip(axes.flat, STUDY_PANELS):
-            line = over_tokens(runs, name)
+            line = over_tokens(cell[method], name)
             if line:
-                x, values = zip(*line)
-                rate = f", lr {rates[method]}" if len(set(rates.values())) > 1 else ""
-                axis.plot(x, [v.value for v in values], label=f"{method} ({len(runs)}){rate}", **look)
-                axis.fill_between(
-                    x, [v.low for v in values], [v.high for v in values], alpha=0.15, color=look["color"], linewidth=0
-                )
+                x, values, lows, highs = zip(*line)
+                axis.plot(x, values, label=label, **look)
+                axis.fill_between(x, lows, highs, alpha=0.15, color=look["color"], linewidth=0)
     for axis, (name, title) in zip(axes.flat, STUDY_PANELS.items()):  # after the last line: a limit cuts later ones
         least = 0.05 if name == "leakage" else 0.0  # a completion or two of 400 shall not look like much
         axis.set(title=title, ylim=(0, max(least, axis.get_ylim()[1])))
@@ -71,7 +65,7 @@ def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh:
         lines = axes.flat[0].get_legend_handles_labels()
         title = "method (seeds); band: 95 % interval of the mean"
         figure.legend(*lines, loc="outside lower center", ncols=min(len(methods), 4), title=title, frameon=False)
-    figure.suptitle(f"{task}, {samples} samples an update" + (", fresh seeds" if fresh else ""))
+    figure.suptitle(f"{task}, 256 samples an update")
     figure.savefig(out, dpi=100)
     plt.close(figure)
 
@@ -79,10 +73,8 @@ def curves_figure(study: Study, out: Path, task: str, samples: int = 256, fresh:
 def credit_figure(samples: Path, out: Path) -> None:
     """Token credit of one right and one wrong sample of a group, from the samples.jsonl of a run at RLSD's defaults."""
     rows = [row for row in map(json.loads, samples.read_text().splitlines()) if any(row.get("credit", ()))][:2]
-    default = Config()
-    lam = lambda_at(
-        rows[0]["step"], default.rlsd_lambda, default.rlsd_lambda_warmup_steps, default.rlsd_lambda_decay_steps
-    )
+    of = Config()
+    lam = lambda_at(rows[0]["step"], of.rlsd_lambda, of.rlsd_lambda_warmup_steps, of.rlsd_lambda_decay_steps)
     figure, axes = plt.subplots(2, 1, figsize=(11, 5), sharey=True, constrained_layout=True)
     for axis, row in zip(axes, rows):
         plain = float(np.median(row["credit"]))  # most tokens have no evidence: A itself

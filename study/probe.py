@@ -11,6 +11,7 @@ import argparse
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,57 +49,42 @@ def gradients(model: Transformer, batch: Rollout, config: Config) -> dict[str, t
     part = batch.rows(batch.advantages.nonzero().squeeze(1))
     mask, A = part.samples.mask, part.advantages
     logps = score(model, part, config, tasks.student_prompt)
+    teachers = partial(teacher_view, config=config)
     with torch.no_grad():
-        teacher_logps = score(model, part, config, lambda p: teacher_view(p, config))
+        teacher = score(model, part, config, teachers)
+        teacher_logits = logits(model, list(map(teachers, batch.problems)), batch.samples, config.temperature)
     student = logps.detach()
-
-    def loss(teacher: torch.Tensor, lam: float, eps_w: float) -> torch.Tensor:
-        return rlsd_loss(logps, student, teacher, A, mask, lam=lam, eps_w=eps_w, denominator=tokens)[0]
-
-    losses = {name: loss(teacher_logps, lam, eps_w) for name, (lam, eps_w) in WEIGHTINGS.items()}
-    losses["agreement: weight 1 where sign(A) Delta > 0.02, else 0"] = loss(
-        baselines.agreement(student, teacher_logps, A), 1.0, 1.0
-    )
-    unsigned = baselines.agreement(student, student + A.sign()[:, None] * (teacher_logps - student).abs(), A)
-    losses["weight 1 where |Delta| > 0.02, else 0"] = loss(unsigned, 1.0, 1.0)
-    prompts = [[view(p) for p in batch.problems] for view in (tasks.student_prompt, lambda p: teacher_view(p, config))]
-    with torch.no_grad():
-        teacher_logits = logits(model, prompts[1], batch.samples, config.temperature)
-    losses["OPSD, full vocabulary"] = baselines.opsd_loss(
-        logits(model, prompts[0], batch.samples, config.temperature), teacher_logits, tokens
-    )
-    return {
-        name: flat(torch.autograd.grad(value, list(model.parameters()), retain_graph=True))
-        for name, value in losses.items()
+    unsigned = student + A.sign()[:, None] * (teacher - student).abs()
+    weightings = {name: (teacher, *how) for name, how in WEIGHTINGS.items()} | {
+        "agreement: weight 1 where sign(A) Delta > 0.02, else 0": (baselines.agreement(student, teacher, A), 1.0, 1.0),
+        "weight 1 where |Delta| > 0.02, else 0": (baselines.agreement(student, unsigned, A), 1.0, 1.0),
     }
-
-
-def flat(gradient: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    return torch.cat([g.flatten() for g in gradient])
-
-
-def cosines(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
-    """Cosine of each weighting's gradient with the mean GRPO gradient of the other batches, batch by batch."""
-    total = sum(g["GRPO"] for g in per_batch)
-    return {
-        name: [round(torch.cosine_similarity(g[name], total - g["GRPO"], dim=0).item(), 5) for g in per_batch]
-        for name in per_batch[0]
+    losses = {
+        name: rlsd_loss(logps, student, evidence, A, mask, lam=lam, eps_w=eps_w, denominator=tokens)[0]
+        for name, (evidence, lam, eps_w) in weightings.items()
     }
+    prompts = list(map(tasks.student_prompt, batch.problems))
+    student_logits = logits(model, prompts, batch.samples, config.temperature)
+    losses["OPSD, full vocabulary"] = baselines.opsd_loss(student_logits, teacher_logits, tokens)
+    parameters = list(model.parameters())
+    found = {name: torch.autograd.grad(loss, parameters, retain_graph=True) for name, loss in losses.items()}
+    return {name: torch.cat([g.flatten() for g in gradient]) for name, gradient in found.items()}
 
 
-def adam_gains(per_batch: list[dict[str, torch.Tensor]]) -> dict[str, list[float]]:
-    """The same for Adam's step: each weighting's gradient over the root of its own mean square, batch by batch.
+def cosines(per_batch: list[dict[str, torch.Tensor]], adam: bool = False) -> dict[str, list[float]]:
+    """Cosine of each weighting's gradient with the mean GRPO gradient of the other batches, batch by batch.
 
-    First-order gain of a step of unit length along it, over the length of the mean GRPO gradient of the other batches.
+    adam: of Adam's step in its place, the gradient over the root of its own mean square. It is the first-order gain of
+    a step of unit length along it, over the length of the mean GRPO gradient.
     """
     total = sum(g["GRPO"] for g in per_batch)
-    gains = {}
+    found = {}
     for name in per_batch[0]:
-        scale = torch.stack([g[name] for g in per_batch]).square().mean(dim=0).sqrt().add(1e-8)
-        gains[name] = [
-            round(torch.cosine_similarity(g[name] / scale, total - g["GRPO"], dim=0).item(), 5) for g in per_batch
-        ]
-    return gains
+        mine = torch.stack([g[name] for g in per_batch])
+        steps = mine / mine.square().mean(dim=0).sqrt().add(1e-8) if adam else mine
+        pairs = zip(steps, per_batch)
+        found[name] = [round(torch.cosine_similarity(s, total - g["GRPO"], dim=0).item(), 5) for s, g in pairs]
+    return found
 
 
 def deciding_tokens(completion: list[int], problem: tasks.Problem) -> list[int]:
@@ -124,20 +110,18 @@ def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[
     part = batch.rows(batch.advantages.nonzero().squeeze(1))
     with torch.no_grad():
         student = score(model, part, config, tasks.student_prompt)
-        teacher = score(model, part, config, lambda p: teacher_view(p, config))
+        teacher = score(model, part, config, partial(teacher_view, config=config))
         weights, delta = evidence_weights(part.advantages, teacher, student, part.samples.mask)
     moved = (weights.clamp(0.8, 1.2) - 1).abs()
     rows = []
     for i, completion in enumerate(part.samples.completions()):
         deciding = deciding_tokens(completion, part.problems[i])
         if deciding:
-            kinds = {"deciding": deciding, "first": [0]}
-            share = lambda x, at: (x[i, at].sum() / x[i].sum().clamp(min=1e-12)).item()
-            rows.append(
-                {"right": part.advantages[i].item() > 0, "uniform": len(deciding) / len(completion)}
-                | {f"|Delta| {k}": share(delta.abs(), at) for k, at in kinds.items()}
-                | {f"moved {k}": share(moved, at) for k, at in kinds.items()}
-            )
+            row = {"right": part.advantages[i].item() > 0, "uniform": len(deciding) / len(completion)}
+            for name, x in {"|Delta|": delta.abs()[i], "moved": moved[i]}.items():
+                for kind, at in {"deciding": deciding, "first": [0]}.items():
+                    row[f"{name} {kind}"] = (x[at].sum() / x.sum().clamp(min=1e-12)).item()
+            rows.append(row)
     return rows
 
 
@@ -186,7 +170,7 @@ def measure(model: Transformer, source: tasks.Source, verifier: Verifier, config
         "samples": config.prompts_per_step * config.group_size,
         "shares": summary,
         "cosines": cosines(per_batch),
-        "adam": adam_gains(per_batch),
+        "adam": cosines(per_batch, adam=True),
     }
 
 
@@ -195,8 +179,8 @@ def show(found: dict) -> None:
     print(f"pass@1 {found['pass@1']:.3f}, teacher {found['teacher pass@1']:.3f}; {count} x {found['samples']} samples")
     print(f"{'weighting of the same samples':58} {'cosine':>7}   samples worth [95 %]   ... by Adam's step")
     for label, values in found["cosines"].items():
-        worth = [samples_worth(found[kind][label], found[kind]["GRPO"]) for kind in ("cosines", "adam")]
-        print(f"{label:58} {np.mean(values):7.3f}   " + "   ".join(f"{w:.2f} [{a:.2f}, {b:.2f}]" for w, a, b in worth))
+        worth = [samples_worth(found[kind][label], found[kind]["GRPO"]).text(2) for kind in ("cosines", "adam")]
+        print(f"{label:58} {np.mean(values):7.3f}   {'   '.join(worth)}")
     for name, share in found["shares"].items():
         print(f"{name} samples:", ", ".join(f"{k} {v:.3f}" for k, v in share.items()))
 

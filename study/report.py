@@ -5,26 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from study.estimates import (
-    FEWEST,
-    LEARNING,
-    Estimate,
-    Study,
-    area,
-    clip_share,
-    entropy_while_learning,
-    families,
-    final,
-    held_out,
-    leakage,
-    mean,
-    mean_entropy,
-    peak_and_fall,
-    ratio,
-    seconds,
-    start,
-    worth,
-)
+from study import estimates
+from study.estimates import FEWEST, Estimate, Study, area, final, leakage, mean, ratio, seconds, start, worth
 from study.figures import credit_figure, curves_figure
 
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
@@ -44,46 +26,39 @@ one or two warm starts and the held-out problems that all runs of a task share."
 # ---- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table(header: list[str], rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows]) + "\n"
-
-
-CELLS = "task, method, samples an update, seed range, seeds, start, final pass@1, leakage at the end".split(", ")
-CELLS += ["final minus GRPO", "mean over the run minus GRPO", "GRPO's updates / its own"]
+def table(header: str, rows: list[list[str]]) -> str:
+    """In Markdown; the header's cells are given with | in between."""
+    cells = header.split(" | ")
+    return "\n".join("| " + " | ".join(line) + " |" for line in [cells, ["---"] * len(cells), *rows]) + "\n"
 
 
 def cell_table(study: Study) -> str:
     """Every cell: accuracy, leakage, gain over GRPO, speed against GRPO."""
+    header = "task | method | samples an update | seed range | seeds | start | final pass@1 | leakage at the end | "
+    header += "final minus GRPO | mean over the run minus GRPO | GRPO's updates / its own"
     rows = []
-    for (task, method, samples, fresh), cell in sorted(study.cells.items()):
+    for (task, method, samples, fresh), runs in sorted(study.cells.items()):
         against = (task, method, "grpo", samples, fresh)
-        is_grpo, runs = method.startswith("grpo") and method != "grpo+opsd", list(cell.values())
+        is_grpo = method.startswith("grpo") and method != "grpo+opsd"
         speed = None if is_grpo else study.speed(task, method, samples, fresh)
         gains = ["", ""] if is_grpo else [study.gain(figure, *against).text() for figure in (final, area)]
-        figures = [f"{np.mean([start(r) for r in runs]):.3f}", mean(map(final, runs)).text()]
+        figures = [f"{np.mean(list(map(start, runs))):.3f}", mean(map(final, runs)).text()]
         figures += [mean(map(leakage, runs)).text(4), *gains, f"{speed[0].text(2)}, {speed[1]} never" if speed else ""]
         rows.append([task, method, str(samples), "10-19" if fresh else "0-9", str(len(runs)), *figures])
-    return table(CELLS, rows)
+    return table(header, rows)
 
 
 def cost_table(costs: dict) -> str:
     """What an update costs beside GRPO's, on the same samples (cost.py)."""
     if not costs:
         return "Not measured.\n"
-    grpo = costs["methods"]["grpo"]
-    header = [
-        "method",
-        "forward passes over the samples",
-        "processor seconds / GRPO's",
-        "peak memory above GRPO's, MiB",
-    ]
-    rows = []
+    rows, grpo = [], costs["methods"]["grpo"]
     for method, of in costs["methods"].items():
         spread = [one / two for one, two in zip(of["seconds"], grpo["seconds"])]
         times = f"{np.median(spread):.2f} [{min(spread):.2f}, {max(spread):.2f}]"
-        rows.append(
-            [method, str(of["scorings"]), times, f"{np.median(of['peak MiB']) - np.median(grpo['peak MiB']):.0f}"]
-        )
+        more = np.median(of["peak MiB"]) - np.median(grpo["peak MiB"])
+        rows.append([method, str(of["scorings"]), times, f"{more:.0f}"])
+    header = "method | forward passes over the samples | processor seconds / GRPO's | peak memory above GRPO's, MiB"
     return table(header, rows)
 
 
@@ -93,7 +68,7 @@ def by_warm_start(study: Study) -> str:
     for method in ("grpo", "rlsd", "opsd"):
         halves = [[final(run) for run in study.runs("addition", method) if run["seed"] % 2 == odd] for odd in (0, 1)]
         rows.append([method, *(mean(half).text() for half in halves)])
-    return table(["method", "even seeds", "odd seeds"], rows)
+    return table("method | even seeds | odd seeds", rows)
 
 
 def tuning_table(study: Study) -> str:
@@ -104,30 +79,35 @@ def tuning_table(study: Study) -> str:
     for (task, n, m, lr), runs in sorted(cells.items()):
         figures = [f"{np.mean([figure(r) for r in runs]):.3f}" for figure in (final, area)]
         rows.append([task, str(n), m, f"{lr:g}", *figures, str(len(runs))])
-    header = ["task", "samples an update", "method", "learning rate", "final pass@1", "mean over the run", "seeds"]
-    return table(header, rows)
+    return table("task | samples an update | method | learning rate | final pass@1 | mean over the run | seeds", rows)
 
 
 def probe_tables(probes: list[dict]) -> str:
     parts = []
-    for name, family in families(probes).items():
+    for name, family in estimates.families(probes).items():
         batches = sum(len(probe["cosines"]["GRPO"]) for probe in family)
         scores = [np.mean([probe[key] for probe in family]) for key in ("pass@1", "teacher pass@1")]
         parts.append(
             f"**{name}**: {len(family)} {'policies' if len(family) > 1 else 'policy'}, {batches} batches of "
             f"{family[0]['samples']} samples in all; pass@1 {scores[0]:.3f}, teacher {scores[1]:.3f}\n"
         )
-        header = ["weighting of the same samples", "cosine", "samples worth, gradient", "samples worth, Adam's step"]
         rows = []
         for label in family[0]["cosines"]:
             cosine = np.mean([np.mean(probe["cosines"][label]) for probe in family])
-            figures = [worth(family, label, kind).text(2) for kind in ("cosines", "adam")]
-            rows.append([label, f"{cosine:.3f}", *figures])
+            rows.append([label, f"{cosine:.3f}", *(worth(family, label, kind).text(2) for kind in ("cosines", "adam"))])
+        header = "weighting of the same samples | cosine | samples worth, gradient | samples worth, Adam's step"
         parts.append(table(header, rows))
     return "\n".join(parts) or "Not run.\n"
 
 
 # ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+# The lead on fresh seeds of countdown was at another learning rate than GRPO's: both at either rate.
+SWAPPED = (  # where, task, method, other, samples, fresh
+    ("at GRPO's learning rate (countdown, fresh seeds)", "countdown", "rlsd-swapped", "grpo", 256, True),
+    ("at its own learning rate (countdown, fresh seeds)", "countdown", "rlsd", "grpo-swapped", 256, True),
+)
 
 
 def row(claim: str, measured: str, figure: Estimate, verdict: str, digits: int = 3, unit: str = "") -> list[str]:
@@ -138,8 +118,8 @@ def outcome_claims(study: Study) -> list[list[str]]:
     rows = []
     for task in ("addition-3", "addition", "addition-6", "countdown"):
         rows += pays(study, f"({task})", task, "rlsd")
-    rows += pays(study, "(countdown, 32 samples)", "countdown", "rlsd", 32)[:1]
-    rows += pays(study, "(addition-filler, 32 samples)", "addition-filler", "rlsd", 32)[:1]
+    for task in ("countdown", "addition-filler"):
+        rows += pays(study, f"({task}, 32 samples)", task, "rlsd", 32)[:1]
     gain = study.gain(final, "addition", "rlsd", "opd")
     cost = ratio(*study.pairs(seconds, "addition", "opd", "rlsd"))
     measured = f"RLSD's final pass@1 minus OPD's; OPD takes {cost.text(2)} of RLSD's seconds"
@@ -147,27 +127,16 @@ def outcome_claims(study: Study) -> list[list[str]]:
     best = best_cell(study)
     if best:
         task, method, samples = best
-        figure, never, target = study.speed(task, method, samples, fresh=True)
-        measured = (
-            f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): GRPO's updates / its "
-            f"own, to pass@1 {target:.2f}; {never} never"
-        )
+        figure, never, target = study.speed(task, method, samples, True)
+        measured = f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): "
+        measured += f"GRPO's updates / its own, to pass@1 {target:.2f}; {never} never"
         claim = "RLSD pays somewhere: 1.5 times fewer updates"
         rows.append(row(claim, measured, figure, clear(figure.verdict(1.5), never), 2))
         rows += pays(study, f"({method}, {task}, {samples} samples, fresh seeds)", task, method, samples, True)[:1]
-    return rows + swapped_claims(study)
-
-
-def swapped_claims(study: Study) -> list[list[str]]:
-    """The lead on fresh seeds of countdown was at another learning rate than GRPO's: both at either rate."""
-    rows = []
-    for claim, method, other in (
-        ("RLSD leads at GRPO's learning rate (countdown, fresh seeds)", "rlsd-swapped", "grpo"),
-        ("RLSD leads at its own learning rate (countdown, fresh seeds)", "rlsd", "grpo-swapped"),
-    ):
-        lead, end = (study.gain(f, "countdown", method, other, 256, True) for f in (area, final))
+    for where, *cell in SWAPPED:
+        lead, end = (study.gain(figure, *cell) for figure in (area, final))
         measured = f"paired difference of pass@1 over the whole run, both at the same rate (final: {end.text()})"
-        rows.append(row(claim, measured, lead, lead.verdict(0.0, MARGIN)))
+        rows.append(row(f"RLSD leads {where}", measured, lead, lead.verdict(0.0, MARGIN)))
     return rows
 
 
@@ -183,6 +152,11 @@ def pays(study: Study, where: str, task: str, method: str, *cell) -> list[list[s
     return rows
 
 
+def both(*verdicts: str) -> str:
+    """Of a claim with two marks."""
+    return next((v for v in ("does not hold", "undecided") if v in verdicts), "holds")
+
+
 def clear(verdict: str, never: int) -> str:
     """A gain in speed is not clear where a run never got there."""
     return "undecided" if never and verdict == "holds" else verdict
@@ -190,13 +164,11 @@ def clear(verdict: str, never: int) -> str:
 
 def best_cell(study: Study) -> tuple[str, str, int] | None:
     """Of the cells with fresh seeds, the one that led GRPO by most over its whole run on the first seeds."""
-    cells = [
-        (task, method, samples)
-        for task, method, samples, fresh in study.cells
-        if fresh and method != "grpo" and study.speed(task, method, samples, True)
-    ]
-    gains = {cell: study.gain(area, cell[0], cell[1], "grpo", cell[2]) for cell in cells}
-    return max((cell for cell in cells if gains[cell].n), key=lambda cell: gains[cell].value, default=None)
+    gains = {}
+    for task, method, samples, fresh in study.cells:
+        if fresh and method != "grpo" and study.speed(task, method, samples, True):
+            gains[task, method, samples] = study.gain(area, task, method, "grpo", samples)
+    return max((cell for cell in gains if gains[cell].n), key=lambda cell: gains[cell].value, default=None)
 
 
 def leakage_claims(study: Study) -> list[list[str]]:
@@ -204,11 +176,10 @@ def leakage_claims(study: Study) -> list[list[str]]:
     for task in ("addition", "countdown"):
         runs = study.runs(task, "opsd")
         if len(runs) > 1:
-            rise, fall = peak_and_fall(runs)
-            both = {rise.verdict(MARGIN), fall.verdict(MARGIN)}
-            holds = "holds" if both == {"holds"} else "does not hold" if "does not hold" in both else "undecided"
+            rise, fall = estimates.peak_and_fall(runs)
             measured = f"fall from its peak (rise to it: {rise.text()})"
-            rows.append(row(f"OPSD rises first, then falls ({task})", measured, fall, holds))
+            verdict = both(rise.verdict(MARGIN), fall.verdict(MARGIN))
+            rows.append(row(f"OPSD rises first, then falls ({task})", measured, fall, verdict))
     shown = "completions that cite a reference never shown, at the end"
     for task, method in (("addition", "opsd"), ("countdown", "opsd"), ("addition", "sdpo")):
         leak = mean(map(leakage, study.runs(task, method)))
@@ -222,7 +193,7 @@ def leakage_claims(study: Study) -> list[list[str]]:
         runs = study.runs(task, "rlsd")
         leak = mean(map(leakage, runs))
         if leak.high == 0:  # none among the held-out problems, which all seeds share: the 95 % bound is 3 / problems
-            leak.high = 3 / held_out(runs[0])
+            leak.high = 3 / estimates.held_out(runs[0])
         if leak.n:
             rows.append(row(f"RLSD does not leak ({task})", "the same share", leak, leak.below(LEAKS), 4))
     return rows
@@ -230,22 +201,17 @@ def leakage_claims(study: Study) -> list[list[str]]:
 
 def dynamics_claims(study: Study) -> list[list[str]]:
     rows = []
-    for where, method, other, *cell in (
-        ("(addition)", "rlsd", "grpo", "addition"),
-        ("at GRPO's learning rate (countdown, fresh seeds)", "rlsd-swapped", "grpo", "countdown", 256, True),
-        ("at its own learning rate (countdown, fresh seeds)", "rlsd", "grpo-swapped", "countdown", 256, True),
-    ):
-        entropy = study.gain(entropy_while_learning, cell[0], method, other, *cell[1:])
-        low, high = LEARNING[cell[0]]
-        whole = study.gain(mean_entropy, cell[0], method, other, *cell[1:])
+    for where, *cell in (("(addition)", "addition", "rlsd", "grpo"), *SWAPPED):
+        figures = (estimates.entropy_while_learning, estimates.mean_entropy)
+        entropy, whole = (study.gain(figure, *cell) for figure in figures)
+        low, high = estimates.LEARNING[cell[0]]
         measured = f"paired difference at rewards {low} to {high}, nats a token, both at the same rate"
         measured += f" (over the whole run: {whole.text(4)})"
         rows.append(row(f"Higher entropy than GRPO {where}", measured, entropy, entropy.verdict(0.0), 4))
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
-        share, carrying = (mean(clip_share(run, of_all) for run in runs) for of_all in (True, False))
-        both = {share.verdict(0.03), share.below(0.06)}  # as a part of the interval lies outside, in it, or all
-        verdict = "does not hold" if "does not hold" in both else "holds" if both == {"holds"} else "undecided"
+        share, carrying = (mean(estimates.clip_share(run, of_all) for run in runs) for of_all in (True, False))
+        verdict = both(share.verdict(0.03), share.below(0.06))  # as a part of the interval lies outside, in it, or all
         measured = f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})"
         rows.append(row(f"3 to 6 % of all tokens are clipped ({task})", measured, share, verdict))
     return rows
@@ -264,23 +230,19 @@ def cost_claims(study: Study, costs: dict) -> list[list[str]]:
 
 def credit_claims(probes: list[dict]) -> list[list[str]]:
     """What the probes say: where the weight falls, and what it is worth early and late in training."""
-    found, rows = families(probes), []
+    found, rows = estimates.families(probes), []
     kinds = {"right": "results that a carry enters", "wrong": "the first wrong token"}
     for kind, words in kinds.items() if "addition" in found else ():
         shares = [probe["shares"][kind] for probe in found["addition"]]
         share = {name: mean(s[name] for s in shares) for name in shares[0]}
         more = mean(s["moved deciding"] - s["uniform"] for s in shares)
-        measured = (
-            f"share of the weight moved on {words}, {share['uniform'].value:.3f} of the tokens (of |Delta|: "
-            f"{share['|Delta| deciding'].text()}); on the first token, where the teacher would cite: "
-            f"{share['moved first'].text()} (of |Delta|: {share['|Delta| first'].text()})"
-        )
+        measured = f"share of the weight moved on {words}, {share['uniform'].value:.3f} of the tokens "
+        measured += f"(of |Delta|: {share['|Delta| deciding'].text()}); on the first token, where the teacher would "
+        measured += f"cite: {share['moved first'].text()} (of |Delta|: {share['|Delta| first'].text()})"
         claim = f"Credit sits on the deciding tokens ({kind} samples)"
         rows.append(row(claim, measured, share["moved deciding"], more.verdict(0.0), unit=" policies"))
-    measured = (
-        "samples that GRPO needs for the same first-order gain of Adam's step, over those of RLSD at eps_w 4, lambda 1 "
-        "(probe)"
-    )
+    measured = "samples that GRPO needs for the same first-order gain of Adam's step, "
+    measured += "over those of RLSD at eps_w 4, lambda 1 (probe)"
     for name, when in (("countdown", "before RL"), ("countdown-after-grpo", "after 60 updates of GRPO")):
         if name in found:
             figure = worth(found[name], WIDE_WEIGHTS, "adam")
@@ -304,7 +266,7 @@ def write(runs: list[dict], probes: list[dict], costs: dict, samples: Path, out:
     parts = [
         "# The paper's claims, measured at this scale",
         f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them.{RULES}",
-        table(["claim", "measured", "figure [95 % interval]", "seeds", "verdict"], claims),
+        table("claim | measured | figure [95 % interval] | seeds | verdict", claims),
         "![curves of the main comparison](study.png)",
         "![curves on countdown](countdown.png)" if study.runs("countdown", "grpo") else "",
         "Credit of a right and a wrong sample, at the first evaluation of a run of RLSD:",

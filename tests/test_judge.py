@@ -407,7 +407,7 @@ def test_a_run_counts_its_failures_and_resumes_with_another_policy(tmp_path, cap
     assert train.main([*TINY, *paths, *more, "--on_verifier_error", "drop", "--steps", "2"]) == 0
     assert "the sample takes no part" in capsys.readouterr().err
     again = ["--resume", "--out", str(tmp_path / "out"), "--steps", "4", "--on_verifier_error", "zero"]
-    assert train.main(again) == 0
+    assert train.main([*again, *more[2:4]]) == 0
     assert "verifier_errors=" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]

@@ -34,7 +34,7 @@ def test_every_method_runs_resumes_and_repeats(tmp_path, method):
     args = [*TINY, *more, "--warm_dir", str(tmp_path / "warm"), "--out"]
     assert train.main([*args, str(tmp_path / "whole")]) == 0
     assert train.main([*args, str(tmp_path / "parts"), "--steps", "4"]) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "6"]) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "6", *more[2:]]) == 0
     assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
     assert same_state(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
 

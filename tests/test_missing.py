@@ -165,18 +165,21 @@ def own(folder, *more, rule):
 @pytest.mark.parametrize(
     "rule, words",
     [
-        ("float(completion == f'#### {answer}')", "the verifier gives 1 to 20 of 20 targets of the warm start\n"),
-        ("float(completion == f'#### {answer}') if n % 2 else 0.3", "gives 1 to 10 of 20 targets of the warm start\n"),
-        ("0.5", "the verifier gives 1 to 0 of 20 targets of the warm start\nwarm start"),
-        ("float(completion == answer)", "gives 1 to 0 of 20 targets of the warm start\nnote: it gives nothing to any"),
-        ("1 / 0", "gives 1 to 0 of 20 targets of the warm start\nnote: it gives nothing to any, such as '#### 0': "),
+        ("float(completion == f'#### {answer}')", "verifier: 20 of 20 targets of the warm start earn 1\n"),
+        (
+            "float(completion == f'#### {answer}') if n % 2 else 0.3",
+            "verifier: 10 of 20 targets of the warm start earn 1\n",
+        ),
+        ("0.5", "verifier: 0 of 20 targets of the warm start earn 1\nwarm start"),
+        ("float(completion == answer)", "verifier: 0 of 20 targets of the warm start earn 1\nnote: all earn 0"),
+        ("1 / 0", "verifier: 0 of 20 targets of the warm start earn 1\nnote: all earn 0, such as '#### 0': "),
     ],
 )
 def test_what_the_verifier_gives_to_the_targets_is_said_before_anything_is_trained(tmp_path, capsys, rule, words):
     assert train.main(own(tmp_path, "--on_verifier_error", "drop", "--steps", "0", rule=rule)) == 0
     out = capsys.readouterr().out
     assert words in out and out.index(words) < out.index("warm start: step=")
-    assert "27 problems train, 3 are held out\n" in out
+    assert "problems: 27 to train on, 3 held out\n" in out
 
 
 def test_a_verifier_that_fails_on_a_target_costs_no_warm_start(tmp_path, capsys):

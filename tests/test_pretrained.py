@@ -997,9 +997,8 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
 def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_format, capsys):
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     capsys.readouterr()
-    page = tmp_path / "page.html"
-    command = [str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page)]
-    assert sample_file.main([*command, "--verifier", f"{tmp_path}/rules.py:check"]) == 0
+    page, named = tmp_path / "page.html", ["--verifier", f"{tmp_path}/rules.py:check"]
+    assert sample_file.main([str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *named]) == 0
     printed, text = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert "reference answer: 132" in printed and "right: reward 1" in printed and "wrong: reward 0" in printed
     assert text.count('tabindex="0"') == text.count("<tr><td>") + text.count('<tr class="far"><td>') > 10
@@ -1050,7 +1049,7 @@ def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
     config = train.parse_config(["--init", str(folder)])
     assert (config.warm_steps, config.lr, config.max_new_tokens) == (0, 1e-6, 256)
     assert train.parse_config(["--init", str(folder), "--warm_steps", "3"]).warm_steps == 3
-    assert train.parse_config([]).warm_steps == 700
+    assert train.parse_config([]).warm_steps == -1
 
 
 def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, restore_format, capsys):
@@ -1072,7 +1071,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     edit(tmp_path / "run/config.json", init=str(tmp_path / "small"))
     capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path / "run")]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--verifier", f"{tmp_path}/rules.py:check"]) == 2
     assert "--init" in capsys.readouterr().err
 
 
@@ -1090,7 +1089,8 @@ def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, restore_form
         assert (status, error.count("\n")) == ((2, 1) if key else (0, 0)), error
         assert not key or "the tokenizer has no token for '\\x07'" in error
     for argv in (["bell \x07", "--answer", "7", "--reference", "x"], ["5+1", "--reference", "\x07"]):
-        status, error = sample_file.main([str(tmp_path / "run"), *argv]), capsys.readouterr().err
+        named = [*argv, "--verifier", f"{tmp_path}/rules.py:check"]
+        status, error = sample_file.main([str(tmp_path / "run"), *named]), capsys.readouterr().err
         assert status == 2 and error.count("\n") == 1 and "no token for" in error, error
 
 
@@ -1162,9 +1162,9 @@ def test_the_dry_run_makes_a_whole_step(tmp_path, capfd, monkeypatch):
     assert dry_run.main([str(tmp_path), str(tmp_path / "random"), *size]) == 0
     told = capfd.readouterr().out
     assert float(re.search(r"peak_GiB=([\d.]+)", told)[1]) > 0 and re.search(r"took \d+ s of CPU time", told)
-    (row,) = [json.loads(line) for line in (tmp_path / "random/run/metrics.jsonl").read_text().splitlines()][1:]
+    (row,) = [json.loads(line) for line in (tmp_path / "random-run/metrics.jsonl").read_text().splitlines()][1:]
     assert row["reward"] == 0.5 and row["grad_norm"] > 0 and row["lambda"] > 0
     before = pretrained.load(tmp_path / "random")
-    after = torch.load(tmp_path / "random/run/last.pt", weights_only=True)["model"]
+    after = torch.load(tmp_path / "random-run/last.pt", weights_only=True)["model"]
     moved = [name for name, x in before.state_dict().items() if not torch.equal(x, after[name])]
     assert before.embed.weight.dtype == torch.bfloat16 and len(moved) > 3

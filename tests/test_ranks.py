@@ -167,7 +167,7 @@ judged = 0
 def check(completion, answer):
     global judged
     judged += 1
-    if os.environ["RANK"] == "1" and judged > 25:  # 15 in the first evaluation
+    if os.environ["RANK"] == "1" and judged > 45:  # up to 20 of the warm start, 15 in the first evaluation
         open(__file__ + ".failed", "w").close()
         HOW
     return float(sum(map(ord, completion)) % 3 == 0)

@@ -251,14 +251,15 @@ def test_cosines_by_hand():
     table = probe.cosines([{"GRPO": v, "twice": 2 * v} for v in vectors])
     assert table["GRPO"] == pytest.approx([5**-0.5, 5**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
     assert table["twice"] == table["GRPO"]
-    assert estimates.samples_worth([0.4, 0.4], [0.2, 0.2]) == pytest.approx((4, 4, 4))
-    assert estimates.samples_worth([-0.4, -0.4], [0.2, 0.2]) == pytest.approx((-4, -4, -4))  # leads away
+    for cosine, worth in ((0.4, 4), (-0.4, -4)):  # the second leads away
+        found = estimates.samples_worth([cosine] * 2, [0.2, 0.2])
+        assert (found.value, found.low, found.high) == pytest.approx((worth, worth, worth))
 
 
 def test_gains_of_adams_step_by_hand():
     """A coordinate a hundred times as large has no more say in Adam's step than any other."""
     vectors = [torch.tensor(v) for v in ([100.0, 1.0], [100.0, -1.0], [100.0, 1.0])]
-    gains = probe.adam_gains([{"GRPO": v, "half": v / 2} for v in vectors])
+    gains = probe.cosines([{"GRPO": v, "half": v / 2} for v in vectors], adam=True)
     assert gains["half"] == gains["GRPO"]
     others = torch.tensor([[200.0, 0.0], [200.0, 2.0], [200.0, 0.0]])
     expected = [torch.cosine_similarity(v / torch.tensor([100.0, 1.0]), o, dim=0) for v, o in zip(vectors, others)]
@@ -315,7 +316,7 @@ def test_gradients_of_the_probe_are_those_of_the_training_step():
 
 
 def test_probes_of_the_study_are_sound(tmp_path):
-    for name, (options, run) in {**reproduce.probes(), **reproduce.quick_probes()}.items():
+    for name, options, run in reproduce.probes() + reproduce.quick_probes():
         own, config = probe.parse([*options.split(), "--warm_dir", str(tmp_path)])
         assert own.batches >= 5 and config.seed == int(name.rpartition("-")[2])
         assert run is None or (run.warm_seed, run.task, run.seed) == (config.warm_seed, config.task, config.seed)
@@ -330,11 +331,11 @@ def test_a_probe_is_measured_once_and_its_policy_trained_first(tmp_path, monkeyp
             Path(options[options.index("--keep") + 1]).write_text('{"pass@1": 0.5}')
 
     monkeypatch.setattr(reproduce, "program", fake)
-    names = {name: found for name, found in reproduce.probes().items() if name.endswith("-0")}
+    wanted = [one for one in reproduce.probes() if one.name.endswith("-0")]
     for _ in range(2):
-        reproduce.execute_probes(names, tmp_path / "runs", tmp_path / "results")
-    assert calls.count("study/probe.py") == len(names) and calls.count("train.py") == 1
-    assert {row["name"] for row in reproduce.read(tmp_path / "results")} == set(names)
+        reproduce.execute_probes(wanted, tmp_path / "runs", tmp_path / "results")
+    assert calls.count("study/probe.py") == len(wanted) and calls.count("train.py") == 1
+    assert {row["name"] for row in reproduce.read(tmp_path / "results")} == {one.name for one in wanted}
 
 
 def test_what_a_probe_of_five_policies_says():

