@@ -150,6 +150,11 @@ def check_together(config: Config, given: dict) -> None:
         raise UserError(f"--dtype bfloat16 needs {needs}")
     if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
         raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
+    if ranks.world() > config.prompts_per_step:
+        few = f"fewer questions than the {ranks.world()} processes"
+        raise UserError(f"--prompts_per_step {config.prompts_per_step}: {few}; raise it, or start fewer of them")
+    if "export" in given and not config.init:
+        raise UserError("--export is for models of --init: of others last.pt and best.pt are all there is")
     if config.halve_micro_batch and ranks.world() > 1:
         raise UserError("--halve_micro_batch is for one process: under torchrun set --micro_batch")
     if config.bf16 and config.device != "cuda":
@@ -200,11 +205,14 @@ def verifier_file(verifier: str) -> str:
     return path if path.endswith(".py") and not path.startswith(reasoning.PREFIX) else ""
 
 
+FILES = ("data", "eval_data", "init", "verifier")  # whose content is fingerprinted, wherever they lie
+
+
 def sense(name: str, value):
     """What two values of an option have to share to be one: of files, whose content is fingerprinted, not the path."""
     if name == "verifier" and verifier_file(value):
         return ":" + value.rpartition(":")[2]
-    return value != "" if name in ("data", "eval_data", "init") else value
+    return value != "" if name in FILES[:3] else value
 
 
 def check_files(config: Config, given: dict, run: Path) -> None:
@@ -216,7 +224,8 @@ def check_files(config: Config, given: dict, run: Path) -> None:
     files = {name: getattr(config, name) for name in ("data", "eval_data", "init", "opd_teacher")}
     for name, path in {**files, "verifier": rule}.items():
         if path and not os.path.exists(path):
-            raise UserError(f"--{name} {path} is not found from here: go where the run began, or give --{name} anew")
+            anew = f", or give --{name} anew" if name in FILES else ""
+            raise UserError(f"--{name} {path} is not found from here: go where the run began{anew}")
 
 
 def config_of(run: Path, **given) -> tuple[Config, str]:

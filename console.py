@@ -1,16 +1,19 @@
 """What a run says, and how it ends: log lines, the bar, curves, Ctrl-C."""
 
+import os
 import shlex
 import signal
 import sys
 import threading
+from contextlib import suppress
 from math import nan
 from pathlib import Path
 
 import torch
 
+import ranks
 from config import Config, verifier_file
-from errors import one_line
+from errors import one_line, visible
 from run_files import append, metrics_of
 
 PRINTED = (
@@ -29,7 +32,7 @@ def log(out: Path, row: dict) -> None:
     shown = {name: row[name] for name in PRINTED if name in row}
     print(" ".join(f"{name.replace(' ', '_')}={value:.4g}" for name, value in shown.items()), flush=True)
     for note in row.get("notes", ()):
-        print(f"note: {note}", flush=True)
+        print(visible(f"note: {note}"), flush=True)
 
 
 def peak_memory(device: str) -> float:
@@ -53,12 +56,14 @@ def finish(out: Path) -> None:
         names = ("pass@1", "held-out reward", "greedy") if "held-out reward" in last else ("pass@1", "greedy")
         changes = (f"{name} {first.get(name, nan):.3f} -> {last.get(name, nan):.3f}" for name in names)
         print(f"held-out {', '.join(changes)} in {last['step']} updates ({seconds:.0f} s)")
-    if not evaluated or last["step"] < rows[-1]["step"]:
+    if not evaluated:
+        print("no evaluation has a reward: the verifier failed on all held-out problems (verifier_error.txt)")
+    elif last["step"] < rows[-1]["step"]:
         print(f"after update {rows[-1]['step']} no held-out problem was tried (--eval_every), or none has a reward")
     try:
         import plot
 
-        print(f"curves: {plot.curves([out], out / 'curves.png')}")
+        print(visible(f"curves: {plot.curves([out], out / 'curves.png')}"))
     except Exception as error:  # of other people's packages, fonts and settings, or as there are none
         print(f"curves.png left out: {one_line(error)}")
 
@@ -73,14 +78,17 @@ class Interrupt:
 
     def handle(self, number, frame):
         self.signal = number
+        if ranks.rank() == 0 and sys.stderr.isatty():
+            with suppress(OSError):  # not by print: the program may be in the middle of one
+                os.write(2, b"ending after this step; Ctrl-C again ends at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def end_after(self, step: int, config: Config) -> None:
-        """Where a checkpoint has just been written: end the run, if that was asked for."""
-        if self.signal:
+    def end_after(self, step: int, config: Config, asked: int) -> None:
+        """Where a checkpoint has just been written: end the run, if the processes have agreed that this was asked."""
+        if asked:
             rule = ["--verifier", config.verifier] if verifier_file(config.verifier) else []  # run where it is named
             again = shlex.join(["python", "train.py", "--resume", "--out", config.out, *rule])
-            raise Interrupted(self.signal, f"after step {step}; {again} goes on")
+            raise Interrupted(asked, f"after step {step}; {again} goes on")
 
 
 def progress(steps: range):

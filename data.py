@@ -11,7 +11,7 @@ import reasoning
 import tasks
 import verifiers
 from config import Config, verifier_file
-from errors import UserError, read_file
+from errors import UserError, read_file, visible
 from methods import takes_hints, teacher_view
 from verifiers import MARKER, MAX_COMPLETION
 
@@ -49,7 +49,7 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
     if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and ranks.rank() == 0:
         whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
         advice = "'answer' is for the final answer alone, 'solution' for the way to it"
-        print(f"note: {config.data}: {whole} behind {MARKER}: {advice}")
+        print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
     return source, verifier
 
 
@@ -121,7 +121,8 @@ def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
     if not isinstance(row, dict):
         raise ValueError(f"a JSON object is needed, not {type(row).__name__}; {form}")
     required = ["question", "answer", *filter(None, [privileged_key])]
-    alike = {key: [name for name in row if name.strip().lower() in OTHERS.get(key, key).split()] for key in required}
+    texts = [name for name, value in row.items() if isinstance(value, str)]
+    alike = {key: [name for name in texts if name.strip().lower() in OTHERS.get(key, key).split()] for key in required}
     if missing := [key for key in required if key not in row]:
         advice = [f"rename {alike[key][0]!r} to {key!r}" for key in missing if len(alike[key]) == 1]
         raise ValueError("; ".join([", ".join(f"no key {key!r}" for key in missing), *advice, form]))

@@ -46,14 +46,19 @@ def reading(what: str):
         raise UserError(f"{what}: {one_line(error)}") from error
 
 
+def check_regular(path: str | Path) -> int:
+    """The size of a file in bytes; UserError for a pipe or a device, of which nobody knows when it ends."""
+    found = os.stat(path)
+    if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+        raise UserError(f"{path} is a pipe or a device: save what it gives to a file, and name that")
+    return found.st_size
+
+
 def read_file(path: str | Path) -> bytes:
     """All bytes of a user's file; UserError for one that is not there, too large, or none: a pipe may never end."""
     try:
-        found = os.stat(path)
-        if stat.S_IFMT(found.st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
-            raise UserError(f"{path} is a pipe or a device: save what it gives to a file, and name that")
-        if found.st_size > LARGEST_FILE:
-            raise UserError(f"{path} has {found.st_size:,} bytes; {LARGEST_FILE:,} are the most that is read")
+        if (size := check_regular(path)) > LARGEST_FILE:
+            raise UserError(f"{path} has {size:,} bytes; {LARGEST_FILE:,} are the most that is read")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL in it
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', error)}") from error
@@ -82,6 +87,8 @@ class Parser(argparse.ArgumentParser):
         value = dict(zip(self.given, self.given[1:])).get(option, "")
         if option and value.startswith("-") and value.partition("=")[0] not in self._option_string_actions:
             message += f"; a value that begins with a minus is given as {option}={value}"
+        if re.match("unrecognized arguments: -[^-a-zA-Z]", message):
+            message += "; what begins with a minus and is no option stands behind --"
         return f"{message[:400]} (python {self.prog} --help lists the options)"
 
 

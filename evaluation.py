@@ -24,10 +24,12 @@ def held_out_samples(model: Transformer, prompts: list[list[int]], config: Confi
         return sample(model, prompts, group_size=1, at_once=at_once, **sampling(config, temperature, seed=0))
 
 
-def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
+def evaluate(
+    model: Transformer, source: tasks.Source, verifier: Verifier, config: Config, graded: bool = False
+) -> dict[str, float]:
     """Held-out pass@1 (share of rewards of 1) in the student's view, at temperature 1 and greedy; nan without rewards.
 
-    held-out reward: the mean at temperature 1, where the verifier has given rewards between 0 and 1.
+    held-out reward: the mean at temperature 1, where the verifier gives rewards between 0 and 1, or is known to.
     leakage: share of the completions at temperature 1 that cite a reference they were never shown.
     """
     prompts = [tasks.student_prompt(p) for p in source.held_out]
@@ -36,7 +38,7 @@ def evaluate(model: Transformer, source: tasks.Source, verifier: Verifier, confi
     greedy = held_out_samples(model, prompts, config, 0.0)
     rewards, of_greedy = (verify(verifier, drawn, source.held_out, config) for drawn in (samples, greedy))
     scores = {"pass@1": share_right(rewards, config), "greedy": share_right(of_greedy, config), "leakage": mean(cited)}
-    if any(0 < reward < 1 for reward in rewards):
+    if graded or any(0 < reward < 1 for reward in rewards):
         scores["held-out reward"] = mean_reward(rewards, config)
     return scores | error_count("held-out verifier errors", rewards + of_greedy, config)
 

@@ -68,7 +68,7 @@ class Watch:
 
     def __init__(self, config: Config, last_step: int, train: int = 0, refused: str = ""):
         self.config, self.train, self.refused = config, train, refused
-        self.skipped, self.held_out = 0, math.nan
+        self.skipped, self.held_out, self.graded = 0, math.nan, False
         self.spells: dict[str, int] = {}
         for row in metrics_of(Path(config.out), last_step):
             self.look(row)
@@ -78,6 +78,7 @@ class Watch:
         row = {name: value for name, value in row.items() if value == value}  # what is nan does not exist
         self.skipped = self.skipped + 1 if "skipped" in row else 0
         self.held_out = row.get("held-out reward", row.get("pass@1", self.held_out))
+        self.graded |= "held-out reward" in row
         signs = self.signs(row)
         self.spells = {name: self.spells.get(name, 0) + 1 for name in signs}
         due = [signs[name] for name, length in self.spells.items() if length == PATIENCE]
@@ -91,7 +92,7 @@ class Watch:
             floor = f"{ENTROPY_FLOOR:g} nats a token"
             low = f"its entropy has been below {floor}, so the samples of a question are all alike"
             found["entropy"] = "the policy has collapsed", low, "lower --lr or raise --temperature"
-        if row.get("no_spread") == 1 and self.config.method in ("rlsd", "grpo"):
+        if row.get("no_spread") == 1 and "reward" in row and self.config.method in ("rlsd", "grpo"):
             cure = f"raise --group_size, or take {'harder' if row['reward'] > 0.5 else 'easier'} problems"
             if self.refused and row["reward"] == 0:
                 cure = f"the verifier gives 0 to what the warm start teaches, such as {self.refused}: mend it first"
@@ -99,7 +100,7 @@ class Watch:
             found["no_spread"] = "nothing is learned", same, cure
         if self.train and row.get("reward", 0.0) - self.held_out >= GAP:
             far = f"have earned far more ({row['reward']:.3g}) than held-out ones ({self.held_out:.3g})"
-            cure = "take more, or fewer --warm_steps"
+            cure = "take more problems, or fewer --warm_steps"
             found["by heart"] = "known by heart", f"the {self.train} training problems {far}", cure
         if row.get("verifier errors") == self.config.prompts_per_step * self.config.group_size:
             cure = f"the first failure is in {self.config.out}/verifier_error.txt"

@@ -20,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 STYLES = ("-", "--", "-.", ":")
 MARKERS = "osv^DPX"  # at the evaluations, which are few
 PANELS = (
-    ("pass@1", "held-out pass@1", "share of problems"),
+    ("pass@1", "held-out pass@1 (graded: reward)", "share of problems"),
     ("reward", "reward of the samples", "mean reward"),
     ("no_spread", "groups of equal rewards: no lesson", "share of groups"),
     ("entropy", "entropy of the samples", "nats a token"),
@@ -36,6 +36,8 @@ def read_metrics(run: Path) -> list[dict]:
     """The rows of a run's metrics.jsonl, with `clipped` = clipped_low + clipped_high where lambda is above 0."""
     rows = metrics_of(run)
     for row in rows:
+        if "held-out reward" in row:  # a graded verifier's
+            row["pass@1"] = row["held-out reward"]
         if row.get("lambda") and row.keys() >= {"clipped_low", "clipped_high"}:  # a skipped update has no such shares
             row["clipped"] = row["clipped_low"] + row["clipped_high"]
     return rows
@@ -91,7 +93,7 @@ def draw(axis: Any, runs: list[list[dict]], name: str, look: dict, marker: str) 
         every = max(1, len(steps) // 20)
         axis.plot(steps, means, marker=marker, markevery=every, fillstyle="none", markersize=6, **look)
     else:
-        axis.plot(steps, smoothed(means), **look)
+        axis.plot(steps, smoothed(means), marker=marker if len(steps) == 1 else None, **look)
         lows, highs = smoothed(lows), smoothed(highs)
         if len(runs) == 1:
             axis.plot(steps, means, color=look["color"], linewidth=0.6, alpha=0.35)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import ranks
-from errors import UserError, read_file
+from errors import UserError, check_regular, read_file
 
 FIRST = r"config\.json|metrics\.jsonl|verifier_error(-\d+)?\.txt"  # what may be there before the first checkpoint
 HALF = re.compile(rf"({FIRST}|samples\.jsonl|(last|best|skipped-.*)\.pt|curves\.png)\.\d+\.tmp")
@@ -45,7 +45,8 @@ def locked(out: Path) -> Iterator[None]:
 def claim(stack: contextlib.ExitStack, config: dict, name: str) -> str:
     """--out, or the first of runs/NAME, runs/NAME.2, ... that is new or this command's own; `stack` keeps it locked."""
     n, passed_over = 1, () if config["out"] else (UserError, FileExistsError)
-    Path(config["out"] or "runs/1").parent.mkdir(parents=True, exist_ok=True)  # a fault of its own is no taken name
+    if not config["out"]:
+        Path("runs").mkdir(exist_ok=True)  # a fault of its own is no taken name
     while True:
         out = config["out"] or f"runs/{name}{f'.{n}' * (n > 1)}"
         with contextlib.suppress(*passed_over), contextlib.ExitStack() as attempt:
@@ -99,6 +100,7 @@ def save(state: dict, path: Path) -> None:
 
 def load(path: Path, device: str):
     """What torch has saved, tensors and plain values alone: UserError for a torn file, or one with code in it."""
+    check_regular(path)
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except pickle.UnpicklingError as error:  # its own message tells how to run what is in the file
@@ -112,7 +114,7 @@ def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
         found, needed = (tuple(has[name].shape) if name in has else None for has in (weights, mine))
         if found != needed:
             raise ValueError(f"the shape of {name} is {found}; {needed} is needed")
-    check_finite(weights)
+    check_finite({name: x.to(mine[name].dtype) if x.is_floating_point() else x for name, x in weights.items()})
     model.load_state_dict({name: ranks.share_of(x, mine[name]) for name, x in weights.items()})
 
 
@@ -155,7 +157,8 @@ def writing(path: Path) -> Iterator[None]:
         if not isinstance(cause, OSError):
             raise
         rest = "files written before are whole, and --resume goes on from the last checkpoint, if there is one"
-        raise UserError(f"{path} cannot be written: {cause.strerror}; {rest}") from error
+        rest = f"; {rest}" if (path.parent / "config.json").exists() else ""  # a run's
+        raise UserError(f"{path} cannot be written: {cause.strerror}{rest}") from error
 
 
 def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
@@ -173,7 +176,9 @@ def lines_until(path: Path, last_step: float = math.inf) -> list[dict]:
             torn = isinstance(error, json.JSONDecodeError) and (line[:1] or b"{") in b"{\0"
             if i == len(lines) and torn:  # after a loss of power also bytes of 0
                 break
-            raise UserError(f"{path}:{i}: no line of a run; mend or remove it, and resume again") from error
+            raise UserError(
+                f"{path}:{i}: no line of a run; mend or remove it (JSON in UTF-8, without a byte order mark)"
+            ) from error
         if row["step"] > last_step:
             break
         rows.append(row)
@@ -206,6 +211,8 @@ def metrics_of(out: Path, last_step: float = math.inf) -> list[dict]:
     rows = [{name: x for name, x in row.items() if x is not None} for row in lines_until(path, last_step)]
     for i, row in enumerate(rows, start=1):
         for name, x in row.items():
+            if name == "notes" and not (isinstance(x, list) and all(isinstance(note, str) for note in x)):
+                raise UserError(f"{path}:{i}: 'notes' is no list of texts; mend or remove the line")
             if name != "notes" and (type(x) not in (int, float) or not abs(x) < 1e300):
                 raise UserError(f"{path}:{i}: {name!r} is no number; mend or remove the line")
     return rows

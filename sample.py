@@ -20,9 +20,10 @@ import torch
 import credit
 import tasks
 import verifiers
-from config import Config, Parser, check_files, config_of
+from config import FILES, Config, Parser, check_files, config_of
 from data import load_source
 from errors import UserError, one_line, program, reading
+from guards import check_memory, out_of_memory
 from methods import teacher_view
 from model import Transformer
 from questions import find_problem
@@ -40,6 +41,7 @@ class Run:
     verifier: verifiers.Verifier
 
 
+@out_of_memory("the run", "its sizes, in a run of your own")
 def load_run(folder: Path, given: dict) -> Run:
     """The run's options, those given here in their place, its problems and the weights of best.pt, on what is there."""
     config, _ = config_of(folder, out="", opd_teacher="", **given)  # nothing is written: a copy names the original
@@ -49,6 +51,7 @@ def load_run(folder: Path, given: dict) -> Run:
     if not torch.cuda.is_available():
         config = dataclasses.replace(config, device="cpu", bf16=False)
     source, verifier = load_source(config)
+    check_memory(dataclasses.replace(config, method="grpo", steps=0, warm_steps=0, prompts_per_step=1), source)
     model = build_model(config)
     with reading(f"{folder / 'best.pt'} is no checkpoint of this run"):
         fill(model, load(folder / "best.pt", config.device))
@@ -149,7 +152,8 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     parser.add_argument("--answer", default="", help="reference answer of a question that --data does not hold")
     parser.add_argument("--reference", default="", help="what the teacher is shown instead of what the run shows it")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write a page: figures of every token, plain GRPO")
-    parser.add_argument("--verifier", default=argparse.SUPPRESS, metavar="FILE.py:f", help="the run's own, if a file")
+    for name in FILES:
+        parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help="the run's own, a file that is named anew")
     parser.add_argument("--interactive", action="store_true", help="ask for questions until an empty line")
     parser.add_argument("--tries", type=int, default=32, help="groups to draw until one has both (default: 32)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the samples (default: 0)")
@@ -162,7 +166,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
         raise UserError(f"--tries {args.tries}: at least 1 is needed")
     if args.html and args.html.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--html {args.html}: the name of a .html file is needed")
-    given = {name: x for name, x in vars(args).items() if name in ("seed", "verifier") or name.startswith("rlsd_")}
+    given = {name: x for name, x in vars(args).items() if name in ("seed", *FILES) or name.startswith("rlsd_")}
     return args, given
 
 

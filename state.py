@@ -158,8 +158,9 @@ def export(state: State, config: Config, out: Path) -> None:
     """Say whose weights best.pt holds; with --init make best.pt or last.pt a folder for transformers and --init."""
     score = f"held-out score {state.best:.3f}" if state.best >= 0 else "no reward on held-out problems"
     print(f"best.pt: the policy after update {state.best_step}, {score}")
-    if state.best_step == 0 < state.step:
-        print("warning: that is the policy before RL, no evaluation after it was as good; --export last takes the last")
+    if state.best_step == 0 < state.step and state.best >= 0:
+        last = "--resume --export last takes the last" if config.init else "last.pt has the last"
+        print(f"warning: that is the policy before RL, no evaluation after it was as good; {last}")
     if config.init:
         model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
         weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)

@@ -24,9 +24,9 @@ import ranks
 import run_files
 import tasks
 import verifiers
-from config import Config, config_of, fingerprint_of, parse_config
+from config import FILES, Config, config_of, fingerprint_of, parse_config
 from data import load_source
-from errors import UserError, one_line, program
+from errors import UserError, one_line, program, visible
 from evaluation import credited_samples, evaluate, evaluate_teacher
 from guards import Optimizer, Watch, check_weights, is_finite, keep_skipped, out_of_memory, take_step, update_in_memory
 from judge import advantages_of, settle, verify
@@ -45,8 +45,9 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
     ranks.apart = True
     ranks.join(config.device)
     guards.check_memory(config, source)
-    interrupt, state = console.Interrupt(), State(config)
+    state = State(config)
     out = begin(config, state, stack)
+    interrupt = console.Interrupt()
     print(f"problems: {source.train or 'no end of them'} to train on, {len(source.held_out)} held out", flush=True)
     refused = try_targets(source, verifier, config)
     if not config.resume:
@@ -60,21 +61,19 @@ def train(config: Config, stack: contextlib.ExitStack) -> int:
         state.keep(row, out, config, due=True)
     ranks.same_weights(state.model, state.teacher)
     parameters = sum(p.numel() for p in state.model.parameters())
-    print(f"{config.method}: {parameters:,} parameters, run folder {out}", flush=True)
-    interrupt.signal = ranks.most(interrupt.signal)
-    interrupt.end_after(state.step, config)
+    print(visible(f"{config.method}: {parameters:,} parameters, run folder {out}"), flush=True)
+    interrupt.end_after(state.step, config, ranks.most(interrupt.signal))
 
     watch = Watch(config, state.step, source.train, refused)
     for step in console.progress(range(state.step + 1, config.steps + 1)):
         row = one_step(state, source, verifier, config, step, out)
         if step % config.eval_every == 0:
-            row |= ranks.together(lambda: evaluate(state.model, source, verifier, config))
+            row |= ranks.together(lambda: evaluate(state.model, source, verifier, config, watch.graded))
         console.log(out, row | watch.look(row))
         watch.stop_if_hopeless()
-        interrupt.signal = ranks.most(interrupt.signal)
-        due = step % config.save_every == 0 or step == config.steps or interrupt.signal > 0
-        state.keep(row, out, config, due)
-        interrupt.end_after(step, config)
+        asked = ranks.most(interrupt.signal)  # read once: a signal may come between two lines, or in one process alone
+        state.keep(row, out, config, due=step % config.save_every == 0 or step == config.steps or asked > 0)
+        interrupt.end_after(step, config, asked)
     if ranks.rank() == 0:
         export(state, config, out)
         console.finish(out)
@@ -107,8 +106,10 @@ def taken(config: Config, state: State, stack: contextlib.ExitStack) -> tuple[st
         state.load(out / "last.pt", config)
         if state.step > config.steps:
             raise UserError(f"--steps {config.steps}: {out} has already made {state.step}")
-        before = config_of(out)[0].lr
-        note = f"--lr {config.lr:g} after update {state.step}, {before:g} before" if config.lr != before else ""
+        before = config_of(out)[0]
+        options |= {name: getattr(before, name) for name in FILES}  # as they are found from where the run began
+        changed = config.lr != before.lr
+        note = f"--lr {config.lr:g} after update {state.step}, {before.lr:g} before" if changed else ""
         if first:
             run_files.truncate(out, state.step, note)
             print(f"note: {note}\n" if note else "", end="", flush=True)
@@ -116,9 +117,11 @@ def taken(config: Config, state: State, stack: contextlib.ExitStack) -> tuple[st
             state.best, state.best_step = -1.0, state.step
     elif first:
         reads = {"out": config.out, "init": config.init, "opd_teacher": config.opd_teacher}
-        run_files.check_apart({"out": config.out, "warm_dir": config.warm_dir if config.warm_steps else ""}, reads)
+        kept = {"warm_dir": config.warm_dir if config.warm_steps else ""}
+        run_files.check_apart({"out": config.out, **kept}, reads)
         name = f"{Path(config.data).stem or config.task.replace(':', '-')}-{config.method}-{config.seed}"
         options["out"] = run_files.claim(stack, options, name)
+        run_files.check_apart(kept, {"out": options["out"]})
     if first:
         run_files.open_folder(Path(options["out"]), options, config.resume)
     return options["out"], state.best, state.best_step
@@ -235,7 +238,7 @@ def main(argv: list[str]) -> int:
     except console.Interrupted as interrupted:
         number, where = interrupted.args
         if ranks.rank() == 0:
-            print(f"interrupted {where}", flush=True)
+            print(visible(f"interrupted {where}"), flush=True)
         return 128 + number
     except KeyboardInterrupt:
         if ranks.rank() == 0:

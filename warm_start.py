@@ -5,6 +5,7 @@ import hashlib
 import random
 import time
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
@@ -41,8 +42,11 @@ def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str
     some = source.known[:: max(1, len(source.known) // 20)][:20]
     targets = [tasks.target(problem) for problem in some]
     rewards = verify(verifier, Samples.of(targets), some, config)
-    print(f"verifier: {rewards.count(1.0)} of {len(some)} targets of the warm start earn 1", flush=True)
-    refused = "" if any(reward > 0 for reward in rewards) else visible(repr(tasks.decode(targets[0])[:60]))
+    graded = (
+        f", {fmean(r for r in rewards if r == r):.3g} in the mean" if any(0 < reward < 1 for reward in rewards) else ""
+    )
+    print(f"verifier: {rewards.count(1.0)} of {len(some)} targets of the warm start earn 1{graded}", flush=True)
+    refused = "" if any(reward != 0 for reward in rewards) else visible(repr(tasks.decode(targets[0])[:60]))
     if refused:
         print(f"note: all earn 0, such as {refused}: what the warm start teaches is worth nothing; mend the verifier")
     return refused
