@@ -118,6 +118,9 @@ def parse_config(argv: list[str], about: str | None = None) -> Config:
     config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
     check_together(config, given)
     check_values(config)
+    if ranks.world() > config.prompts_per_step:
+        few = f"fewer questions than the {ranks.world()} processes"
+        raise UserError(f"--prompts_per_step {config.prompts_per_step}: {few}; raise it, or start fewer of them")
     return config
 
 
@@ -150,9 +153,6 @@ def check_together(config: Config, given: dict) -> None:
         raise UserError(f"--dtype bfloat16 needs {needs}")
     if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
         raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
-    if ranks.world() > config.prompts_per_step:
-        few = f"fewer questions than the {ranks.world()} processes"
-        raise UserError(f"--prompts_per_step {config.prompts_per_step}: {few}; raise it, or start fewer of them")
     if "export" in given and not config.init:
         raise UserError("--export is for models of --init: of others last.pt and best.pt are all there is")
     if config.halve_micro_batch and ranks.world() > 1:

@@ -99,7 +99,8 @@ def test_a_run_outlives_rewards_that_are_missing(tmp_path, capsys, monkeypatch, 
     assert [row["step"] for row in shown] == [2, 2, 4, 4]
     assert all({"question", "completion", "reward"} <= row.keys() and row["question"] for row in shown)
     assert all((row["reward"] is None) == dropped for row in shown if row["step"] == 4)
-    assert ("none has a reward" in said) == (4 not in judged)
+    assert ("none has a reward" in said) == (4 not in judged and judged != [])
+    assert ("no evaluation has a reward" in said) == (not judged)
     for name in ("best.pt", "last.pt", "curves.png"):
         assert (out / name).exists() or f"{name} left out" in said or name not in said
 
@@ -168,11 +169,11 @@ def own(folder, *more, rule):
         ("float(completion == f'#### {answer}')", "verifier: 20 of 20 targets of the warm start earn 1\n"),
         (
             "float(completion == f'#### {answer}') if n % 2 else 0.3",
-            "verifier: 10 of 20 targets of the warm start earn 1\n",
+            "verifier: 10 of 20 targets of the warm start earn 1, 0.65 in the mean\n",
         ),
-        ("0.5", "verifier: 0 of 20 targets of the warm start earn 1\nwarm start"),
+        ("0.5", "verifier: 0 of 20 targets of the warm start earn 1, 0.5 in the mean\nwarm start"),
         ("float(completion == answer)", "verifier: 0 of 20 targets of the warm start earn 1\nnote: all earn 0"),
-        ("1 / 0", "verifier: 0 of 20 targets of the warm start earn 1\nnote: all earn 0, such as '#### 0': "),
+        ("1 / 0", "verifier: 0 of 20 targets of the warm start earn 1\nwarm start"),
     ],
 )
 def test_what_the_verifier_gives_to_the_targets_is_said_before_anything_is_trained(tmp_path, capsys, rule, words):

@@ -881,8 +881,8 @@ def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best)
 
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_what_is_exported_is_said_and_update_0_is_warned_of(tmp_path, monkeypatch, capsys, which):
-    config, state, _ = setup("--export", which)
-    config.init, exported = "folder", []
+    config, state, _ = setup()
+    config.init, config.export, exported = "folder", which, []
     monkeypatch.setattr("state.pretrained.save", lambda model, out, init: exported.append(model.norm.weight[0].item()))
     for state.step, score, best in ((0, 0.75, 0), (1, 0.5, 0), (2, 0.75, 2), (3, math.nan, 2)):
         with torch.no_grad():
