@@ -261,7 +261,7 @@ def test_process_0_alone_chooses_the_folder_and_speaks(tmp_path):
     runs = [subprocess.Popen([*torchrun, *program, *options], env=env, **how) for _ in range(2)]
     said = [run.communicate()[0] for run in runs]
     folders = ["runs/addition-rlsd-0", "runs/addition-rlsd-0.2"]
-    rule = f"--verifier {tmp_path}/rules.py:check"
+    rule = f"--verifier {shlex.quote(f'{tmp_path}/rules.py:check')}"
     lines = [line for text in said for line in text.splitlines() if line.startswith("interrupted ")]
     assert sorted(lines) == [
         f"interrupted after step 1; python train.py --resume --out {folder} {rule} goes on" for folder in folders

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -334,8 +335,8 @@ def test_a_folder_makes_no_code_run(tmp_path, capsys):
     run = make_run(tmp_path / "run")
     (run / "rules.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\ndef check(c, a):\n    return 1.0\n")
     assert sample.main([str(run), "47+85"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and f"--verifier {run}/rules.py:check" in err and not (tmp_path / "ran").exists()
+    err, again = capsys.readouterr().err, f"--verifier {shlex.quote(f'{run}/rules.py:check')}"
+    assert err.count("\n") == 1 and again in err and not (tmp_path / "ran").exists()
     assert sample.main([str(run), "47+85", "--verifier", "number", "--tries", "1"]) == 0  # a built-in one is no code
     assert not (tmp_path / "ran").exists()
 
