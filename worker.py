@@ -290,7 +290,7 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
     """equal(text, answer): the same words and units, and mathematics that math-verify finds equal, numbers exactly."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, grader, parse, verify
-    from sympy import Expr, solve
+    from sympy import Expr, FiniteSet, solve
 
     # its own takes 0.333333 for 1/3, and two equations without a solution for the same
     grader.sympy_numeric_eq = lambda a, b, *_: a.doit() == b.doit() or isinstance(a, Expr) and (a - b).equals(0) is True
@@ -319,7 +319,8 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
             if len(left) + len(right) != 3 or not NAME.fullmatch(max(left, right, key=len)[0]):
                 return False
             ours, theirs = left[-1], right[-1]
-        chain = any(part.count("=") > 1 for part in re.split(",|or|and", f"{ours},{theirs}"))
+        points = [bool(re.search(r"\[[^]]*,", s)) and isinstance([*read(s), 0][0], FiniteSet) for s in (ours, theirs)]
+        chain = points[0] != points[1] or any(part.count("=") > 1 for part in re.split(",|or|and", f"{ours},{theirs}"))
         return not chain and bool(verify(read(theirs), read(ours), timeout_seconds=None))
 
     return equal
