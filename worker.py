@@ -6,6 +6,7 @@ evaluated here: a scorer that would do so is refused by name.
 """
 
 import contextlib
+import ctypes
 import difflib
 import importlib.util
 import json
@@ -29,6 +30,8 @@ from verifiers import MARKER, bare, closes, exact, expression, final_answer, num
 STARTING = 300.0  # seconds on the clock until a function is ready
 MAX_SAID = 100_000  # characters of an error that are kept
 KILL = getattr(signal, "SIGKILL", signal.SIGTERM)
+UNREAD = 74  # the exit status of a process that could not answer: EX_IOERR
+UNREADABLE = "its answer cannot be read: it wrote into the pipe of its answers, or closed it"
 MAX_TEXT, MAX_LATEX = 10_000, 500  # characters of a final answer; longer ones score 0.0 unread
 SCORING, PATIENCE = 3.0, 20  # seconds of processor time, whatever else the machine does; as many times on the clock
 MEMORY = 4 << 30  # bytes of address space: what asks for more fails, and the machine goes on
@@ -65,8 +68,7 @@ class Worker:
                 if self.end is None:
                     self._start()
                 if request:
-                    self.requests.put(json.dumps(request).encode() + b"\n")
-                    return _value_of(self.replies.get(timeout=seconds or None))
+                    return self._exchange(seconds, *request)
             except queue.Empty:
                 self.close()
                 raise TimeoutError(f"it took longer than {seconds or STARTING:g} seconds") from None
@@ -79,12 +81,17 @@ class Worker:
         options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, **self.options}
         command = [sys.executable, *self.command, str(os.getpid())]
         self.process = subprocess.Popen(command, start_new_session=True, **options)  # Ctrl-C is for the run
-        self.pids, self.requests = [self.process.pid], queue.SimpleQueue[bytes | None]()
-        self.replies = queue.SimpleQueue[bytes]()
+        self.pids, self.numbers = [self.process.pid], list[bytes]()
+        self.requests, self.replies = queue.SimpleQueue[bytes | None](), queue.SimpleQueue[bytes]()
         self.end = weakref.finalize(self, _end, self.process, self.pids, self.requests)
         threading.Thread(target=_carry, args=(self.process, self.requests, self.replies), daemon=True).start()
-        self.requests.put(b"")
-        self.pids.append(_value_of(self.replies.get(timeout=STARTING)))
+        self.pids.append(self._exchange(STARTING))
+
+    def _exchange(self, seconds: float, *request):
+        """The answer that carries the number of this request, or of the first: the end of the process tells that."""
+        self.numbers[1:] = [os.urandom(8).hex().encode()]  # a rule that writes to all of its files knows none
+        self.requests.put(b"%s %s\n" % (self.numbers[-1], json.dumps(request).encode()))
+        return _value_of(self.replies.get(timeout=seconds or None), self.numbers)
 
     def close(self) -> None:
         """End the process, whatever it is doing, and what it has started; the next request starts another."""
@@ -101,14 +108,15 @@ def _carry(process: subprocess.Popen, requests: queue.SimpleQueue, replies: queu
             with contextlib.suppress(OSError):  # it has ended, and its last words are to be read
                 process.stdin.write(request)
                 process.stdin.flush()
-            replies.put(process.stdout.readline())
+            replies.put(process.stdout.readline(1 << 24))  # no line of ours is as long
 
 
-def _value_of(line: bytes):
-    try:
-        status, value, trace = json.loads(line)
-    except ValueError:  # torn, or none: what watches the process has ended with it
-        status, value, trace = -KILL, "its process was killed", ""
+def _value_of(line: bytes, numbers: list[bytes]):
+    number, _, told = line.partition(b" ")
+    status, value, trace = -KILL, UNREADABLE if line else "its process was killed", ""  # with what watches it
+    if number in numbers:
+        with contextlib.suppress(ValueError):  # torn
+            status, value, trace = json.loads(told)
     if status == "done":
         return value
     raise Failed(value, trace, None if status == "failed" else status)
@@ -187,14 +195,15 @@ def reward_of(returned) -> float:
 # ---- the side that answers -------------------------------------------------------------------------------------------
 
 
-def serve(make: Callable[[], Callable], parent: int) -> None:
+def serve(make: Callable[[], Callable], parent: int, loads=json.loads) -> None:  # ours, whatever a rule makes of json
     """Answer with the function that `make` gives, until the other side is gone; what it prints is no answer."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     sys.stdout = sys.stderr
+    number = requests.readline().partition(b" ")[0]
     if hasattr(os, "fork"):
-        _watch(parent, replies)
+        _watch(parent, replies, number)
     pid, function = os.getpid(), None
 
     def attempt(call: Callable, *arguments):
@@ -210,14 +219,19 @@ def serve(make: Callable[[], Callable], parent: int) -> None:
                 os._exit(0)
 
     status, function, trace = attempt(make)
-    _write(replies, *(("done", pid, "") if status == "done" else (1, function, trace)))
-    for line in requests if status == "done" else ():
-        _write(replies, *attempt(function, *json.loads(line)))
+    try:
+        _write(replies, number, *(("done", pid, "") if status == "done" else (1, function, trace)))
+        for number, _, request in (line.partition(b" ") for line in requests) if status == "done" else ():
+            _write(replies, number, *attempt(function, *loads(request)))
+    except Exception:  # the function has closed these pipes, or opened files in their place
+        os._exit(UNREAD)
 
 
-def _watch(parent: int, replies) -> None:
+def _watch(parent: int, replies, number: bytes) -> None:
     """Go on as a child of this process, which ends the whole group when that child has ended, or the program has."""
     if (child := os.fork()) == 0:
+        with contextlib.suppress(Exception):  # Linux has it: this one ends with what watches it, in whatever group
+            ctypes.CDLL(None).prctl(1, KILL)  # PR_SET_PDEATHSIG
         return
 
     def outlive() -> None:
@@ -228,16 +242,16 @@ def _watch(parent: int, replies) -> None:
     threading.Thread(target=outlive, daemon=True).start()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     how = f"with exit code {status}" if status >= 0 else f"by signal {-status} ({signal.strsignal(-status)})"
-    _write(replies, status, f"its process ended {how}", "")
+    with contextlib.suppress(OSError):  # nobody is left to read it
+        _write(replies, number, status, UNREADABLE if status == UNREAD else f"its process ended {how}", "")
     _kill(os.getpid())
 
 
-def _write(replies, *told) -> None:
+def _write(replies, number: bytes, *told, dumps=json.dumps) -> None:
     with contextlib.suppress(Exception):  # half a line that was printed; whatever a rule has put in its place
         sys.stderr.flush()
-    with contextlib.suppress(OSError):  # nobody is left to read it
-        replies.write(json.dumps(told).encode() + b"\n")
-        replies.flush()
+    replies.write(b"%s %s\n" % (number, dumps(told).encode()))
+    replies.flush()
 
 
 def rule(path: str, name: str) -> Callable[[str, str], float]:
@@ -290,7 +304,7 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
     """equal(text, answer): the same words and units, and mathematics that math-verify finds equal, numbers exactly."""
     from latex2sympy2_extended import NormalizationConfig
     from math_verify import LatexExtractionConfig, grader, parse, verify
-    from sympy import Expr, solve
+    from sympy import Expr, FiniteSet, solve
 
     # its own takes 0.333333 for 1/3, and two equations without a solution for the same
     grader.sympy_numeric_eq = lambda a, b, *_: a.doit() == b.doit() or isinstance(a, Expr) and (a - b).equals(0) is True
@@ -319,7 +333,8 @@ def math_verify_scorer() -> Callable[[str, str], bool]:
             if len(left) + len(right) != 3 or not NAME.fullmatch(max(left, right, key=len)[0]):
                 return False
             ours, theirs = left[-1], right[-1]
-        chain = any(part.count("=") > 1 for part in re.split(",|or|and", f"{ours},{theirs}"))
+        points = [bool(re.search(r"\[[^]]*,", s)) and isinstance([*read(s), 0][0], FiniteSet) for s in (ours, theirs)]
+        chain = points[0] != points[1] or any(part.count("=") > 1 for part in re.split(",|or|and", f"{ours},{theirs}"))
         return not chain and bool(verify(read(theirs), read(ours), timeout_seconds=None))
 
     return equal

@@ -115,6 +115,26 @@ def stops_itself(c, a): os.kill(os.getpid(), signal.SIGSTOP)
 @on_two
 def leaves_the_group(c, a): os.setsid(); time.sleep(60)
 @on_two
+def kills_its_watcher(c, a): os.setpgid(0, 0); os.kill(os.getppid(), 9); time.sleep(1000)
+def to_all(line):
+    for fd in range(3, 30):
+        try: os.write(fd, line)
+        except OSError: pass
+    return 0.0
+@on_two
+def forges(c, a): return to_all(b'["done", 1.0, ""]\\n')
+@on_two
+def forges_a_number(c, a): return to_all(b'0123456789abcdef ["done", 1.0, ""]\\n')
+@on_two
+def junk(c, a): return to_all(b"5")
+@on_two
+def a_long_line(c, a):
+    while True: to_all(b"5" * 60_000)
+@on_two
+def closes(c, a): os.closerange(3, 256); return 0.0
+@on_two
+def closes_and_opens(c, a): os.closerange(3, 256); open(__file__).fileno(); return 0.0
+@on_two
 def slow_float(c, a): return Slow()
 @on_two
 def slow_repr(c, a): return Mute()
@@ -173,6 +193,7 @@ def changes(c, a):
     return 0.5
 """
 HANGING = "it took longer than --verifier_timeout 1 seconds"
+UNREADABLE = "its answer cannot be read: it wrote into the pipe of its answers, or closed it"
 BAD = {
     "no_exception": "NoException: stopped",
     "surrogate": "ValueError: half a",
@@ -183,7 +204,8 @@ BAD = {
     "recurses": "RecursionError",
     "ends": "its process ended with exit code 0",
     "crashes": "its process ended by signal 11 (Segmentation fault)",
-    "kills_all": "its process was killed",
+    **dict.fromkeys(["kills_all", "kills_its_watcher"], "its process was killed"),
+    **dict.fromkeys(["forges", "forges_a_number", "junk", "a_long_line", "closes", "closes_and_opens"], UNREADABLE),
     **dict.fromkeys(["hangs", "in_c", "deaf_and_hangs", "swallows", "own_alarm", "stops_itself"], HANGING),
     **dict.fromkeys(["leaves_the_group", "slow_float", "slow_repr"], HANGING),
     "big_repr": "it returned 'xxx",
@@ -201,7 +223,7 @@ BAD = {
     "long_text": "it returned 'x",
     **({"control": "ValueError: "} if hasattr(errors, "visible") else {}),
 }
-OUR_WORDS = ("it returned", "its process", "it took longer")  # no error that Python has a traceback of
+OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no error that Python has a traceback of
 
 
 def rule(tmp_path, name):
@@ -210,9 +232,10 @@ def rule(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, capsys, name):
+def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, capfd, name):
     """Stopped with one line and its traceback; or, where that was chosen, told once while the other samples count."""
     words, verifier = BAD[name], rule(tmp_path, name)
+    pids = list(verifier.pids)
     limit = ["--verifier_timeout", "1" if words is HANGING else "60"]
     with pytest.raises(UserError) as stopped:
         judged(verifier, config_of(tmp_path, *limit))
@@ -226,11 +249,18 @@ def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, c
     (tmp_path / "second").mkdir()
     rewards = judged(verifier, config)
     assert rewards[0] == rewards[2] == 0.5 and math.isnan(rewards[1])
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     assert words in err and "verifier_error.txt" in err and err.count("\n") == 1
     judged(lambda c, a: 1 / 0, config)
-    assert capsys.readouterr().err == ""  # the first one only
+    assert capfd.readouterr().err == ""  # the first one only
     assert words in (tmp_path / "second" / "verifier_error.txt").read_text()
+    verifier.close()
+    assert gone(*pids)
+
+
+def test_a_verifier_may_replace_the_json_that_answers(tmp_path):
+    (tmp_path / "rules.py").write_text("import json\njson.dumps = json.loads = None\ndef check(c, a): return 0.5\n")
+    assert judged(verifiers.load(f"{tmp_path}/rules.py:check"), config_of(tmp_path)) == [0.5] * 3
 
 
 @pytest.mark.parametrize("reward", [0, 1, 0.25, np.float32(0.25), torch.tensor(0.25), np.array(1.0)])
