@@ -88,7 +88,7 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monk
 
 
 def test_a_gradient_alone_that_is_not_finite_is_skipped_too(tmp_path):
-    config, state, batch = setup(tmp_path)
+    config, state, batch = prepared(tmp_path)
     state.model.embed.weight.register_hook(lambda gradient: gradient * math.inf)
     before = copy.deepcopy(state.model.state_dict())
     metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
@@ -100,7 +100,7 @@ def test_a_gradient_alone_that_is_not_finite_is_skipped_too(tmp_path):
 @pytest.mark.parametrize("who", ["policy", "teacher", "sampler"])
 @pytest.mark.parametrize("micro_batch", ["0", "1"])
 def test_log_probabilities_that_are_not_finite_are_no_crash(tmp_path, who, micro_batch):
-    config, state, batch = setup(tmp_path, "--micro_batch", micro_batch)
+    config, state, batch = prepared(tmp_path, "--micro_batch", micro_batch)
     with torch.no_grad():
         if who == "sampler":
             batch.samples.logps[batch.advantages.nonzero()[0], 0] = math.nan
@@ -116,7 +116,7 @@ def test_log_probabilities_that_are_not_finite_are_no_crash(tmp_path, who, micro
 
 
 def test_other_mistakes_are_not_taken_for_numbers(tmp_path):
-    config, state, batch = setup(tmp_path)
+    config, state, batch = prepared(tmp_path)
     batch.advantages = batch.advantages[:-1]
     with pytest.raises(ValueError, match="does not fit a mask"):
         train.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(1))
@@ -132,7 +132,7 @@ def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, caps
 
 
 def test_the_first_ten_skipped_batches_are_kept(tmp_path):
-    config, _, batch = setup(tmp_path)
+    config, _, batch = prepared(tmp_path)
     for step in range(1, 13):
         guards.keep_skipped(batch, {"loss": math.nan, "grad_norm": 1.0}, step, config)
     assert {path.name for path in tmp_path.glob("skipped-*")} == {f"skipped-{step}-0.pt" for step in range(1, 11)}
@@ -230,7 +230,7 @@ def test_a_note_stands_once_in_the_log_over_a_resume_too(tmp_path, capsys):
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def setup(tmp_path, *more):
+def prepared(tmp_path, *more):
     config = train.parse_config([*TINY, "--out", str(tmp_path), *more])
     state = train.State(config)
     source = train.tasks.generated("addition", 3, 2)
@@ -369,7 +369,7 @@ def test_an_allocation_that_fails_is_one_line(tmp_path):
 
 def test_an_optimizer_that_is_out_of_memory_is_not_asked_twice(tmp_path, monkeypatch):
     """Its step may be half done: the same gradient must not move the weights again."""
-    config, state, batch = setup(tmp_path, "--halve_micro_batch")
+    config, state, batch = prepared(tmp_path, "--halve_micro_batch")
     asked = []
 
     def full():

@@ -373,7 +373,7 @@ def some_fail(completion, answer):
     return math.nan if value % 3 == 0 else float(value % 2)
 
 
-def setup(tmp_path, *more):
+def prepared(tmp_path, *more):
     config = config_of(tmp_path, *more)
     state = train.State(config)
     with torch.no_grad():
@@ -386,7 +386,7 @@ def setup(tmp_path, *more):
 @pytest.mark.parametrize("method, micro_batch", [("rlsd", "0"), ("opsd", "1")])
 def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, method, micro_batch):
     more = ["--group_size", "8", "--method", method, "--micro_batch", micro_batch]
-    config, state, source = setup(tmp_path, "--on_verifier_error", "drop", *more)
+    config, state, source = prepared(tmp_path, "--on_verifier_error", "drop", *more)
     batch = train.rollout(state.model, source, some_fail, config, 1)
     kept = (~batch.rewards.isnan()).nonzero().squeeze(1)
     assert 0 < len(kept) < 16 and batch.verifier_errors == 16 - len(kept) and (batch.advantages != 0).any()
@@ -409,7 +409,7 @@ def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, met
 
 
 def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
-    config, state, source = setup(tmp_path, "--on_verifier_error", "zero")
+    config, state, source = prepared(tmp_path, "--on_verifier_error", "zero")
     batch = train.rollout(state.model, source, some_fail, config, 1)
     texts = [tasks.decode(c) for c in batch.samples.completions()]
     assert batch.rewards.tolist() == [0.0 if math.isnan(some_fail(t, "")) else some_fail(t, "") for t in texts]

@@ -16,7 +16,7 @@ from tasks import Problem, prompt, student_prompt, teacher_prompt
 HALF = "return float(sum(map(ord, completion)) % 2)"
 
 
-def setup(*more):
+def prepared(*more):
     config, state = sharp_state(*more)
     if state.teacher is not None:
         with torch.no_grad():
@@ -53,7 +53,7 @@ def test_opd_takes_its_teacher_from_another_run(tmp_path, capsys):
 
 @pytest.mark.parametrize("method, expected", [("opsd", "initial"), ("grpo+opsd", "initial"), ("sdpo", "average")])
 def test_the_teachers_weights_follow_their_rule(method, expected):
-    config, state, batch = setup("--method", method, *(["--sdpo_ema", "0.25"] if method == "sdpo" else []))
+    config, state, batch = prepared("--method", method, *(["--sdpo_ema", "0.25"] if method == "sdpo" else []))
     state.sync_teacher()
     initial = [p.detach().clone() for p in state.model.parameters()]
     batch.hints = ["1"] * len(batch.problems)
@@ -68,7 +68,7 @@ def test_the_teachers_weights_follow_their_rule(method, expected):
 
 @pytest.mark.parametrize("interval, changes", [("0", []), ("1", [1, 2, 3, 4]), ("2", [2, 4])])
 def test_frozen_live_and_synced_teachers(interval, changes):
-    config, state, _ = setup("--rlsd_teacher_sync_interval", interval)
+    config, state, _ = prepared("--rlsd_teacher_sync_interval", interval)
     changed = []
     for state.step in range(1, 5):
         with torch.no_grad():
@@ -92,7 +92,7 @@ def spied(monkeypatch, name):
 
 @pytest.mark.parametrize("method", ["opsd", "grpo+opsd"])
 def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method):
-    config, state, batch = setup("--method", method, "--temperature", "0.8", "--opsd_beta", "0.25")
+    config, state, batch = prepared("--method", method, "--temperature", "0.8", "--opsd_beta", "0.25")
     calls = spied(monkeypatch, "opsd_loss")
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
     (student, teacher, tokens, beta), _ = calls[0]
@@ -107,7 +107,7 @@ def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method)
 
 
 def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monkeypatch):
-    config, _, batch = setup()
+    config, _, batch = prepared()
     config.method = "opd"
     torch.manual_seed(3)
     model, teacher = build_model(config), build_model(train.dataclasses.replace(config, seed=7))
@@ -122,7 +122,7 @@ def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monke
 
 
 def test_sdpo_uses_the_bucketed_divergence(monkeypatch):
-    config, state, batch = setup("--method", "sdpo", "--opsd_beta", "0.25")
+    config, state, batch = prepared("--method", "sdpo", "--opsd_beta", "0.25")
     batch.hints = ["#### 1"] * len(batch.problems)
     calls = spied(monkeypatch, "sdpo_loss")
     loss, _ = methods.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(10.0))
@@ -134,7 +134,7 @@ def test_sdpo_uses_the_bucketed_divergence(monkeypatch):
 def test_grpo_plus_opsd_is_the_weighted_sum():
     gradients = {}
     for method, more in (("grpo", []), ("opsd", []), ("grpo+opsd", ["--opsd_weight", "0.3"])):
-        config, state, batch = setup("--method", method, *more, "--max_grad_norm", "1e9")
+        config, state, batch = prepared("--method", method, *more, "--max_grad_norm", "1e9")
         teacher = state.teacher or state.model
         train.update(state.model, teacher, state.optimizer, batch, config, 0.0)
         gradients[method] = torch.cat([p.grad.flatten() for p in state.model.parameters()])
@@ -258,7 +258,7 @@ def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
     ],
 )
 def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
-    config, state, batch = setup(*more)
+    config, state, batch = prepared(*more)
     calls = spied(monkeypatch, name)
     logps = methods.score(state.model, batch, config, student_prompt).detach()
     by_teacher = methods.score(state.teacher, batch, config, teacher_prompt).detach()

@@ -246,7 +246,7 @@ def sharp_state(*more):
     return config, state
 
 
-def setup(*more):
+def prepared(*more):
     config, state = sharp_state(*more)
     state.sync_teacher()
     source = tasks.generated("addition", 5)
@@ -275,7 +275,7 @@ def test_the_optimizer_is_adam_as_asked_for():
 
 
 def test_rollout_keeps_each_question_with_its_own_group():
-    config, state, source = setup()
+    config, state, source = prepared()
     seen = []
 
     def every_third(completion, answer):
@@ -293,7 +293,7 @@ def test_rollout_keeps_each_question_with_its_own_group():
 
 def test_every_step_and_every_seed_draws_problems_and_noise_of_its_own():
     def drawn(source, step, seed="0"):
-        config, state, _ = setup()
+        config, state, _ = prepared()
         config.seed = int(seed)  # the weights stay
         batch = train.rollout(state.model, source, lambda c, a: 0.0, config, step)
         return [p.question for p in batch.problems], batch.samples.completions()
@@ -310,7 +310,7 @@ def test_every_step_and_every_seed_draws_problems_and_noise_of_its_own():
 
 def test_equal_questions_stay_two_groups():
     """Two copies of one question: each group is standardised by itself (mistake 12: keyed by text they would merge)."""
-    config, state, source = setup()
+    config, state, source = prepared()
     twice = tasks.Source(lambda rng, n: [Problem("1+1", "2")] * n, [], [], "number", None)
     rewards = iter([1, 0, 0, 0, 1, 1, 1, 0])
     batch = train.rollout(state.model, twice, lambda c, a: float(next(rewards)), config, 1)
@@ -319,7 +319,7 @@ def test_equal_questions_stay_two_groups():
 
 def test_a_well_formatted_wrong_answer_earns_nothing():
     """Mistake 13: the reward is the verifier's and nothing else's."""
-    config, state, source = setup()
+    config, state, source = prepared()
     problem = Problem("1111+2222", "3333")
     wrong = tasks.target(Problem(problem.question, "3334", "1+2=3\n1+2=3\n1+2=3\n1+2=3"))
     samples = Samples.of([wrong, tasks.target(problem)])
@@ -330,7 +330,7 @@ def test_a_well_formatted_wrong_answer_earns_nothing():
 @pytest.mark.parametrize("micro", ["", "--micro_batch 1", "--micro_batch 3", "--micro_tokens 180"])
 @pytest.mark.parametrize("lam", [0.0, 0.4])
 def test_update_takes_the_gradient_of_the_whole_batch(micro, lam):
-    config, state, source = setup(*micro.split(), "--max_grad_norm", "1e9")
+    config, state, source = prepared(*micro.split(), "--max_grad_norm", "1e9")
     with torch.no_grad():
         for p in state.teacher.parameters():  # a teacher that differs in more than its prompt
             p.mul_(1.1)
@@ -363,7 +363,7 @@ def test_update_takes_the_gradient_of_the_whole_batch(micro, lam):
 def test_metrics_do_not_depend_on_micro_batches():
     results = []
     for more in ([], ["--micro_batch", "3"], ["--micro_tokens", "180"]):
-        config, state, source = setup(*more)
+        config, state, source = prepared(*more)
         results.append(
             train.update(state.model, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5)
         )
@@ -399,7 +399,7 @@ def test_parts_of_a_batch_stay_within_both_bounds_and_no_row_is_left_out(sizes, 
 
 
 def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
-    config, state, source = setup("--micro_tokens", "100")
+    config, state, source = prepared("--micro_tokens", "100")
     seen = []
     original = evaluation.sample
     monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seen.append(k["at_once"]) or original(*a, **k))
@@ -411,7 +411,7 @@ def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
 
 
 def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypatch):
-    config, state, source = setup()
+    config, state, source = prepared()
     rewards = iter([1, 1, 1, 1, 0, 1, 0, 1])
     batch = train.rollout(state.model, source, lambda c, a: float(next(rewards)), config, 1)
     scored, denominators = [], []
@@ -428,7 +428,7 @@ def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypa
 
 
 def test_no_spread_anywhere_moves_nothing():
-    config, state, source = setup()
+    config, state, source = prepared()
     batch = batch_of(state, source, config, lambda c, a: 1.0)
     before = [p.detach().clone() for p in state.model.parameters()]
     metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
@@ -437,7 +437,7 @@ def test_no_spread_anywhere_moves_nothing():
 
 
 def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
-    config, state, source = setup()
+    config, state, source = prepared()
     batch = batch_of(state, source, config)
     seen = {}
     original = methods.token_logps
@@ -463,7 +463,7 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
 
 @pytest.mark.parametrize("temperature", ["0.5", "1.5"])
 def test_sampling_scoring_and_teacher_share_one_temperature(temperature):
-    config, state, source = setup("--temperature", temperature)
+    config, state, source = prepared("--temperature", temperature)
     batch = batch_of(state, source, config)
     again = methods.score(state.model, batch, config, student_prompt)
     assert torch.allclose(again, batch.samples.logps, atol=1e-4)
@@ -496,7 +496,7 @@ def test_grpo_asks_no_teacher(tmp_path):
 
 
 def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
-    config, state, source = setup("--warm_batch", "200", "--warm_slip", "1", "--warm_teacher_slip", "0.5")
+    config, state, source = prepared("--warm_batch", "200", "--warm_slip", "1", "--warm_teacher_slip", "0.5")
     shown = []
     original = warm_start.token_logps
     monkeypatch.setattr(
@@ -524,7 +524,7 @@ def test_warm_start_shares_reach_the_view_they_are_of(monkeypatch, share):
     """All or none of the teacher's examples: in its view, citing, shown a solution. The student's never cite."""
     for name in ("warm_teacher_share", "warm_cite", "warm_solutions"):
         shares = {"warm_teacher_share": 0.5, "warm_cite": 0.0, "warm_solutions": 0.0, name: share}
-        config, state, source = setup("--warm_batch", "60", *(f"--{key}={value}" for key, value in shares.items()))
+        config, state, source = prepared("--warm_batch", "60", *(f"--{key}={value}" for key, value in shares.items()))
         shown = []
         original = warm_start.token_logps
         spy = lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t)
@@ -543,7 +543,7 @@ def test_warm_start_shares_reach_the_view_they_are_of(monkeypatch, share):
 
 def test_warm_start_learning_rate_gradient_and_problems_step_by_step(tmp_path, monkeypatch):
     """Up over 20 steps, down to a tenth at the last one; gradients clipped to 1; every step other problems."""
-    config, state, source = setup("--warm_steps", "30", "--warm_lr", "0.5", "--warm_dir", str(tmp_path))
+    config, state, source = prepared("--warm_steps", "30", "--warm_lr", "0.5", "--warm_dir", str(tmp_path))
     rates, norms, draws = [], [], []
     step, clip, loss = torch.optim.Adam.step, torch.nn.utils.clip_grad_norm_, warm_start.imitation_loss
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
@@ -706,7 +706,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
 
 
 def test_without_a_warm_start_the_weights_are_the_seeds(tmp_path):
-    config, state, source = setup("--warm_steps", "0", "--warm_dir", str(tmp_path / "warm"))
+    config, state, source = prepared("--warm_steps", "0", "--warm_dir", str(tmp_path / "warm"))
     before = [p.detach().clone() for p in state.model.parameters()]
     warm_start.warm_start(state.model, source, config, None)
     assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
@@ -777,7 +777,7 @@ def test_the_privileged_text_is_the_one_asked_for(tmp_path):
 
 
 def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
-    config, state, source = setup()
+    config, state, source = prepared()
     problems = [Problem("1+1", "2"), Problem("2+2", "4"), Problem("3+3", "6"), Problem("5+5", "10")]
     source = tasks.Source(None, problems, problems, "number", None)
     said = {1.0: ["2", "5", f"{tasks.CITATION} 6\n#### 6", "10"], 0.0: ["2", "1", "1", "1"]}
@@ -798,7 +798,7 @@ def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
 
 
 def test_credited_samples_are_the_best_and_the_worst_of_the_first_group_with_spread():
-    config, state, source = setup(
+    config, state, source = prepared(
         "--prompts_per_step", "4", "--rlsd_reweight_clip_range", "0.3", "--temperature", "0.9"
     )
     with torch.no_grad():
@@ -827,7 +827,7 @@ def test_credited_samples_are_the_best_and_the_worst_of_the_first_group_with_spr
 
 
 def test_figures_of_a_rollout_by_hand():
-    config, _, _ = setup()
+    config, _, _ = prepared()
     samples = Samples.of([[1, 2, 3], [4], [5, 6], [7], *[[8, 9]] * 4])
     samples.logps = torch.where(samples.mask, -0.5, -9.0)
     samples.logps[0, 0] = -2.5
@@ -866,7 +866,7 @@ def test_the_best_policy_is_kept_from_the_start(tmp_path):
 )
 def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best):
     """best.pt is there from the first row on, and never of an update that last.pt has not made."""
-    config, state, _ = setup()
+    config, state, _ = prepared()
     written, replace = [], os.replace
     monkeypatch.setattr(os, "replace", lambda a, b: written.append(Path(b).name) or replace(a, b))
     for state.step, row in enumerate(rows):
@@ -881,7 +881,7 @@ def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best)
 
 @pytest.mark.parametrize("which", ["best", "last"])
 def test_what_is_exported_is_said_and_update_0_is_warned_of(tmp_path, monkeypatch, capsys, which):
-    config, state, _ = setup()
+    config, state, _ = prepared()
     config.init, config.export, exported = "folder", which, []
     monkeypatch.setattr("state.pretrained.save", lambda model, out, init: exported.append(model.norm.weight[0].item()))
     for state.step, score, best in ((0, 0.75, 0), (1, 0.5, 0), (2, 0.75, 2), (3, math.nan, 2)):
