@@ -197,6 +197,17 @@ def test_the_diagnosis_names_the_verifier(tmp_path, capsys):
     assert [row["reward"] for row in lines(tmp_path / "run" / "samples.jsonl")] == [0, 0]
 
 
+def test_a_verifier_that_grades_keeps_its_own_figure(tmp_path, capsys):
+    """Also where no reward of an evaluation lies between 0 and 1: the fall to nothing is a figure too."""
+    rule = "0.5 if n <= 20 + 6 else 0.0"
+    assert train.main(own(tmp_path, rule=rule)) == 0
+    rows, said = lines(tmp_path / "run" / "metrics.jsonl"), capsys.readouterr().out
+    assert [row["held-out reward"] for row in rows if "pass@1" in row] == [0.5, 0, 0]
+    assert (
+        "held-out reward 0.500 -> 0.000" in said and "best.pt: the policy after update 0, held-out score 0.500" in said
+    )
+
+
 # ---- after the last update -------------------------------------------------------------------------------------------
 
 

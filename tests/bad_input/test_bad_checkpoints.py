@@ -18,6 +18,7 @@ from refused import TINY, TRIED, Evil, contents, refused
 import console
 import errors
 import run_files
+import sample
 import tasks
 import train
 import warm_start
@@ -92,6 +93,52 @@ def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(fin
         assert all(torch.equal(right[name], x) for name, x in model.state_dict().items())
         TRIED["warm starts"] += 1
     assert not (tmp_path / "pwned").exists()
+
+
+def test_weights_that_only_another_type_can_hold_are_refused(run, capsys):
+    """1e300 is a number in float64, and infinite in the model's float32."""
+    for name in ("last.pt", "best.pt"):
+        whole = (run / name).read_bytes()
+        state = torch.load(run / name, weights_only=True)
+        weights = state["model"] if name == "last.pt" else state
+        weights["norm.weight"] = weights["norm.weight"].double().fill_(1e300)
+        torch.save(state, run / name)
+        if name == "last.pt":
+            resume_is_refused(capsys, run, "norm.weight are not finite", kind="foreign checkpoints")
+        else:
+            argv = [run, "1+1", *RULE]
+            refused(capsys, sample.main, argv, "norm.weight are not finite", kind="foreign checkpoints")
+        (run / name).write_bytes(whole)
+
+
+def test_a_pipe_in_the_place_of_weights_is_refused_at_once(run, capsys):
+    for name, main, argv in (
+        ("best.pt", train.main, opd(run)),
+        ("last.pt", train.main, ["--resume", "--out", run, "--steps", "2", *RULE]),
+    ):
+        whole = (run / name).read_bytes()
+        (run / name).unlink()
+        os.mkfifo(run / name)
+        if name == "last.pt":  # of a run that has one: a pipe is none
+            refused(capsys, main, argv, "--resume needs", kind="foreign checkpoints")
+        else:
+            refused(capsys, main, argv, "is a pipe", kind="foreign checkpoints")
+        (run / name).unlink()
+        (run / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize("line", ['{"step": 1, "no_spread": 1}', '{"step": 1, "length": 40}', '{"step": 1}'])
+def test_a_row_without_some_figures_is_no_obstacle(run, line):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(f"{lines[0]}\n{line}\n")
+    assert train.main(["--resume", "--out", str(run), "--steps", "2", *RULE]) == 0
+
+
+@pytest.mark.parametrize("notes", ["5", '"abc"', "[1]", "{}"])
+def test_notes_that_are_none_are_named(run, capsys, notes):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    (run / "metrics.jsonl").write_text(f'{lines[0]}\n{{"step": 1, "notes": {notes}}}\n')
+    resume_is_refused(capsys, run, "metrics.jsonl:2: 'notes'", kind="edited logs")
 
 
 # ---- with code inside ------------------------------------------------------------------------------------------------

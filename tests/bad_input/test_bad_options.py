@@ -21,6 +21,7 @@ from refused import ROOT, TINY, TRIED, contents, refused
 
 import bench
 import reproduce
+import sample
 import train
 from config import Config, parse_config
 from errors import UserError, one_line
@@ -174,6 +175,19 @@ def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_pa
         assert contents(elsewhere) == before
     whole = [str(word) for word in (*named, *data, *held)]
     assert train.main(whole) == 0 and train.main([*whole[:3], "--steps", "3", *whole[5:]]) == 0
+    monkeypatch.chdir(elsewhere)  # where it began: its own names still hold
+    assert train.main(["--resume", "--out", "run", "--steps", "4", "--verifier", "rule.py:check"]) == 0
+    monkeypatch.chdir(tmp_path)
+    assert sample.main([str(elsewhere / "run"), "3+1", "--tries", "1", *whole[5:]]) == 0
+    refused(capsys, sample.main, [elsewhere / "run", "3+1"], "add --verifier", kind="folders")
+
+
+def test_more_processes_than_questions_and_an_export_of_nothing_are_told_at_once(tmp_path, monkeypatch, capsys):
+    refused(capsys, train.main, [*TINY, "--export", "last"], "--init", kind="options")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    argv = [*TINY, "--out", tmp_path / "x"]
+    refused(capsys, train.main, argv, "--prompts_per_step 1: fewer questions than the 2 processes", kind="options")
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("verifier", ["rule.py:check", "./x/../rule.py:other", "/etc/rule.py:f"])

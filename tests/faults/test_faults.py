@@ -18,6 +18,7 @@ from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, again, rows, same
 import config
 import errors
 import run_files
+import state
 import train
 
 pytestmark = pytest.mark.usefixtures("own_signals")
@@ -347,6 +348,26 @@ def test_nothing_is_written_into_what_is_read(tmp_path, capsys, how):
     run_files.check_apart({"out": str(path), "warm_dir": ""}, {"init": "", "opd_teacher": str(tmp_path / "other")})
     assert train.main(given) == 2 and "--warm_dir" in capsys.readouterr().err
     assert before == tree(tmp_path)
+
+
+def test_the_folder_that_a_run_chooses_is_no_place_for_its_warm_start(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert train.main([*SMALL.split(), "--warm_dir", "runs/addition-rlsd-0"]) == 2
+    assert "--warm_dir" in capsys.readouterr().err and not list(Path("runs/addition-rlsd-0").iterdir())
+
+
+def test_a_signal_between_two_lines_ends_the_run_after_the_next_update_with_a_checkpoint(tmp_path, monkeypatch, capsys):
+    """It was read twice: in between, a run ended without the checkpoint it spoke of, or one process of two went on."""
+    keep, given = state.State.keep, [*options(tmp_path), "--steps", "9", "--save_every", "9", "--eval_every", "9"]
+
+    def interrupted(self, *rest, **due):
+        keep(self, *rest, **due)
+        if self.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(state.State, "keep", interrupted)
+    assert train.main(given) == 128 + signal.SIGTERM and "after step 3" in capsys.readouterr().out
+    assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["step"] == 3
 
 
 def test_no_file_is_written_through_a_link(tmp_path):
