@@ -53,7 +53,8 @@ def join(device: str) -> None:
         socket.getaddrinfo(os.environ.get("MASTER_ADDR"), None)  # torch would try for minutes
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     except (ValueError, OSError, dist.DistNetworkError) as error:
-        raise UserError(f"the processes do not find each other, start them by torchrun: {one_line(error)}") from error
+        where = " ".join(f"{name}={os.environ.get(name)!r:.60}" for name in ("MASTER_ADDR", "MASTER_PORT"))
+        raise UserError(f"{where}: the processes meet nowhere, start them by torchrun: {one_line(error)}") from error
 
 
 def has_lost_another(error: Exception) -> bool:

@@ -189,7 +189,7 @@ def reward_of(returned) -> float:
         value = float(returned)
         if 0 <= value <= 1:
             return value
-    raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed")
+    raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed{', float(...) makes one' * is_bool}")
 
 
 # ---- the side that answers -------------------------------------------------------------------------------------------

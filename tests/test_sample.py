@@ -341,6 +341,13 @@ def test_a_folder_makes_no_code_run(tmp_path, capsys):
     assert not (tmp_path / "ran").exists()
 
 
+def test_a_run_larger_than_the_machine_is_one_line(tmp_path, monkeypatch, capsys):
+    run = make_run(tmp_path / "run")
+    monkeypatch.setattr(os, "sysconf", lambda name: 64)  # 4 KiB of memory
+    argv = [str(run), "47+85", "--verifier", f"{run}/rules.py:check"]
+    assert sample.main(argv) == 2 and "memory of 0.0 GiB is too small" in capsys.readouterr().err
+
+
 def test_a_run_that_was_copied_is_all_that_is_read_and_nothing_is_written(tmp_path, capsys):
     original = make_run(tmp_path / "run", on_verifier_error="zero", out=str(tmp_path / "run"))
     (original / "rules.py").write_text(FAILS.format("len(n) % 2", "1"))
