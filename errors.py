@@ -75,6 +75,10 @@ class Parser(argparse.ArgumentParser):
         self.given = sys.argv[1:] if args is None else list(args)
         return super().parse_known_args(args, namespace)
 
+    def parse_known_intermixed_args(self, args=None, namespace=None):  # which from Python 3.13 on does not call that
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_intermixed_args(args, namespace)
+
     def _print_message(self, message, file=None):
         (file or sys.stderr).write(message)  # argparse passes over what cannot be written, as if it had been
 
