@@ -54,7 +54,9 @@ def join(device: str) -> None:
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
     except (ValueError, OSError, dist.DistNetworkError) as error:
         where = " ".join(f"{name}={os.environ.get(name)!r:.60}" for name in ("MASTER_ADDR", "MASTER_PORT"))
-        raise UserError(f"{where}: the processes meet nowhere, start them by torchrun: {one_line(error)}") from error
+        raise UserError(
+            f"{where}: the processes do not find each other, start them by torchrun: {one_line(error)}"
+        ) from error
 
 
 def has_lost_another(error: Exception) -> bool:
