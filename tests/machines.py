@@ -2,6 +2,7 @@
 
     python tests/machines.py                    every row that the table lacks for the files as they are, or that failed
     python tests/machines.py torch-2.6 busy     these rows, again
+    python tests/machines.py torch-2.6 --failed only the tests that failed there; the page then says which these were
     python tests/machines.py --list             the rows, and with which Python each would run
 
 Stopped, it goes on where it was. An environment of its own takes a minute and up to 6 GB in runs/machines, a row as
@@ -23,7 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -233,9 +234,18 @@ def suite(name: str, row: Row, python: Path, log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")
 
 
-def run(name: str, found: dict[str, str], folder: Path) -> dict:
+def again(row: dict, name: str, found: dict[str, str], folder: Path) -> dict:
+    """The row, its failures tried once more by themselves; what passes now is counted, and named as `again`."""
+    new = run(name, found, folder, tuple(row["failures"]))
+    mended = [test for test in row["failures"] if test not in new.get("failures", ())]
+    failed = {"failed": new["failed"], "failures": new.get("failures", []), "tree again": new["tree"]}
+    return {**row, **failed, "passed": row["passed"] + new["passed"], "again": [*row.get("again", ()), *mended]}
+
+
+def run(name: str, found: dict[str, str], folder: Path, tests: tuple[str, ...] = ()) -> dict:
     """A row of the table."""
     row, done = ROWS[name], {"name": name, "about": ROWS[name].about, "tree": tree()}
+    row = replace(row, tests=tests or row.tests)
     try:
         if row.stranger and os.geteuid() != 0:
             raise NotRun("only root can run it as somebody else")
@@ -279,6 +289,10 @@ def page(table: dict) -> str:
         cells = [str(row[c]) for c in columns] if "not run" not in row else [f"not run: {row['not run']}"]
         lines[-1] += f"\n| {' | '.join([row['name'], row['about'], *cells, *[''] * (len(columns) - len(cells))])} |"
     lines += [f"{row['name']}: {failure}" for row in table["rows"] for failure in row.get("failures", ())]
+    for row in table["rows"]:
+        lines += [
+            f"{row['name']}: {name} failed at first, was mended, and passed by itself" for name in row.get("again", ())
+        ]
     return "\n\n".join(lines) + "\n"
 
 
@@ -299,6 +313,7 @@ def write(row: dict) -> None:
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("machines.py", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
+    parser.add_argument("--failed", action="store_true", help="of each row only what failed")
     parser.add_argument("--list", action="store_true", help="say what would be run")
     parser.add_argument("--python", action="append", default=[], metavar="FILE", help="an interpreter not on PATH")
     parser.add_argument("--environments", type=Path, default=ROOT / "runs" / "machines", help="where they are made")
@@ -311,7 +326,8 @@ def main(argv: list[str]) -> int:
         print(f"{name}: {ROWS[name].about}; {found.get(ROWS[name].python, 'no such Python')}", flush=True)
         if not args.list:
             args.environments.mkdir(parents=True, exist_ok=True)
-            rows[name] = run(name, found, args.environments.resolve())
+            how = name, found, args.environments.resolve()
+            rows[name] = again(rows[name], *how) if args.failed and rows.get(name, {}).get("failures") else run(*how)
             write(rows[name])
             print(f"  {name}: {json.dumps(rows[name])}", flush=True)
     return 0 if args.list or all("failed" not in rows[n] or sound(rows[n]) for n in wanted) else 1
