@@ -9,8 +9,9 @@ unexport PYTHONSAFEPATH PYTHONINSPECT
 train: $(VENV)/.train
 	$(BIN)/python train.py $(ARGS)
 
+# without ARGS the slowest tests, torchrun's among them, are left to make test-all
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q $(or $(ARGS),-m "not slow")
 
 # 200 kills at random moments, inside writes included: 2 to 10 minutes, figures to results/faults.json
 faults: $(VENV)/.test

@@ -20,6 +20,7 @@ def run(*args):
     return subprocess.run([sys.executable, str(BENCH), *args], capture_output=True, text=True, env=one_thread)
 
 
+@pytest.mark.slow
 def test_smoke_measures_or_names_what_is_missing(tmp_path):
     done = run("--smoke", "--out", str(tmp_path / "bench.json"))
     assert done.returncode == 0, done.stderr

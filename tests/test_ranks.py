@@ -73,6 +73,7 @@ def curve(folder, name):
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s")} for row in rows]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [["--rlsd_teacher_sync_interval", "2"], ["--method", "opsd", "--micro_batch", "3"]])
 def test_two_processes_make_the_run_of_one(tmp_path, options):
     for more in (
@@ -91,6 +92,7 @@ def test_two_processes_make_the_run_of_one(tmp_path, options):
     assert all(torch.allclose(first[k], second[k], atol=1e-5) for k in first)
 
 
+@pytest.mark.slow
 def test_gradients_and_samples_are_those_of_one_process(tmp_path, monkeypatch):
     """Of a whole update in 1, 2 and 3 processes: gradients to 1e-6 of their norm, samples token for token."""
     monkeypatch.setattr(train, "update", train.update)  # taken back at the end
@@ -178,6 +180,7 @@ def check(completion, answer):
 KILL = "os.kill(int(open(f'/proc/{os.getppid()}/stat').read().rpartition(')')[2].split()[1]), signal.SIGKILL)"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["raise KeyError('no such rule')", KILL])
 def test_where_one_process_fails_each_other_one_ends_with_a_line(tmp_path, how):
     (tmp_path / "bad.py").write_text(FAILS.replace("HOW", how))
@@ -250,6 +253,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_process_0_alone_chooses_the_folder_and_speaks(tmp_path):
     """Of two that start at once without --out, either in two processes; and of one whose folder is another's."""
     (tmp_path / "ends.py").write_text(ENDS)
@@ -321,6 +325,7 @@ sys.exit(train.main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
     """Every process holds half, and either way goes on from either's files; from and to a published folder, if it can.
 

@@ -31,6 +31,7 @@ def options(folder, name="out"):
     return [*SMALL.split(), *RECIPES["rlsd"].split(), *paths]
 
 
+@pytest.mark.slow
 def test_a_run_of_many_lives_is_the_run_that_was_never_killed(tmp_path):
     """The short form of `make faults`."""
     command = [
