@@ -341,7 +341,7 @@ def test_nothing_is_written_into_what_is_read(tmp_path, capsys, how):
     (tmp_path / "link").symlink_to(model)
     path = tmp_path / how if "link" in how else model / how
     given = [*options(tmp_path), "--out", str(path), "--warm_dir", str(path)]
-    ours = lambda: {name: x for name, x in tree(tmp_path).items() if "__pycache__" not in name}  # Python's own, of a rule
+    ours = lambda: {name: x for name, x in tree(tmp_path).items() if "__pycache__" not in name}  # Python's
     before = ours()
     for written in ("out", "warm_dir"):
         for read in {"init", "opd_teacher", "out"} - {written}:
