@@ -40,16 +40,16 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-import methods
 import model as model_file
-import pretrained
+import rollout
 import tasks
 import train
 import verifiers
-from errors import Parser, program
-from methods import Rollout
 from model import ModelConfig, Samples, Transformer, sample, token_logps
+from published import weights
 from rlsd import group_advantages
+from rollout import Rollout
+from support.errors import Parser, program
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT = ModelConfig(tasks.TOKENIZER.n_vocab)
@@ -151,7 +151,7 @@ def to_transformers(model: Transformer):
     """A transformers model of the same weights, by way of the folder that an export writes."""
     transformers, _ = peers("transformers", "safetensors")
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        pretrained.save(model, folder)
+        weights.save(model, folder)
         theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return theirs.to(model.embed.weight.device).eval()
 
@@ -400,7 +400,7 @@ def floor_update(run: Run) -> dict:
     problems = [problem for problem in questions for _ in range(size.group)]
     samples = Samples.of(random_prompts(N, T, T), run.device)
     with torch.no_grad():
-        samples.logps = methods.score(state.model, Rollout(problems, samples, None, None), config, tasks.student_prompt)
+        samples.logps = rollout.score(state.model, Rollout(problems, samples, None, None), config, tasks.student_prompt)
     rewards = torch.arange(N, device=run.device) % 2.0
     batch = Rollout(problems, samples, rewards, group_advantages(rewards, size.group))
     linear = linear_products(state.model, size.prompts * 9 + N * (T - 1), N * T, backward=True)

@@ -12,10 +12,9 @@ from pathlib import Path
 
 import torch
 
-import errors
-import ranks
-import reasoning
-from errors import UserError, one_line, read_file
+from sources import gym
+from support import errors, processes
+from support.errors import UserError, one_line, read_file
 
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 
@@ -118,8 +117,8 @@ def parse_config(argv: list[str], about: str | None = None) -> Config:
     config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
     check_together(config, given)
     check_values(config)
-    if ranks.world() > config.prompts_per_step:
-        few = f"fewer questions than the {ranks.world()} processes"
+    if processes.world() > config.prompts_per_step:
+        few = f"fewer questions than the {processes.world()} processes"
         raise UserError(f"--prompts_per_step {config.prompts_per_step}: {few}; raise it, or start fewer of them")
     return config
 
@@ -142,7 +141,7 @@ def check_together(config: Config, given: dict) -> None:
         raise UserError("--data and --task are two sources of problems: give one (--chain and --filler are of --task)")
     if config.eval_data and not config.data:
         raise UserError("--eval_data holds problems out that --data does not train on: give both")
-    if config.task.startswith(reasoning.PREFIX) and (config.chain or config.filler):
+    if config.task.startswith(gym.PREFIX) and (config.chain or config.filler):
         raise UserError("--chain and --filler are for addition and countdown; --task reasoning_gym:NAME,setting=value")
     if config.privileged_key and (not config.data or "privileged" in given):
         raise UserError("--privileged_key names a key of --data, in place of --privileged")
@@ -151,11 +150,13 @@ def check_together(config: Config, given: dict) -> None:
     if config.dtype != "float32" and (not config.init or config.warm_steps or config.method == "sdpo"):
         needs = "--init, no warm start, and another method than sdpo: small steps get lost"
         raise UserError(f"--dtype bfloat16 needs {needs}")
-    if config.fsdp and (ranks.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"):
+    if config.fsdp and (
+        processes.world() == 1 or (config.warm_steps and not config.resume) or config.dtype != "float32"
+    ):
         raise UserError("--fsdp needs torchrun with 2 processes or more, --warm_steps 0 (as --init has) and float32")
     if "export" in given and not config.init:
         raise UserError("--export is for models of --init: of others last.pt and best.pt are all there is")
-    if config.halve_micro_batch and ranks.world() > 1:
+    if config.halve_micro_batch and processes.world() > 1:
         raise UserError("--halve_micro_batch is for one process: under torchrun set --micro_batch")
     if config.bf16 and config.device != "cuda":
         raise UserError("--bf16 needs --device cuda")
@@ -202,7 +203,7 @@ def resumed(given: dict) -> Config:
 def verifier_file(verifier: str) -> str:
     """The path in `file.py:function`; empty for a verifier that is no file of the user's."""
     path = verifier.rpartition(":")[0]
-    return path if path.endswith(".py") and not path.startswith(reasoning.PREFIX) else ""
+    return path if path.endswith(".py") and not path.startswith(gym.PREFIX) else ""
 
 
 FILES = ("data", "eval_data", "init", "verifier")  # whose content is fingerprinted, wherever they lie
@@ -248,5 +249,5 @@ def fingerprint_of(config: Config) -> str:
     names = [config.data, verifier_file(config.verifier), config.eval_data]
     names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
     parts = [read_file(name) for name in names if Path(name).is_file()]
-    parts.append(reasoning.package_version(config.task).encode())
+    parts.append(gym.package_version(config.task).encode())
     return hashlib.sha256(b"\0".join(filter(None, parts))).hexdigest()[:16]

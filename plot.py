@@ -12,8 +12,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from errors import Parser, UserError, program, read_file, reading, visible
-from run_files import metrics_of, replace
+from support.errors import Parser, UserError, program, read_file, reading, visible
+from support.files import metrics_of, replace
 
 # Okabe and Ito's palette, told apart by the colour-blind; the line style says it again for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -18,8 +18,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import errors
-from run_files import append, metrics_of
+from support import errors
+from support.files import append, metrics_of
 
 ROOT = Path(__file__).parent
 SHARED = "--warm_cite 0.5 --warm_solutions 0.3 --steps 60 --eval_every 5 --eval_problems 400 --save_every 60"

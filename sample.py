@@ -17,18 +17,18 @@ from pathlib import Path
 
 import torch
 
-import credit
 import tasks
 import verifiers
 from config import FILES, Config, Parser, check_files, config_of
-from data import load_source
-from errors import UserError, one_line, program, reading
-from guards import check_memory, out_of_memory
-from methods import teacher_view
+from credit import page
+from credit.questions import find_problem
+from harness.checkpoint import build_model
+from harness.guards import check_memory, out_of_memory
+from harness.problems import load_source
 from model import Transformer
-from questions import find_problem
-from run_files import fill, load, replace
-from state import build_model
+from rollout import teacher_view
+from support.errors import UserError, one_line, program, reading
+from support.files import fill, load, replace
 from train import rollout
 
 
@@ -83,7 +83,7 @@ def completed(run: Run, question: str, found: tasks.Problem | None, answer: str,
 # ---- the answer ------------------------------------------------------------------------------------------------------
 
 
-def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[credit.Sample]]:
+def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[page.Sample]]:
     """What was drawn, line by line, and a right and a wrong sample of one group; a single one where none has both."""
     source, shown = dataclasses.replace(run.source, draw=lambda rng, n: [problem]), None
     for group in range(1, tries + 1):
@@ -98,7 +98,7 @@ def ask(run: Run, problem: tasks.Problem, tries: int) -> tuple[list[str], list[c
     spread = bool(shown.advantages.any())
     picked = shown.right_and_wrong() if spread else torch.tensor([0])
     with reading(f"{run.folder / 'best.pt'} gives no probabilities"):  # weights that are finite, and too large
-        samples = credit.credited(run.model, shown.rows(picked), run.config)
+        samples = page.credited(run.model, shown.rows(picked), run.config)
     right = f"{int((shown.rewards == 1).sum())} of {len(shown.rewards)} samples right"
     if not spread:
         drawn = f"{tries} groups, each of equal rewards (the last: {right}): A = 0, no credit. Try more --tries"
@@ -119,17 +119,17 @@ def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
     problem = completed(run, question, found, answer, args.reference)
     lines, samples = ask(run, problem, args.tries)
     if args.html:
-        page = credit.page(problem.question, lines, samples, run.config)
+        page = page.page(problem.question, lines, samples, run.config)
         replace(args.html, lambda path: path.write_text(page, "utf-8", errors="replace"))
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
-    print(*(credit.visible(line) for line in (f"question: {problem.question}", *lines)), sep="\n")
+    print(*(page.visible(line) for line in (f"question: {problem.question}", *lines)), sep="\n")
     if colour:
-        print(credit.colour_key(run.config))
+        print(page.colour_key(run.config))
     for sample in samples:
-        print(f"\n{credit.headline(sample)}")
-        print(credit.in_colour(sample, run.config) if colour else credit.as_figures(sample))
+        print(f"\n{page.headline(sample)}")
+        print(page.in_colour(sample, run.config) if colour else page.as_figures(sample))
     if args.html:
-        print(f"\npage: {credit.visible(str(args.html))}")
+        print(f"\npage: {page.visible(str(args.html))}")
 
 
 def interact(run: Run, args: argparse.Namespace) -> None:

@@ -117,15 +117,15 @@ def load(name_or_path: str) -> Verifier:
     """
     if name_or_path in BUILT_IN:
         return BUILT_IN[name_or_path]
-    import worker  # it imports this file
+    from sources import worker  # it imports this file
 
     if name_or_path == "math_verify":
         worker.worker("math_verify")  # says if the package is missing
         return worker.math_verify
     if name_or_path.startswith("reasoning_gym:"):
-        import reasoning
+        from sources import gym
 
-        return reasoning.verifier(name_or_path)
+        return gym.verifier(name_or_path)
     path, colon, name = name_or_path.rpartition(":")
     if not colon or not path.endswith(".py"):
         known = f"{', '.join(BUILT_IN)}, math_verify"

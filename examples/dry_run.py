@@ -18,8 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import pretrained  # noqa: E402
 from model import ModelConfig, Transformer  # noqa: E402
+from published import weights  # noqa: E402
 
 RULE = "calls = []\n\n\ndef check(completion, answer):\n    calls.append(1)\n    return len(calls) % 2.0\n"
 OPTIONS = (
@@ -35,7 +35,7 @@ def make(out: Path, tokenizer: Path, hidden_size: int, num_layers: int, vocab_si
     config = ModelConfig(vocab_size, hidden_size, 3 * hidden_size, num_layers, **heads, **rest)
     torch.manual_seed(0)
     torch.set_default_dtype(torch.bfloat16)
-    pretrained.save(Transformer(config), out)
+    weights.save(Transformer(config), out)
     torch.set_default_dtype(torch.float32)
     shutil.copyfile(tokenizer / "tokenizer.json", out / "tokenizer.json")
 

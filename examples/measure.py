@@ -18,18 +18,18 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import pretrained  # noqa: E402
 import tasks  # noqa: E402
 from examples.dry_run import trained  # noqa: E402
 from model import sample  # noqa: E402
+from published import weights  # noqa: E402
 
 QUESTION, NEW_TOKENS, ROUNDS = "Why is the sky blue?", 64, 5
 
 
 def sampling_speed(folder: Path) -> dict[str, float]:
     """Sampled tokens a second of processor time, prompt included; the median of the rounds, for 1 row and for 16."""
-    tasks.use(tasks.chat(pretrained.load_tokenizer(folder)))
-    model, prompt = pretrained.load(folder), tasks.student_prompt(tasks.Problem(QUESTION, ""))
+    tasks.use(tasks.chat(weights.load_tokenizer(folder)))
+    model, prompt = weights.load(folder), tasks.student_prompt(tasks.Problem(QUESTION, ""))
     speeds: dict[int, list[float]] = {1: [], 16: []}
     for _ in range(ROUNDS):
         for rows, found in speeds.items():

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from errors import Parser, program
+from support.errors import Parser, program
 
 ROOT = Path(__file__).parent.parent
 CONSTANT = "--rlsd_lambda_decay_steps 0"
@@ -26,12 +26,12 @@ def measure(options: list[str]) -> dict:
     """Updates on one batch, sampled by the untrained model and given rewards by lot; the first is not timed."""
     import torch
 
-    import methods
     import model
+    import rollout
     import tasks
     import train
     from config import parse_config
-    from state import State
+    from harness.checkpoint import State
 
     torch.set_num_threads(1)
     config = parse_config(["--warm_steps", "0", *options])
@@ -39,7 +39,7 @@ def measure(options: list[str]) -> dict:
     lots = torch.Generator().manual_seed(0)
     verifier = lambda completion, answer: float(torch.rand(1, generator=lots) < 0.5)
     batch = train.rollout(state.model, tasks.generated("addition", 1), verifier, config, 1)
-    if methods.takes_hints(config):
+    if rollout.takes_hints(config):
         batch.hints = [problem.answer for problem in batch.problems]
     scorings = []
     for room in (methods, model):  # every forward pass over the samples, of student and teacher, goes through here

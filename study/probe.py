@@ -17,22 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import baselines
 import tasks
 import train
+from baselines import losses
 from config import Config, Parser, parse_config
-from console import Interrupt, Interrupted
-from data import load_source
-from errors import UserError, program, reading
-from evaluation import evaluate, evaluate_teacher
-from methods import Rollout, logits, score, teacher_view
+from harness.checkpoint import build_model
+from harness.console import Interrupt, Interrupted
+from harness.evaluation import evaluate, evaluate_teacher
+from harness.problems import load_source
+from harness.warm_start import warm_start
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from run_files import fill, load, replace
-from state import build_model
+from rollout import Rollout, logits, score, teacher_view
 from study.estimates import samples_worth
+from support.errors import UserError, program, reading
+from support.files import fill, load, replace
 from verifiers import Verifier
-from warm_start import warm_start
 
 WEIGHTINGS = {  # lambda, eps_w of rlsd_loss
     "GRPO": (0.0, 0.2),
@@ -56,8 +56,8 @@ def gradients(model: Transformer, batch: Rollout, config: Config) -> dict[str, t
     student = logps.detach()
     unsigned = student + A.sign()[:, None] * (teacher - student).abs()
     weightings = {name: (teacher, *how) for name, how in WEIGHTINGS.items()} | {
-        "agreement: weight 1 where sign(A) Delta > 0.02, else 0": (baselines.agreement(student, teacher, A), 1.0, 1.0),
-        "weight 1 where |Delta| > 0.02, else 0": (baselines.agreement(student, unsigned, A), 1.0, 1.0),
+        "agreement: weight 1 where sign(A) Delta > 0.02, else 0": (losses.agreement(student, teacher, A), 1.0, 1.0),
+        "weight 1 where |Delta| > 0.02, else 0": (losses.agreement(student, unsigned, A), 1.0, 1.0),
     }
     losses = {
         name: rlsd_loss(logps, student, evidence, A, mask, lam=lam, eps_w=eps_w, denominator=tokens)[0]
@@ -65,7 +65,7 @@ def gradients(model: Transformer, batch: Rollout, config: Config) -> dict[str, t
     }
     prompts = list(map(tasks.student_prompt, batch.problems))
     student_logits = logits(model, prompts, batch.samples, config.temperature)
-    losses["OPSD, full vocabulary"] = baselines.opsd_loss(student_logits, teacher_logits, tokens)
+    losses["OPSD, full vocabulary"] = losses.opsd_loss(student_logits, teacher_logits, tokens)
     parameters = list(model.parameters())
     found = {name: torch.autograd.grad(loss, parameters, retain_graph=True) for name, loss in losses.items()}
     return {name: torch.cat([g.flatten() for g in gradient]) for name, gradient in found.items()}

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from baselines import (
+from baselines.losses import (
     agreement,
     contrastive,
     generalised_jsd,

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import os, sys
-from errors import Parser, UserError, program
+from support.errors import Parser, UserError, program
 
 @program
 def main(argv):

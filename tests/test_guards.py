@@ -11,10 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import evaluation
-import guards
 import train
-import warm_start
+from harness import evaluation, guards, warm_start
 
 ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.usefixtures("own_signals")

@@ -13,16 +13,15 @@ import pytest
 import torch
 from test_worker import gone
 
-import errors
-import judge
-import methods
+import rollout
 import tasks
 import train
 import verifiers
 from config import Config
-from errors import UserError
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
+from support import errors, judge
+from support.errors import UserError
 from tasks import Problem, student_prompt
 
 ROOT = Path(train.__file__).parent
@@ -393,7 +392,7 @@ def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, met
     rest = batch.rows(kept)
     if method == "rlsd":
         with torch.no_grad():
-            views = [methods.teacher_view(p, config) for p in rest.problems]
+            views = [rollout.teacher_view(p, config) for p in rest.problems]
             teacher_logps = token_logps(state.teacher, views, rest.samples, 1.0)
         logps = token_logps(state.model, [student_prompt(p) for p in rest.problems], rest.samples, 1.0)
         loss, _ = rlsd_loss(logps, rest.samples.logps, teacher_logps, rest.advantages, rest.samples.mask)

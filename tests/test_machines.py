@@ -14,7 +14,7 @@ import pytest
 from machines import ROOT, ROWS, TABLE, counted
 from slowness import patience
 
-import console
+from harness import console
 
 SHELL = {  # of somebody who has set everything for something else
     **machines.ODD,

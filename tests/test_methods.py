@@ -4,13 +4,13 @@ import pytest
 import torch
 from test_train import TINY, checkpoint, metrics, options, same_state, sharp_state, verifier_file
 
-import baselines
-import methods
+import rollout
 import tasks
 import train
+from baselines import losses
+from harness.checkpoint import build_model
 from model import Samples
 from rlsd import group_advantages
-from state import build_model
 from tasks import Problem, prompt, student_prompt, teacher_prompt
 
 HALF = "return float(sum(map(ord, completion)) % 2)"
@@ -101,7 +101,7 @@ def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method)
     # the logits at a sampled token are those that its log-probability comes from
     sampled = student.log_softmax(-1).gather(1, batch.samples.tokens[batch.samples.mask][:, None])[:, 0]
     assert torch.allclose(sampled, batch.samples.logps[batch.samples.mask], atol=1e-4)
-    by_teacher = methods.score(state.teacher, batch, config, teacher_prompt)[batch.samples.mask]
+    by_teacher = rollout.score(state.teacher, batch, config, teacher_prompt)[batch.samples.mask]
     sampled = teacher.log_softmax(-1).gather(1, batch.samples.tokens[batch.samples.mask][:, None])[:, 0]
     assert torch.allclose(sampled, by_teacher, atol=1e-4)
 
@@ -112,9 +112,9 @@ def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monke
     torch.manual_seed(3)
     model, teacher = build_model(config), build_model(train.dataclasses.replace(config, seed=7))
     prompts = []
-    original = methods.logits
+    original = rollout.logits
     monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append((m, p)) or original(m, p, s, t))
-    loss, _ = methods.loss_of(model, teacher, batch, config, 0.0, batch.samples.mask.sum())
+    loss, _ = rollout.loss_of(model, teacher, batch, config, 0.0, batch.samples.mask.sum())
     students = [student_prompt(p) for p in batch.problems]
     assert prompts == [(teacher, students), (model, students)]
     S, T = (original(m, students, batch.samples, 1.0).log_softmax(-1) for m in (model, teacher))
@@ -125,10 +125,10 @@ def test_sdpo_uses_the_bucketed_divergence(monkeypatch):
     config, state, batch = prepared("--method", "sdpo", "--opsd_beta", "0.25")
     batch.hints = ["#### 1"] * len(batch.problems)
     calls = spied(monkeypatch, "sdpo_loss")
-    loss, _ = methods.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(10.0))
+    loss, _ = rollout.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(10.0))
     (student, teacher, tokens, beta), _ = calls[0]
     assert (tokens.item(), beta) == (10.0, 0.25)
-    assert loss.item() == pytest.approx(baselines.sdpo_loss(student, teacher, 10.0, 0.25).item())
+    assert loss.item() == pytest.approx(losses.sdpo_loss(student, teacher, 10.0, 0.25).item())
 
 
 def test_grpo_plus_opsd_is_the_weighted_sum():
@@ -146,7 +146,7 @@ def group(texts, rewards, size):
     samples = Samples.of([tasks.encode(text) + [tasks.END] for text in texts])
     rewards = torch.tensor(rewards)
     problems = [Problem(str(i // size), "9") for i in range(len(texts))]
-    return methods.Rollout(problems, samples, rewards, group_advantages(rewards, size))
+    return rollout.Rollout(problems, samples, rewards, group_advantages(rewards, size))
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,11 @@ def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
     texts = ["a #### 9", "b #### 8", "c #### 9", "d #### 1", "e #### 9", "f #### 2"]
     batch = group(texts, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0], 3)
     config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])
-    batch.hints = methods.group_hints(batch, config)
+    batch.hints = rollout.group_hints(batch, config)
     # the first group's right samples show each other, its wrong one the next; a lone right sample is shown nothing
     assert batch.hints == ["c #### 9", "c #### 9", "a #### 9", "e #### 9", None, "e #### 9"]
     prompts = []
-    original = methods.logits
+    original = rollout.logits
     monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
     state = train.State(config)
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
@@ -178,7 +178,7 @@ def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
 
 def test_a_part_mark_is_no_right_sample_to_show():
     batch = group(["a", "b", "c"], [0.5, 1.0, 0.0], 3)
-    assert methods.group_hints(batch, train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])) == [
+    assert rollout.group_hints(batch, train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])) == [
         "b",
         None,
         "b",
@@ -195,7 +195,7 @@ def test_distillation_learns_from_groups_without_spread_too(method, rows):
     batch.rewards[2] = math.nan
     batch.advantages = torch.tensor([0.0, 0.0, 0.0, -1.0, 1.0, 0.1])
     config = train.parse_config([*TINY, "--method", method, "--group_size", "3"])
-    assert methods.rows_of(batch, config).tolist() == rows
+    assert rollout.rows_of(batch, config).tolist() == rows
 
 
 def test_sdpo_without_any_right_sample_changes_nothing():
@@ -204,7 +204,7 @@ def test_sdpo_without_any_right_sample_changes_nothing():
     state = train.State(config)
     for rewards, moves in (([1.0, 0.0, 0.0], True), ([0.0, 0.0, 0.0], False)):
         batch = group(["a", "b", "c"], rewards, 3)
-        batch.hints = methods.group_hints(batch, config)
+        batch.hints = rollout.group_hints(batch, config)
         before = [p.detach().clone() for p in state.model.parameters()]
         train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
         assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters())) is moves
@@ -213,10 +213,10 @@ def test_sdpo_without_any_right_sample_changes_nothing():
 def test_hints_that_would_not_fit_are_passed_over():
     config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3", "--max_new_tokens", "20"])
     batch = group(["\ufffd" * 8, "short", "x"], [1.0, 1.0, 0.0], 3)
-    assert methods.group_hints(batch, config) == ["short", None, "short"]
+    assert rollout.group_hints(batch, config) == ["short", None, "short"]
     config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
     batch = group(["no marker", "y #### 3", "#### 9"], [0.0, 0.0, 1.0], 3)
-    assert methods.group_hints(batch, config) == ["3", "3", "3"]  # text without a marked answer gave no answer
+    assert rollout.group_hints(batch, config) == ["3", "3", "3"]  # text without a marked answer gave no answer
 
 
 @pytest.mark.parametrize("more", [["--method", "sdpo"], ["--evidence", "contrastive"], ["--method", "grpo"]])
@@ -228,17 +228,17 @@ def test_the_longest_prompt_of_a_sample_counts_what_the_group_shows(more):
         [teacher_prompt(batch.problems[0])] if config.method == "rlsd" else []
     )
     without = max(map(len, views))
-    assert methods.longest_view(batch, 1, config) == without
-    assert methods.longest_view(batch, 0, config) == len(prompt(batch.problems[0], "x" * 50)) > without
+    assert rollout.longest_view(batch, 1, config) == without
+    assert rollout.longest_view(batch, 0, config) == len(prompt(batch.problems[0], "x" * 50)) > without
 
 
 def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
     batch = group(["a #### 9", "b #### 8", "c #### 9", "d #### 9", "e #### 9", "f ####"], [1.0, 0, 1.0, 1.0, 1.0, 0], 3)
     config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
-    batch.hints = methods.group_hints(batch, config)
+    batch.hints = rollout.group_hints(batch, config)
     assert batch.hints == ["8", "8", "8", None, None, None]  # an empty answer is none
     prompts, calls = [], spied(monkeypatch, "contrastive")
-    original = methods.token_logps
+    original = rollout.token_logps
     monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
     state = train.State(config)
     train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
@@ -260,9 +260,9 @@ def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
 def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     config, state, batch = prepared(*more)
     calls = spied(monkeypatch, name)
-    logps = methods.score(state.model, batch, config, student_prompt).detach()
-    by_teacher = methods.score(state.teacher, batch, config, teacher_prompt).detach()
-    got = methods.evidence(state.teacher, batch, config, logps)
+    logps = rollout.score(state.model, batch, config, student_prompt).detach()
+    by_teacher = rollout.score(state.teacher, batch, config, teacher_prompt).detach()
+    got = rollout.evidence(state.teacher, batch, config, logps)
     third = tasks.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
     args = calls[0][0]
     assert (

@@ -13,15 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import console
-import evaluation
-import methods
-import run_files
+import rollout
 import tasks
 import train
-import warm_start
+from harness import console, evaluation, warm_start
+from harness.checkpoint import build_model
 from model import Samples
-from state import build_model
+from support import files
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 ROOT = Path(train.__file__).parent
@@ -80,7 +78,7 @@ def test_a_run_outlives_rewards_that_are_missing(tmp_path, capsys, monkeypatch, 
     more = ["--on_verifier_error", "drop", *method.split()]
     assert train.main(options(tmp_path, "run", *more, rule=rule)) == 0
     said, out = capsys.readouterr().out, tmp_path / "run"
-    rows, dropped = run_files.metrics_of(out), outage in ("everything", "all but the targets", "every update")
+    rows, dropped = files.metrics_of(out), outage in ("everything", "all but the targets", "every update")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     for row in rows[1:]:
         whole = dropped or (outage == "one whole update" and row["step"] == 2)
@@ -124,7 +122,7 @@ def test_a_dropped_sample_moves_nothing(method):
     texts = Samples.of([[5, 6], [5], [6], [7]])
     advantages = train.advantages_of(rewards, 4)
     batch = train.Rollout([None] * 4, texts, rewards, advantages, hints=["x", None, "x", "x"])
-    assert methods.rows_of(batch, train.Config(method=method)).tolist() == ([2] if method == "sdpo" else [1, 2])
+    assert rollout.rows_of(batch, train.Config(method=method)).tolist() == ([2] if method == "sdpo" else [1, 2])
 
 
 @pytest.mark.parametrize(
@@ -451,6 +449,6 @@ def test_a_process_whose_samples_are_all_dropped_holds_up_nobody(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*args, *given], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
-    rows = run_files.metrics_of(tmp_path / "run")
+    rows = files.metrics_of(tmp_path / "run")
     assert [row.get("verifier errors") for row in rows] == [None, 4, 8] and "reward" in rows[1]
     assert "reward" not in rows[2] and "pass@1" not in rows[2] and (tmp_path / "run" / "best.pt").exists()

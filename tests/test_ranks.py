@@ -15,13 +15,13 @@ import pytest
 import recorded
 import torch
 
-import methods
-import pretrained
-import ranks
+import rollout
 import tasks
 import train
 from model import Samples
+from published import weights
 from rlsd import group_advantages
+from support import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -124,35 +124,35 @@ import sys
 
 sys.path.insert(0, sys.argv[1])
 import torch
-import errors
-import ranks
+from support import errors
+from support import processes
 
-ranks.join("cpu")
-r, p, q = ranks.rank(), *(torch.nn.Parameter(torch.zeros(2)) for _ in "pq")
+processes.join("cpu")
+r, p, q = processes.rank(), *(torch.nn.Parameter(torch.zeros(2)) for _ in "pq")
 model = torch.nn.Linear(2, 1)
 torch.nn.init.constant_(model.weight, r)
-ranks.same_weights(None, model)
+processes.same_weights(None, model)
 assert (model.weight == 0).all()
-assert ranks.together(lambda: {"a": r}) == {"a": 0}
+assert processes.together(lambda: {"a": r}) == {"a": 0}
 for failing in (0, 1, 2):  # all learn of it, and process 0 alone is to say so
-    ranks.apart = True
+    processes.apart = True
     try:
-        ranks.together(lambda: open("/nowhere/at/all") if r == failing else None)
+        processes.together(lambda: open("/nowhere/at/all") if r == failing else None)
         raise AssertionError
     except errors.UserError as error:
-        assert str(error) == "/nowhere/at/all: No such file or directory" and ranks.speaks() == (r == 0)
-assert ranks.most(15 if r == 1 else 0) == 15
-assert ranks.most(2 - r) == 2
-assert ranks.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
-assert ranks.gather(torch.zeros(0, 4)).shape == (0, 4) and ranks.total(torch.zeros(0).sum()) == 0
+        assert str(error) == "/nowhere/at/all: No such file or directory" and processes.speaks() == (r == 0)
+assert processes.most(15 if r == 1 else 0) == 15
+assert processes.most(2 - r) == 2
+assert processes.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
+assert processes.gather(torch.zeros(0, 4)).shape == (0, 4) and processes.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
-assert ranks.total(own) == 3 and own == r
-assert ranks.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
-assert ranks.gather(torch.full((2 - r, 1), r)).tolist() == [[0], [0], [1]]
+assert processes.total(own) == 3 and own == r
+assert processes.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
+assert processes.gather(torch.full((2 - r, 1), r)).tolist() == [[0], [0], [1]]
 p.grad, q.grad = None if r == 1 else torch.tensor([1.0, r]), torch.tensor([10.0, 0.0])
-ranks.sum_gradients([p, q])
+processes.sum_gradients([p, q])
 assert p.grad.tolist() == [2.0, 2.0] and q.grad.tolist() == [30.0, 0.0]
-ranks.stop()
+processes.stop()
 """
 
 
@@ -227,7 +227,7 @@ def test_another_machine_that_nobody_knows_is_named_at_once(tmp_path, monkeypatc
     }.items():
         monkeypatch.setenv(name, value)
     asked = []
-    monkeypatch.setattr(ranks.dist, "init_process_group", lambda *a: asked.append(a))
+    monkeypatch.setattr(processes.dist, "init_process_group", lambda *a: asked.append(a))
     assert train.main([*map(str, tiny(tmp_path, "--out", tmp_path / "x"))]) == 2
     error = capfd.readouterr().err
     assert "do not find each other" in error and error.count("\n") == 1 and not asked
@@ -237,13 +237,14 @@ ENDS = """
 import os, signal, sys
 
 sys.path.insert(0, sys.argv.pop(1))
-import ranks, train
+import train
+from support import processes
 
 update = train.update
 
 
 def interrupted(*args):
-    if ranks.rank() == 1:
+    if processes.rank() == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return update(*args)
 
@@ -289,7 +290,7 @@ def test_equal_questions_stay_in_one_process(monkeypatch):
     shares = []
     for rank in range(2):
         monkeypatch.setenv("RANK", str(rank))
-        shares.append([p.question for p in ranks.share(questions)])
+        shares.append([p.question for p in processes.share(questions)])
     assert shares == [["a", "a", "c", "a"], ["b", "b"]]
 
 
@@ -359,7 +360,7 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
         assert all(type(x) is torch.Tensor and torch.allclose(x, b[k], atol=1e-5) for k, x in a.items())
         if not PUBLISHED:
             continue
-        exported = [pretrained.read_weights(tmp_path / name / "model") for name in ("one", "two")]
+        exported = [weights.read_weights(tmp_path / name / "model") for name in ("one", "two")]
         assert all(torch.allclose(x, exported[1][k], atol=1e-5) for k, x in exported[0].items())
 
 
@@ -372,7 +373,7 @@ def test_processes_with_fewer_parts_keep_step_with_passes_on_nothing(monkeypatch
     samples = Samples.of([[5] * length, [6] * length])
     batch = train.Rollout([tasks.Problem("1+1", "2")] * 2, samples, rewards, group_advantages(rewards, 2))
     monkeypatch.setattr(ranks, "most", lambda n: 3)
-    parts = methods.parts_of(batch, torch.tensor([1]), dataclasses.replace(config, fsdp=True))
+    parts = rollout.parts_of(batch, torch.tensor([1]), dataclasses.replace(config, fsdp=True))
     assert [int(part.samples.mask.sum()) for part in parts] == [length, 0, 0]
     runs, hidden = [], state.model.hidden
     monkeypatch.setattr(state.model, "hidden", lambda *a, **k: runs.append(1) or hidden(*a, **k))

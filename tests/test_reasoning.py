@@ -15,11 +15,10 @@ pytest.importorskip("reasoning_gym")
 
 from reasoning_gym.factory import DATASETS
 
-import reasoning
 import tasks
 import train
 import verifiers
-import worker
+from sources import gym, worker
 
 SIMPLE = "reasoning_gym:chain_sum,max_terms=2,max_digits=2"
 REFUSED = {"polynomial_multiplication", "simple_integration", "intermediate_integration"}
@@ -40,7 +39,7 @@ EVALUATING_THEIR_OWN = {
 
 
 def draw(task, n, seed=0, held_out=5):
-    return reasoning.source(task, held_out).draw(random.Random(seed), n)
+    return gym.source(task, held_out).draw(random.Random(seed), n)
 
 
 def reward(problem, completion, task):
@@ -170,7 +169,7 @@ def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatc
     """Two problems with one answer text: an answer right for the one alone must not pass for the other."""
     task = "reasoning_gym:n_queens"
     first, second = draw(task, 2)
-    forged = reasoning.Reference(str(first.answer))
+    forged = gym.Reference(str(first.answer))
     forged.row = second.answer.row
     judge = verifiers.load(task)
     assert judge(first.answer, first.answer) == 1.0 and judge(first.answer, forged) == 0.0
@@ -195,23 +194,23 @@ def test_settings_reach_the_generator():
 
 def test_training_and_held_out_problems_share_no_question():
     for task, held_out in (("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 20), (SIMPLE, 50)):
-        source = reasoning.source(task, held_out)
+        source = gym.source(task, held_out)
         apart = {p.question for p in source.held_out}
-        assert len(apart) == len(source.held_out) and source.held_out == reasoning.source(task, held_out).held_out
+        assert len(apart) == len(source.held_out) and source.held_out == gym.source(task, held_out).held_out
         drawn = source.draw(random.Random(1), 1000)
         assert not apart & {p.question for p in drawn}
         indices = {p.answer.row for p in source.held_out}
         if "digits=1" in task:  # the very questions do come up again under other indices
             assert len({p.question for p in drawn}) < 200
-            again = [reasoning._problem(task, random.Random(i)) for i in range(300)]
+            again = [gym._problem(task, random.Random(i)) for i in range(300)]
             assert any(p.question in apart and p.answer.row not in indices for p in again)
 
 
 def test_of_few_questions_a_tenth_is_held_out():
-    source = reasoning.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 300)  # fewer than 200 questions
+    source = gym.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 300)  # fewer than 200 questions
     assert 5 <= len(source.held_out) <= 20
     with pytest.raises(ValueError, match="too few different questions"):
-        reasoning.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 1).draw(
+        gym.source("reasoning_gym:chain_sum,max_terms=2,max_digits=1", 1).draw(
             type("Stuck", (random.Random,), {"randrange": lambda self, n: source.held_out[0].answer.row})(0), 5
         )
 
@@ -221,9 +220,9 @@ def test_of_a_handful_of_questions_one_is_held_out(monkeypatch):
         return tasks.Problem(f"question {rng.randrange(5)}", "1", "solved")
 
     monkeypatch.setattr(reasoning, "_problem", problem)
-    assert len(reasoning.source("reasoning_gym:few", 8).held_out) == 1
+    assert len(gym.source("reasoning_gym:few", 8).held_out) == 1
     # "question 1" + "1" and + "solved", as prompts hold them; "solved\n", one token for ####, " 1" and the end
-    assert reasoning._sizes(problem("", random)) == (11, 16, 11)
+    assert gym._sizes(problem("", random)) == (11, 16, 11)
 
 
 def test_a_reference_that_could_not_be_read_back_is_no_problem(monkeypatch):
@@ -243,9 +242,9 @@ def test_a_reference_that_could_not_be_read_back_is_no_problem(monkeypatch):
 
 def test_answers_of_more_than_ten_thousand_characters_are_not_read(monkeypatch):
     monkeypatch.setattr(reasoning, "worker", lambda *made: type("Credulous", (), {"ask": lambda *request: True}))
-    answer = reasoning.Reference("1")
+    answer = gym.Reference("1")
     answer.row = 0
-    judge = reasoning.verifier("reasoning_gym:gcd")
+    judge = gym.verifier("reasoning_gym:gcd")
     assert [judge("1" * n, answer) for n in (10_000, 10_001)] == [1.0, 0.0]
 
 
@@ -261,17 +260,17 @@ def test_the_same_seed_draws_the_same_problems_in_any_process(name):
 
 
 def test_too_long_ones_are_passed_over_once_the_rest_is_checked(monkeypatch):
-    source = reasoning.source("reasoning_gym:needle_haystack", 1)
-    longest = max(reasoning._sizes(p)[0] for p in source.known)
-    assert max(reasoning._sizes(p)[0] for p in source.draw(random.Random(5), 30)) <= longest
-    everything = [reasoning._problem("reasoning_gym:needle_haystack", random.Random(i)) for i in range(60)]
-    assert max(reasoning._sizes(p)[0] for p in everything) > longest
+    source = gym.source("reasoning_gym:needle_haystack", 1)
+    longest = max(gym._sizes(p)[0] for p in source.known)
+    assert max(gym._sizes(p)[0] for p in source.draw(random.Random(5), 30)) <= longest
+    everything = [gym._problem("reasoning_gym:needle_haystack", random.Random(i)) for i in range(60)]
+    assert max(gym._sizes(p)[0] for p in everything) > longest
 
 
 def test_a_problem_that_cannot_be_made_in_time_is_named(monkeypatch):
     monkeypatch.setattr(worker.Scorer, "ask", lambda self, *request, seconds: None)
     with pytest.raises(ValueError, match="reasoning_gym:lcm: problem .* is not made within"):
-        reasoning.source("reasoning_gym:lcm", 2)
+        gym.source("reasoning_gym:lcm", 2)
 
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
@@ -365,7 +364,7 @@ def test_its_verifier_judges_its_own_problems_alone(tmp_path, capsys):
 
 def test_neither_package_is_imported_in_the_run_itself():
     code = (
-        "import sys, reasoning, train, worker; source = reasoning.source('reasoning_gym:gcd', 2); "
+        "import sys, reasoning, train, worker; source = gym.source('reasoning_gym:gcd', 2); "
         "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent).returncode == 0

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rounded_adam import RoundedAdam, round_by_chance
+from published.rounded_adam import RoundedAdam, round_by_chance
 
 
 def noise(seed=0):

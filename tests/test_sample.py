@@ -17,16 +17,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from credit.page import Sample, Token, page
 
-import credit
 import sample
 import tasks
 from config import Config
-from credit import Sample, Token
+from credit.questions import find_problem
+from harness.checkpoint import build_model
 from model import Samples, token_logps
-from questions import find_problem
-from run_files import save
-from state import build_model
+from support.files import save
 from verifiers import expression
 
 TINY = {"hidden_size": 32, "num_layers": 1, "eval_problems": 5, "group_size": 4, "max_seq_len": 128}
@@ -86,7 +85,7 @@ def refused(*argv, capsys):
 
 @pytest.mark.parametrize("lam, eps_w", [(0.5, 0.2), (1.0, 4.0), (0.0, 0.2)])
 def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, eps_w):
-    batches, credited = [], credit.credited
+    batches, credited = [], page.credited
     monkeypatch.setattr(credit, "credited", lambda m, batch, c: batches.append(batch) or credited(m, batch, c))
     printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
     figures = [line.split()[-5:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
@@ -241,7 +240,7 @@ class Page(HTMLParser):
 
 
 def test_hostile_text_is_text_on_the_page():
-    text = credit.page("<b>title</b> $low", ["<i>fact</i>"], [hostile(1.0), hostile(-1.0)], Config())
+    text = page.page("<b>title</b> $low", ["<i>fact</i>"], [hostile(1.0), hostile(-1.0)], Config())
     page = Page(text)
     allowed = set(
         "html head meta title style body h1 h2 h3 ul li div span section p b i br table caption tr th td code".split()
@@ -293,34 +292,34 @@ def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypa
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
-    painted = credit.in_colour(hostile(advantage), Config())
+    painted = page.in_colour(hostile(advantage), Config())
     plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
-    assert plain == "".join(map(credit.visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
-    blue, orange = (set(map(str, credit.INK[sign])) for sign in (1, -1))
+    assert plain == "".join(map(page.visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
+    blue, orange = (set(map(str, page.INK[sign])) for sign in (1, -1))
     assert set(re.findall(r"48;5;(\d+)", painted)) <= (blue if advantage > 0 else orange)
 
 
 def test_depth_runs_from_bound_to_bound():
     for lam, eps_w, low, high in ((0.5, 0.2, 0.9, 1.1), (1.0, 4.0, 0.0, 5.0), (0.25, 4.0, 0.75, 2.0)):
         config = Config(rlsd_lambda=lam, rlsd_reweight_clip_range=eps_w)
-        assert credit.bounds(config) == pytest.approx((low, high))
+        assert page.bounds(config) == pytest.approx((low, high))
         for sign in (1.0, -1.0):
-            at = lambda m: credit.depth(Sample(1.0, sign, []), Token("", 1, 1, 0, 1, sign * m), config)
+            at = lambda m: page.depth(Sample(1.0, sign, []), Token("", 1, 1, 0, 1, sign * m), config)
             assert [at(m) for m in (low, 1.0, high)] == pytest.approx([-1, 0, 1])
             assert at((1 + high) / 2) == pytest.approx(0.5)
-    assert credit.depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
+    assert page.depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
 
 
 def test_a_pipe_gets_the_text_of_each_sample_too(run, capsys, monkeypatch):
-    drawn, credited = [], credit.credited
+    drawn, credited = [], page.credited
     monkeypatch.setattr(credit, "credited", lambda m, batch, c: drawn.append(batch) or credited(m, batch, c))
     printed = ask(run, "47+85", capsys=capsys)
-    texts = [credit.visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
+    texts = [page.visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
     assert printed.startswith("question: 47+85\n") and len(texts) == 2
     assert re.findall(r"^completion: (.*)$", printed, re.MULTILINE) == texts
     assert [line for line in printed.splitlines() if ": reward " in line][0].startswith("right: reward 1, ")
     odd = Sample(1.0, 1.0, hostile(1.0).tokens, "".join(HOSTILE) + "\u2028\u200b\nwrong: reward 0")
-    text = credit.as_figures(odd)
+    text = page.as_figures(odd)
     assert all(line.isprintable() for line in text.split("\n")) and text.count("\n") == 1 + len(HOSTILE)
 
 

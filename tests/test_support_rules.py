@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import data
 import tasks
 import train
 import verifiers
+from sources import jsonl
 
 FOLDER = Path(train.__file__).parent / "examples" / "support_rules"
 VERIFIER = f"{FOLDER / 'my_rules.py'}:check"
@@ -58,7 +58,7 @@ def test_every_rule_occurs_and_every_ticket_names_its_rule():
         mine = [row for row in rows if row["answer"].startswith(rule)]
         assert len(mine) > 60 and all(row["rule"] == text for row in mine)
     check = verifiers.load(VERIFIER)
-    for problem in data.load_problems(str(FOLDER / "tickets.jsonl"), "rule"):
+    for problem in jsonl.load_problems(str(FOLDER / "tickets.jsonl"), "rule"):
         assert check(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
 
 

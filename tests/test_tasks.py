@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import data
 import tasks
 import verifiers
-from errors import UserError
+from sources import jsonl
+from support.errors import UserError
 from tasks import ASSISTANT, END, REFERENCE, USER, Problem, student_prompt, teacher_prompt
 
 texts = st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace").decode())
@@ -165,11 +165,11 @@ def row(i, **more):
 
 def test_a_sound_file(tmp_path):
     path = write(tmp_path, b"\xef\xbb\xbf" + json.dumps(row(0)).encode() + b"\r", b"", row(1, solution="s", hint="h"))
-    assert data.load_problems(path) == [Problem("q0", "a0"), Problem("q1", "a1", "s")]
+    assert jsonl.load_problems(path) == [Problem("q0", "a0"), Problem("q1", "a1", "s")]
     path = write(tmp_path, *[row(i, hint=f"h{i}") for i in range(40)])
-    source = data.from_file(path, 500, "exact", "hint")
+    source = jsonl.from_file(path, 500, "exact", "hint")
     assert len(source.held_out) == 4 and len(source.known) == 40
-    assert source.held_out == data.from_file(path, 500, "exact", "hint").held_out
+    assert source.held_out == jsonl.from_file(path, 500, "exact", "hint").held_out
     drawn = source.draw(random.Random(0), 36)
     assert {p.question for p in drawn} == {f"q{i}" for i in range(40)} - {p.question for p in source.held_out}
     assert all(p.privileged == "h" + p.question[1:] for p in drawn)
@@ -201,15 +201,15 @@ def test_a_sound_file(tmp_path):
 def test_a_bad_line_is_named(tmp_path, line, words):
     path = write(tmp_path, row(0), row(1), b"", line)
     with pytest.raises(UserError) as error:
-        data.load_problems(path)
+        jsonl.load_problems(path)
     message = str(error.value)
     assert message.startswith(f"{path}:4: ") and words in message and "\n" not in message
 
 
 def test_a_missing_key_or_file_is_named(tmp_path):
     with pytest.raises(UserError, match=":1: no key 'rule'"):
-        data.load_problems(write(tmp_path, row(0)), "rule")
+        jsonl.load_problems(write(tmp_path, row(0)), "rule")
     with pytest.raises(UserError, match="none.jsonl: cannot be read"):
-        data.load_problems(str(tmp_path / "none.jsonl"))
+        jsonl.load_problems(str(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="1 problem"):
-        data.from_file(write(tmp_path, row(0)), 500, "exact")
+        jsonl.from_file(write(tmp_path, row(0)), 500, "exact")

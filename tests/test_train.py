@@ -15,16 +15,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import console
-import evaluation
-import methods
-import run_files
+import rollout
 import tasks
 import train
-import warm_start
+from harness import console, evaluation, warm_start
+from harness.checkpoint import build_model
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss, token_advantages
-from state import build_model
+from support import files
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
@@ -385,7 +383,7 @@ def test_parts_of_a_batch_stay_within_both_bounds_and_no_row_is_left_out(sizes, 
     problems = [Problem("q" * q, "a" * a) for q, a, _ in sizes]
     batch = train.Rollout(problems, Samples.of([[5] * n for *_, n in sizes]), torch.zeros(0), torch.zeros(0))
     picked = torch.arange(0, len(sizes), 2)
-    parts = [part.tolist() for part in methods.micro_batches(batch, picked, config)]
+    parts = [part.tolist() for part in rollout.micro_batches(batch, picked, config)]
     assert [i for part in parts for i in part] == picked.tolist()
 
     def too_much(part):
@@ -415,7 +413,7 @@ def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypa
     rewards = iter([1, 1, 1, 1, 0, 1, 0, 1])
     batch = train.rollout(state.model, source, lambda c, a: float(next(rewards)), config, 1)
     scored, denominators = [], []
-    original, loss = methods.token_logps, methods.rlsd_loss
+    original, loss = rollout.token_logps, rollout.rlsd_loss
     monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
     monkeypatch.setattr(
         methods, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k)
@@ -440,7 +438,7 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
     config, state, source = prepared()
     batch = batch_of(state, source, config)
     seen = {}
-    original = methods.token_logps
+    original = rollout.token_logps
 
     def spy(model, prompts, samples, temperature):
         seen["teacher" if model is state.teacher else "student"] = (
@@ -465,12 +463,12 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
 def test_sampling_scoring_and_teacher_share_one_temperature(temperature):
     config, state, source = prepared("--temperature", temperature)
     batch = batch_of(state, source, config)
-    again = methods.score(state.model, batch, config, student_prompt)
+    again = rollout.score(state.model, batch, config, student_prompt)
     assert torch.allclose(again, batch.samples.logps, atol=1e-4)
     teacher_logps = token_logps(
         state.teacher, [teacher_prompt(p) for p in batch.problems], batch.samples, float(temperature)
     )
-    assert torch.allclose(methods.evidence(state.teacher, batch, config, again.detach()), teacher_logps, atol=1e-6)
+    assert torch.allclose(rollout.evidence(state.teacher, batch, config, again.detach()), teacher_logps, atol=1e-6)
     metrics = train.update(state.model, state.model, state.optimizer, batch, config, 0.5)
     assert metrics["policy_clipped"] == 0
 
@@ -668,7 +666,7 @@ def test_lines_behind_the_checkpoint_are_dropped_and_a_torn_one_too(tmp_path):
     lines = [f'{{"step": {step}}}\n' for step in range(4)]
     for text, kept in (("".join(lines), 3), ("".join(lines[:2]) + '{"step', 2), (lines[0] + '{"step": 1', 1)):
         path.write_text(text)
-        run_files.truncate(tmp_path, 2)
+        files.truncate(tmp_path, 2)
         assert path.read_text() == "".join(lines[:kept])
     assert (tmp_path / "samples.jsonl").read_text() == ""  # was lost
 
@@ -714,10 +712,10 @@ def test_without_a_warm_start_the_weights_are_the_seeds(tmp_path):
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):
-    run_files.save({"step": 1}, tmp_path / "last.pt")
+    files.save({"step": 1}, tmp_path / "last.pt")
     monkeypatch.setattr(torch, "save", lambda state, file: (file.write(b"half"), 1 / 0))
     with pytest.raises(ZeroDivisionError):
-        run_files.save({"step": 2}, tmp_path / "last.pt")
+        files.save({"step": 2}, tmp_path / "last.pt")
     assert torch.load(tmp_path / "last.pt", weights_only=True) == {"step": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
@@ -742,7 +740,7 @@ def test_it_learns(tmp_path):
 def test_options_reach_the_step(tmp_path, monkeypatch):
     """Every option of the loss, off its default, arrives where it belongs."""
     seen = {}
-    loss, clip = methods.rlsd_loss, torch.nn.utils.clip_grad_norm_
+    loss, clip = rollout.rlsd_loss, torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(methods, "rlsd_loss", lambda *a, **k: seen.update(k) or loss(*a, **k))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: seen.update(norm=n) or clip(p, n))
     more = [
@@ -773,7 +771,7 @@ def test_the_privileged_text_is_the_one_asked_for(tmp_path):
     ):
         problem = Problem("q", "a", "worked", own)
         config = train.parse_config([*TINY, *more])
-        assert methods.teacher_view(problem, config) == tasks.prompt(problem, text)
+        assert rollout.teacher_view(problem, config) == tasks.prompt(problem, text)
 
 
 def test_evaluation_pairs_completions_with_their_problems(monkeypatch):

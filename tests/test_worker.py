@@ -9,10 +9,9 @@ import time
 
 import pytest
 
-import reasoning
 import train
 import verifiers
-import worker
+from sources import gym, worker
 
 ROOT = os.path.dirname(worker.__file__)
 

@@ -15,16 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refused import TINY, TRIED, Evil, contents, refused
 
-import console
-import errors
-import run_files
 import sample
 import tasks
 import train
-import warm_start
 from config import Config, parse_config
-from state import MAY_CHANGE, State, build_model
+from harness import console, warm_start
+from harness.checkpoint import MAY_CHANGE, State, build_model
 from study import probe
+from support import errors, files
 
 TWENTIETHS = range(20)
 RULE: list[str] = []  # the verifier of the run that all is tried on: a file is run only where it is named
@@ -361,7 +359,7 @@ def test_a_figure_that_is_none_is_named_and_what_is_not_finite_is_left_out(run, 
     path = run / "metrics.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     path.write_text("".join(json.dumps({**row, "entropy": math.nan}) + "\n" for row in rows))  # as older runs wrote it
-    assert all("entropy" not in row and row["step"] == i for i, row in enumerate(run_files.metrics_of(run)))
+    assert all("entropy" not in row and row["step"] == i for i, row in enumerate(files.metrics_of(run)))
     text = path.read_text()
     path.write_text(text.replace("NaN", json.dumps(value).replace("Infinity", "1e999")))
     resume_is_refused(capsys, run, "metrics.jsonl:1", "entropy", kind="logs")
@@ -370,14 +368,14 @@ def test_a_figure_that_is_none_is_named_and_what_is_not_finite_is_left_out(run, 
 def test_every_line_of_a_run_is_json_for_every_reader(tmp_path):
     path = tmp_path / "metrics.jsonl"
     row = {"step": 1, "loss": math.nan, "notes": ["NaN"], "credit": [math.inf, 0.1, [-math.inf]], "text": "Infinity"}
-    run_files.append(path, row)
+    files.append(path, row)
     read = json.loads(path.read_text(), parse_constant=lambda name: 1 / 0)
     assert read == {"step": 1, "loss": None, "notes": ["NaN"], "credit": [None, 0.1, [None]], "text": "Infinity"}
     for put in (lambda p: p.symlink_to(tmp_path / "elsewhere"), os.mkfifo):
         other = tmp_path / put.__name__
         put(other)
         with pytest.raises(errors.UserError, match="cannot be written"):
-            run_files.append(other, row)
+            files.append(other, row)
     assert not (tmp_path / "elsewhere").exists()
 
 

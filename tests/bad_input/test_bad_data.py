@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from refused import ROOT, TINY, TRIED, one_line, refused
 from slowness import patience
 
-import data
 import tasks
 import train
 from config import Config
-from errors import UserError
+from sources import jsonl
+from support.errors import UserError
 
 SOUND = b"".join(json.dumps({"question": f"{i}+1", "answer": str(i + 1)}).encode() + b"\n" for i in range(12))
 ROW = '{"question": "q", "answer": "a"}'
@@ -158,7 +158,7 @@ def test_what_a_tokenizer_cannot_write_is_told_with_its_line(tmp_path, monkeypat
 
     monkeypatch.setattr(tasks, "student_prompt", prompt)
     with pytest.raises(UserError, match=r"sound.jsonl:8: the tokenizer has no token for '7'"):
-        data.load_source(Config(data=write(tmp_path, SOUND)))
+        problems.load_source(Config(data=write(tmp_path, SOUND)))
 
 
 def test_held_out_problems_of_their_own(tmp_path, capsys):
@@ -166,11 +166,11 @@ def test_held_out_problems_of_their_own(tmp_path, capsys):
     (tmp_path / "x.jsonl").write_bytes(SOUND)
     (tmp_path / "y.jsonl").write_bytes(SOUND.replace(b'"question": "', b'"question": "y'))
     files = (str(tmp_path / "x.jsonl"), str(tmp_path / "y.jsonl"))
-    source = data.from_file(files[0], 5, "exact", eval_path=files[1])
+    source = jsonl.from_file(files[0], 5, "exact", eval_path=files[1])
     assert len(source.held_out) == 5 and all(p.question.startswith("y") for p in source.held_out)
-    assert source.held_out == data.from_file(files[0], 5, "exact", eval_path=files[1]).held_out
+    assert source.held_out == jsonl.from_file(files[0], 5, "exact", eval_path=files[1]).held_out
     assert {p.question for p in source.draw(random.Random(0), 12)} == {f"{i}+1" for i in range(12)}
-    assert len(source.known) == 24 and len(data.from_file(files[0], 50, "exact", eval_path=files[1]).held_out) == 12
+    assert len(source.known) == 24 and len(jsonl.from_file(files[0], 50, "exact", eval_path=files[1]).held_out) == 12
     ask = [*TINY, "--out", tmp_path / "run", "--data", files[0], "--eval_data"]
     refused(capsys, train.main, [*ask, files[0]], "x.jsonl:1: the question of line 1 again", kind="data")
     (tmp_path / "y.jsonl").write_bytes(b'\n{"question": "3 +1", "answer": "4"}\n{"question": "3+1 ", "answer": "4"}')
@@ -191,11 +191,11 @@ GSM = [  # as GSM8K has it
 
 def test_the_form_of_gsm8k_is_read_as_it_stands(tmp_path, capsys):
     """What stands before the marker is the solution, to the letter, and what the model imitates is the text itself."""
-    problems = data.load_problems(write(tmp_path, "\n".join(map(json.dumps, GSM)).encode()))
+    problems = jsonl.load_problems(write(tmp_path, "\n".join(map(json.dumps, GSM)).encode()))
     for problem, row in zip(problems, GSM):
         assert problem.answer == row["answer"].split()[-1]
         assert tasks.decode(tasks.target(problem)) == row["answer"]
-    shown = data.load_problems(write(tmp_path, "\n".join(map(json.dumps, GSM)).encode()), "answer")
+    shown = jsonl.load_problems(write(tmp_path, "\n".join(map(json.dumps, GSM)).encode()), "answer")
     assert [p.privileged for p in shown] == [row["answer"] for row in GSM]
 
 
@@ -206,12 +206,12 @@ def test_whole_texts_as_answers_are_not_taken_without_a_word(tmp_path, capsys):
     (tmp_path / "v.py").write_text("def check(c, a):\n    return 0.0\n")
     said = {}
     for verifier in ("exact", f"{tmp_path}/v.py:check"):
-        data.load_source(Config(data=path, verifier=verifier))
+        problems.load_source(Config(data=path, verifier=verifier))
         said[verifier] = capsys.readouterr().out
     assert said.pop("exact").startswith(f"note: {path}: 12 of 12 answers are whole texts") and list(said.values()) == [
         ""
     ]
-    data.load_source(Config(data=write(tmp_path, SOUND)))
+    problems.load_source(Config(data=write(tmp_path, SOUND)))
     assert capsys.readouterr().out == ""
 
 
@@ -220,9 +220,9 @@ def test_the_advice_about_the_marker_is_right_when_it_is_followed(tmp_path):
     for row in GSM:
         both = {**row, "solution": "He has them."}
         with pytest.raises(UserError, match="leave it out and what stands before it"):
-            data.load_problems(write(tmp_path, json.dumps(both).encode()))
+            jsonl.load_problems(write(tmp_path, json.dumps(both).encode()))
         followed = {**both, "answer": both["answer"].partition("####")[2]}
-        (problem,) = data.load_problems(write(tmp_path, json.dumps(followed).encode()))
+        (problem,) = jsonl.load_problems(write(tmp_path, json.dumps(followed).encode()))
         assert problem.answer.strip() == row["answer"].split()[-1] and problem.solution == "He has them."
 
 
@@ -256,10 +256,10 @@ def test_what_is_read_as_it_stands(tmp_path):
 
     Of a key that stands twice the last value counts, as everywhere in JSON.
     """
-    sound = data.load_problems(write(tmp_path, SOUND))
-    assert data.load_problems(write(tmp_path, b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n\r\n")[:-4])) == sound
-    assert data.load_problems(write(tmp_path, SOUND.replace(b"}", b', "note": 7}'))) == sound
-    (twice,) = data.load_problems(write(tmp_path, b'{"question": "a", "question": "b", "answer": "c"}'))
+    sound = jsonl.load_problems(write(tmp_path, SOUND))
+    assert jsonl.load_problems(write(tmp_path, b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n\r\n")[:-4])) == sound
+    assert jsonl.load_problems(write(tmp_path, SOUND.replace(b"}", b', "note": 7}'))) == sound
+    (twice,) = jsonl.load_problems(write(tmp_path, b'{"question": "a", "question": "b", "answer": "c"}'))
     assert twice.question == "b"
 
 
@@ -293,7 +293,7 @@ def test_any_bytes_are_read_or_refused_by_line(tmp_path_factory, lines, end, key
     path.write_bytes(end.join(lines))
     TRIED["data, fuzzed"] += 1
     try:
-        problems = data.load_problems(str(path), key)
+        problems = jsonl.load_problems(str(path), key)
     except UserError as error:
         assert str(error).startswith(f"{path}:") and "\n" not in str(error)
         return

@@ -24,8 +24,8 @@ import reproduce
 import sample
 import train
 from config import Config, parse_config
-from errors import UserError, one_line
 from study import probe
+from support.errors import UserError, one_line
 
 NO_INT = ("", "x", "1.5", "nan", "inf", "1e3", "0x10", "--", "9" * 5000)
 NO_FLOAT = ("", "x", "nan", "inf", "-inf", "1e400", "-1e300", "1,5", "0x1p3")

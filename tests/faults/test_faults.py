@@ -16,10 +16,9 @@ import torch
 from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, again, rows, same
 
 import config
-import errors
-import run_files
-import state
 import train
+from harness import checkpoint
+from support import errors, files
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 LIVES = Path(__file__).with_name("lives.py")
@@ -84,7 +83,7 @@ def checkpoint(tmp_path):
     """The path of a checkpoint, and a function that puts the old one there."""
     path = tmp_path / "run" / "last.pt"
     path.parent.mkdir()
-    run_files.save(OLD, path)
+    files.save(OLD, path)
     old = path.read_bytes()
     return path, lambda: path.write_bytes(old)
 
@@ -93,14 +92,14 @@ def test_a_checkpoint_killed_at_any_stage_is_the_old_or_the_new_one(tmp_path, ch
     (path, put_old), found = checkpoint, []
     for at in range(1, 100):
         put_old()
-        _, status = in_a_fork(tmp_path, "kill", at, lambda: run_files.save(NEW, path))
+        _, status = in_a_fork(tmp_path, "kill", at, lambda: files.save(NEW, path))
         state = torch.load(path, weights_only=True)
         assert same(state, OLD) or same(state, NEW)
         found.append(state["step"])
         if status == 0:
             break
         assert status == -signal.SIGKILL
-        run_files.open_folder(path.parent, {}, resume=True)
+        files.open_folder(path.parent, {}, resume=True)
         assert {p.name for p in path.parent.iterdir()} == {"last.pt", "config.json"}  # what was half-written is gone
     assert status == 0 and found == sorted(found) and found.count(1) > 10 and found.count(2) == 2
 
@@ -110,7 +109,7 @@ def test_a_failing_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, checkpo
     (path, put_old), failed = checkpoint, 0
     for at in range(1, 100, 3):
         put_old()
-        pid, status = in_a_fork(tmp_path, fault, at, lambda: run_files.save(NEW, path))
+        pid, status = in_a_fork(tmp_path, fault, at, lambda: files.save(NEW, path))
         whole = torch.load(path, weights_only=True)
         if status == 0:
             break
@@ -126,12 +125,12 @@ def test_a_failing_disk_is_named_and_leaves_the_old_checkpoint(tmp_path, checkpo
 def test_a_line_that_did_not_fit_on_the_disk_is_dropped_when_resuming(tmp_path, at):
     path = tmp_path / "run" / "metrics.jsonl"
     path.parent.mkdir()
-    run_files.append(path, {"step": 1})
-    _, status = in_a_fork(tmp_path, "full disk", at, lambda: run_files.append(path, {"step": 2, "reward": 0.5}))
+    files.append(path, {"step": 1})
+    _, status = in_a_fork(tmp_path, "full disk", at, lambda: files.append(path, {"step": 2, "reward": 0.5}))
     assert (
         status == 2 and f"{path} cannot be written: {os.strerror(errno.ENOSPC)}" in (tmp_path / "said.txt").read_text()
     )
-    run_files.truncate(path.parent, 2)
+    files.truncate(path.parent, 2)
     assert path.read_text() == '{"step": 1}\n'
 
 
@@ -139,14 +138,14 @@ def test_a_line_that_did_not_fit_on_the_disk_is_dropped_when_resuming(tmp_path, 
 
 
 def test_a_second_run_in_the_folder_is_refused(tmp_path, capsys):
-    with run_files.locked(tmp_path / "out"):
+    with files.locked(tmp_path / "out"):
         assert train.main(options(tmp_path)) == 2
         err = capsys.readouterr().err
         assert f"--out {tmp_path / 'out'}: another run is writing there" in err and err.count("\n") == 1
         assert not list((tmp_path / "out").iterdir())
     assert train.main([*options(tmp_path), "--steps", "1"]) == 0
     before = {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
-    with run_files.locked(tmp_path / "out"):
+    with files.locked(tmp_path / "out"):
         assert train.main(again(tmp_path / "out", "--steps", "2")) == 2
     assert before == {p: p.read_bytes() for p in (tmp_path / "out").iterdir()}
 
@@ -155,24 +154,24 @@ def test_the_lock_of_a_killed_run_dies_with_it(tmp_path):
     receive, send = os.pipe()
     pid = os.fork()
     if pid == 0:
-        with run_files.locked(tmp_path / "out"):
+        with files.locked(tmp_path / "out"):
             os.write(send, b"locked")
             signal.pause()
     assert os.read(receive, 6) == b"locked"
-    with pytest.raises(errors.UserError, match="another run"), run_files.locked(tmp_path / "out"):
+    with pytest.raises(errors.UserError, match="another run"), files.locked(tmp_path / "out"):
         pass
     os.kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
-    with run_files.locked(tmp_path / "out"):
+    with files.locked(tmp_path / "out"):
         pass
 
 
 def test_a_child_of_a_run_holds_no_lock(tmp_path):
     """Even one that keeps every descriptor that may be kept, such as what a verifier's process starts."""
-    with run_files.locked(tmp_path / "out"):
+    with files.locked(tmp_path / "out"):
         child = subprocess.Popen(["sleep", "60"], close_fds=False)
     try:
-        with run_files.locked(tmp_path / "out"):
+        with files.locked(tmp_path / "out"):
             pass
     finally:
         child.kill()
@@ -212,7 +211,7 @@ def test_a_rule_that_forks_keeps_no_killed_runs_folder(tmp_path):
     run.kill()
     run.wait()
     assert (tmp_path / "rules.py.pid").exists()
-    with run_files.locked(tmp_path / "out"):
+    with files.locked(tmp_path / "out"):
         pass
 
 
@@ -272,8 +271,8 @@ def test_a_run_without_a_checkpoint_is_taken_again_by_any_command_that_names_it(
                 (out / name).write_text({"config.json": CONFIG, "metrics.jsonl": '{"step": 0}\n'}.get(name, "x"))
             with contextlib.ExitStack() as stack:
                 told = {**json.loads(CONFIG), "out": str(out), "lr": 0.5}
-                assert run_files.claim(stack, told, "x") == str(out)
-                run_files.open_folder(out, told, resume=False)
+                assert files.claim(stack, told, "x") == str(out)
+                files.open_folder(out, told, resume=False)
             assert [path.name for path in out.iterdir()] == ["config.json"]
             assert json.loads((out / "config.json").read_text())["lr"] == 0.5
 
@@ -284,8 +283,8 @@ def test_a_run_without_out_takes_the_first_folder_that_is_free_or_its_own(tmp_pa
 
     def claim(told):
         with contextlib.ExitStack() as stack:
-            names.append(run_files.claim(stack, told, "n"))
-            run_files.open_folder(Path(names[-1]), {**told, "out": names[-1]}, resume=False)
+            names.append(files.claim(stack, told, "n"))
+            files.open_folder(Path(names[-1]), {**told, "out": names[-1]}, resume=False)
 
     claim(told)
     claim(told)  # stopped before its first checkpoint: again
@@ -294,7 +293,7 @@ def test_a_run_without_out_takes_the_first_folder_that_is_free_or_its_own(tmp_pa
     claim(told)
     Path("runs/n.4").write_text("a file")
     Path("runs/n.5").symlink_to("nowhere")
-    with run_files.locked(Path("runs/n.3")):
+    with files.locked(Path("runs/n.3")):
         claim(told)
     assert names == ["runs/n", "runs/n", "runs/n.2", "runs/n.3", "runs/n.6"]
     monkeypatch.setattr(os, "name", "nt")  # where there is no lock a new folder alone is nobody else's
@@ -310,7 +309,7 @@ def test_runs_that_can_be_no_folder_is_an_error_and_no_search_without_end(tmp_pa
     monkeypatch.chdir(tmp_path)
     Path("runs").write_text("") if what == "a file" else Path("runs").symlink_to("nowhere")
     with contextlib.ExitStack() as stack, pytest.raises(OSError, match="runs"):
-        run_files.claim(stack, json.loads(CONFIG), "n")
+        files.claim(stack, json.loads(CONFIG), "n")
 
 
 def test_runs_that_start_at_once_each_get_a_folder(tmp_path):
@@ -318,7 +317,7 @@ def test_runs_that_start_at_once_each_get_a_folder(tmp_path):
         "import sys, contextlib, json, run_files; from pathlib import Path\n"
         "with contextlib.ExitStack() as stack:\n"
         "    told = json.loads(sys.argv[1]); input()\n"
-        "    out = run_files.claim(stack, told, 'n'); run_files.open_folder(Path(out), {**told, 'out': out}, False)\n"
+        "    out = files.claim(stack, told, 'n'); files.open_folder(Path(out), {**told, 'out': out}, False)\n"
         "    print(out, flush=True); input()"
     )
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "cwd": tmp_path}
@@ -346,8 +345,8 @@ def test_nothing_is_written_into_what_is_read(tmp_path, capsys, how):
     for written in ("out", "warm_dir"):
         for read in {"init", "opd_teacher", "out"} - {written}:
             with pytest.raises(errors.UserError, match=f"--{written} .* lies in --{read} "):
-                run_files.check_apart({written: str(path)}, {read: str(model), written: str(path)})
-    run_files.check_apart({"out": str(path), "warm_dir": ""}, {"init": "", "opd_teacher": str(tmp_path / "other")})
+                files.check_apart({written: str(path)}, {read: str(model), written: str(path)})
+    files.check_apart({"out": str(path), "warm_dir": ""}, {"init": "", "opd_teacher": str(tmp_path / "other")})
     assert train.main(given) == 2 and "--warm_dir" in capsys.readouterr().err
     assert before == ours()
 
@@ -360,14 +359,14 @@ def test_the_folder_that_a_run_chooses_is_no_place_for_its_warm_start(tmp_path, 
 
 def test_a_signal_between_two_lines_ends_the_run_after_the_next_update_with_a_checkpoint(tmp_path, monkeypatch, capsys):
     """It was read twice: in between, a run ended without the checkpoint it spoke of, or one process of two went on."""
-    keep, given = state.State.keep, [*options(tmp_path), "--steps", "9", "--save_every", "9", "--eval_every", "9"]
+    keep, given = checkpoint.State.keep, [*options(tmp_path), "--steps", "9", "--save_every", "9", "--eval_every", "9"]
 
     def interrupted(self, *rest, **due):
         keep(self, *rest, **due)
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(state.State, "keep", interrupted)
+    monkeypatch.setattr(checkpoint.State, "keep", interrupted)
     assert train.main(given) == 128 + signal.SIGTERM and "after step 3" in capsys.readouterr().out
     assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["step"] == 3
 
@@ -377,7 +376,7 @@ def test_no_file_is_written_through_a_link(tmp_path):
     elsewhere.write_text("mine")
     for name in ("x", f"x.{os.getpid()}.tmp"):
         (tmp_path / name).symlink_to(elsewhere)
-    run_files.replace(tmp_path / "x", lambda path: path.write_text("ours"))
+    files.replace(tmp_path / "x", lambda path: path.write_text("ours"))
     assert elsewhere.read_text() == "mine" and (tmp_path / "x").read_text() == "ours"
     assert not (tmp_path / "x").is_symlink() and len(list(tmp_path.iterdir())) == 2
 
@@ -390,7 +389,7 @@ def test_best_is_of_the_run_that_last_tells_of(tmp_path, monkeypatch, capsys):
     more = ["--eval_every", "1", "--save_every", "3", "--steps", "6"]
     scores = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
     monkeypatch.setattr(train, "evaluate", lambda *a: {"pass@1": next(scores), "greedy": 0.0, "leakage": 0.0})
-    save = run_files.save
+    save = files.save
 
     def killed(state, path):
         save(state, path)

@@ -11,15 +11,14 @@ from statistics import fmean
 
 from torch import Tensor, zeros_like
 
-import ranks
-import run_files
 import tasks
 from config import Config
-from errors import UserError, one_line
 from model import Samples
 from rlsd import group_advantages
+from sources.worker import Failed, Rule, reward_of
+from support import files, processes
+from support.errors import UserError, one_line
 from verifiers import Verifier
-from worker import Failed, Rule, reward_of
 
 told: set[str] = set()  # the runs of which this process has told a failure
 
@@ -51,10 +50,10 @@ def report(error: BaseException, completion: str, problem: tasks.Problem, config
     where = f"{problem.origin} {problem.question[:60]!r} with the completion {completion[:60]!r}".strip()
     line = one_line(UserError(f"verifier, on {where}: {text[:300]}"))
     more = "\n".join([line, "", trace, "question:", problem.question, "completion:", completion, ""])
-    path = Path(config.out) / f"verifier_error{f'-{ranks.rank()}' if ranks.rank() else ''}.txt"
+    path = Path(config.out) / f"verifier_error{f'-{processes.rank()}' if processes.rank() else ''}.txt"
     with contextlib.suppress(UserError):  # a full disk: the line says enough
         if config.out:  # a run, not a probe
-            run_files.replace(path, lambda to: to.write_text(more, "utf-8", "backslashreplace"))
+            files.replace(path, lambda to: to.write_text(more, "utf-8", "backslashreplace"))
             line += f" (more in {path})"
     if stop:
         raise UserError(line) from error

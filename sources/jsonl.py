@@ -1,18 +1,11 @@
-"""The run's problems and their verifier: from the user's file, a package or a generator; checked before training."""
+"""The user's own problems, read from JSON Lines."""
 
 import json
 import random
 import re
-from dataclasses import replace
 
-import pretrained
-import ranks
-import reasoning
 import tasks
-import verifiers
-from config import Config, verifier_file
-from errors import UserError, read_file, visible
-from methods import takes_hints, teacher_view
+from support.errors import UserError, read_file
 from verifiers import MARKER, MAX_COMPLETION
 
 OTHERS = {  # what others call our keys; no solution for an answer, as the way is in it too
@@ -25,52 +18,6 @@ FORMS = {  # what a line that is no JSON object begins with, and what to do
     rb"\[": "write each object of an array on a line of its own, without brackets and commas between",
     rb"": 'each line is an object like {"question": "1+1", "answer": "2"}, in UTF-8',
 }
-
-
-def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
-    """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
-    try:
-        tasks.use(tasks.chat(pretrained.load_tokenizer(config.init)) if config.init else tasks.BYTES)
-        if config.data:
-            source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
-        elif config.task.startswith(reasoning.PREFIX):
-            source = reasoning.source(config.task, config.eval_problems)
-        else:
-            source = tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
-        verifier = verifiers.load(config.verifier or source.verifier)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    for problem in source.known:
-        try:
-            check_fit(problem, verifier, config)
-        except ValueError as error:  # a tokenizer's, too
-            raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
-    long = sum("\n" in p.answer.strip() or len(p.answer) > 100 for p in source.known)
-    if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and ranks.rank() == 0:
-        whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
-        advice = "'answer' is for the final answer alone, 'solution' for the way to it"
-        print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
-    return source, verifier
-
-
-def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Config) -> None:
-    """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
-    completion, after = tasks.target(problem), f"--max_new_tokens {config.max_new_tokens}"
-    longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
-    if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
-        longest = max(longest, len(teacher_view(problem, replace(config, privileged="solution"))))
-    if takes_hints(config):  # a sample may be shown as the reference
-        longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
-    if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
-        raise ValueError(f"no completion can earn a reward: the verifier does not accept {problem.answer[:60]!r}")
-    if len(completion) > config.max_new_tokens:
-        raise ValueError(f"the solution has {len(completion)} tokens, more than {after}; raise it")
-    if longest > config.max_seq_len - config.max_new_tokens:
-        room = f"--max_seq_len {config.max_seq_len}"
-        raise ValueError(f"the prompt has {longest} tokens; with {after} that exceeds {room}; raise it")
-
-
-# ---- the user's own problems -----------------------------------------------------------------------------------------
 
 
 def from_file(path: str, held_out: int, verifier: str, privileged_key: str = "", eval_path: str = "") -> tasks.Source:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from errors import UserError, one_line
+from support.errors import UserError, one_line
 
 apart = False  # set by train.py once options and data are known to be sound
 

@@ -4,22 +4,22 @@ from statistics import fmean as mean
 
 import torch
 
-import ranks
 import tasks
 from config import Config
-from guards import out_of_memory
-from judge import mean_reward, verify
-from methods import Rollout, autocast, evidence, sampling, score, teacher_view
+from harness.guards import out_of_memory
 from model import Samples, Transformer, sample
 from rlsd import token_advantages
+from rollout import Rollout, autocast, evidence, sampling, score, teacher_view
+from support import processes
+from support.judge import mean_reward, verify
 from verifiers import Verifier
 
 
 @out_of_memory("the evaluation", "--eval_problems or --max_new_tokens")
 def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
-    rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // ranks.world())
-    with ranks.whole(model), autocast(config):
+    rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // processes.world())
+    with processes.whole(model), autocast(config):
         at_once = rows_of_a_rollout if config.micro_tokens else 0
         return sample(model, prompts, group_size=1, at_once=at_once, **sampling(config, temperature, seed=0))
 
@@ -72,9 +72,9 @@ def credited_samples(
     texts = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in texts]
     pair.samples = Samples.of(texts, pair.rewards.device)
     mask = pair.samples.mask
-    with torch.no_grad(), ranks.whole(model):  # also without spread: all processes do, or none
+    with torch.no_grad(), processes.whole(model):  # also without spread: all processes do, or none
         logps = score(model, pair, config, tasks.student_prompt)
-    with torch.no_grad(), ranks.whole(teacher):
+    with torch.no_grad(), processes.whole(teacher):
         teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
     rows: list[dict] = [
         {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}

@@ -18,10 +18,10 @@ import tiktoken
 import torch
 from torch import Tensor
 
-from errors import UserError, reading
 from model import ModelConfig, Transformer
-from run_files import check_finite, replace
-from worker import MEMORY, Scorer
+from sources.worker import MEMORY, Scorer
+from support.errors import UserError, reading
+from support.files import check_finite, replace
 
 ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import baselines
-import ranks
 import tasks
+from baselines import losses
 from config import Config
 from model import Samples, Transformer, completion_states, token_logps
 from rlsd import rlsd_loss
+from support import processes
 from verifiers import MARKER, final_answer
 
 
@@ -96,7 +96,7 @@ def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
         return parts
     nothing = batch.rows(torch.zeros(1, dtype=torch.long))
     nothing.samples.mask = torch.zeros_like(nothing.samples.mask)
-    parts = parts + [nothing] * (ranks.most(len(parts)) - len(parts))
+    parts = parts + [nothing] * (processes.most(len(parts)) - len(parts))
     for part in parts:
         s, short = part.samples, 2 - part.samples.tokens.shape[1]
         if short > 0:
@@ -171,14 +171,14 @@ def evidence(teacher: Transformer | None, batch: Rollout, config: Config, studen
         with autocast(config):
             misled_logps = token_logps(teacher, prompts, batch.samples, config.temperature)
         has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)
-        teacher_logps = baselines.contrastive(student_logps, teacher_logps, misled_logps, has_wrong)
+        teacher_logps = losses.contrastive(student_logps, teacher_logps, misled_logps, has_wrong)
     if config.evidence == "agreement":
-        teacher_logps = baselines.agreement(student_logps, teacher_logps, batch.advantages)
+        teacher_logps = losses.agreement(student_logps, teacher_logps, batch.advantages)
     if config.rlsd_negative_only:
-        teacher_logps = baselines.negative_only(student_logps, teacher_logps, batch.advantages)
+        teacher_logps = losses.negative_only(student_logps, teacher_logps, batch.advantages)
     if config.rlsd_thought_only:
         thought = tasks.thought_mask(batch.samples.tokens)
-        teacher_logps = baselines.thought_only(student_logps, teacher_logps, thought)
+        teacher_logps = losses.thought_only(student_logps, teacher_logps, thought)
     return teacher_logps
 
 
@@ -197,10 +197,10 @@ def distillation(
             teacher_logits = logits(teacher, shown, batch.samples, config.temperature)
         student_logits = logits(model, plain, batch.samples, config.temperature)
     if config.method == "sdpo":
-        return baselines.sdpo_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
+        return losses.sdpo_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
     if config.method == "opd":
-        return baselines.opd_loss(student_logits, teacher_logits, tokens)
-    return baselines.opsd_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
+        return losses.opd_loss(student_logits, teacher_logits, tokens)
+    return losses.opsd_loss(student_logits, teacher_logits, tokens, config.opsd_beta)
 
 
 def logits(model: Transformer, prompts: list[list[int]], samples: Samples, temperature: float) -> Tensor:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-import ranks
 from config import Config, verifier_file
-from errors import one_line, visible
-from run_files import append, metrics_of
+from support import processes
+from support.errors import one_line, visible
+from support.files import append, metrics_of
 
 PRINTED = (
     "step, reward, length, entropy, no_spread, grad_norm, lambda, weight, clipped_low, clipped_high, tokens/s, pass@1, "
@@ -78,7 +78,7 @@ class Interrupt:
 
     def handle(self, number, frame):
         self.signal = number
-        if ranks.rank() == 0 and sys.stderr.isatty():
+        if processes.rank() == 0 and sys.stderr.isatty():
             with suppress(OSError):  # not by print: the program may be in the middle of one
                 os.write(2, b"ending after this step; Ctrl-C again ends at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -9,18 +9,17 @@ from statistics import fmean
 
 import torch
 
-import reasoning
 import tasks
-import worker
 from config import Config
-from console import Interrupt, Interrupted
-from errors import UserError, one_line, reading, visible
-from guards import out_of_memory
-from judge import verify
-from methods import autocast, teacher_view
+from harness.checkpoint import warm_seed
+from harness.console import Interrupt, Interrupted
+from harness.guards import out_of_memory
 from model import Samples, Transformer, token_logps
-from run_files import fill, load, save
-from state import warm_seed
+from rollout import autocast, teacher_view
+from sources import gym, worker
+from support.errors import UserError, one_line, reading, visible
+from support.files import fill, load, save
+from support.judge import verify
 from verifiers import Verifier
 
 SECONDS = 3  # between two lines, and at least between two checkpoints, of a warm start
@@ -135,13 +134,13 @@ def warm_start_key(config: Config) -> str:
         "task chain filler data privileged_key device bf16 init hidden_size num_layers max_seq_len eval_problems "
         "warm_steps warm_batch warm_lr warm_teacher_share warm_slip warm_teacher_slip warm_cite"
     ).split()
-    rooms = "model tasks data methods verifiers state warm_start".split()
-    files = [Path(__file__).with_name(f"{name}.py") for name in rooms]
-    files += [Path(reasoning.__file__), Path(worker.__file__)] if config.task.startswith(reasoning.PREFIX) else []
+    rooms = "model tasks rollout verifiers harness/problems harness/checkpoint harness/warm_start sources/jsonl".split()
+    files = [Path(tasks.__file__).parent / f"{name}.py" for name in rooms]
+    files += [Path(gym.__file__), Path(worker.__file__)] if config.task.startswith(gym.PREFIX) else []
     files += [Path(config.data)] if config.data else []
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
     values += [warm_seed(config), solution_share(config), torch.__version__, torch.get_num_threads()]
-    values += [reasoning.package_version(config.task), bool(config.eval_data)]
+    values += [gym.package_version(config.task), bool(config.eval_data)]
     parts = [str(value).encode(errors="surrogatepass") for value in values] + [f.read_bytes() for f in files]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]

@@ -25,6 +25,8 @@ from collections.abc import Callable
 from datetime import datetime
 from functools import cache, lru_cache, reduce
 
+sys.path[:0] = [str(__import__("pathlib").Path(__file__).parents[1])] * (__name__ == "__main__")
+
 from verifiers import MARKER, bare, closes, exact, expression, final_answer, number
 
 STARTING = 300.0  # seconds on the clock until a function is ready

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import torch
 
-import pretrained
-import ranks
 import tasks
 from config import CHANGEABLE, Config, config_of, sense
-from errors import UserError, reading
 from model import ModelConfig, Transformer
-from rounded_adam import RoundedAdam
-from run_files import check_finite, fill, load, metrics_of, save, to_disk
+from published import weights
+from published.rounded_adam import RoundedAdam
+from support import processes
+from support.errors import UserError, reading
+from support.files import check_finite, fill, load, metrics_of, save, to_disk
 
 MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
 
@@ -33,7 +33,7 @@ def build_model(config: Config) -> Transformer:
 
 
 def published_model(config: Config) -> Transformer:
-    model = pretrained.load(config.init, getattr(torch, config.dtype))
+    model = weights.load(config.init, getattr(torch, config.dtype))
     has, room = tasks.FORMAT.tokenizer.n_vocab, model.config.vocab_size
     if has > room:
         raise UserError(f"--init {config.init}: the tokenizer has {has} tokens, the model {room}")
@@ -72,7 +72,7 @@ class State:
         if config.method not in ("grpo", "opd"):
             self.teacher = copy.deepcopy(self.model)
         for model in filter(None, (self.model, self.teacher) if config.fsdp else ()):
-            ranks.shard(model, config.device)
+            processes.shard(model, config.device)
         adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
         self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
         self.step, self.best, self.best_step, self.micro_batch = 0, -1.0, -1, config.micro_batch
@@ -101,10 +101,10 @@ class State:
         if better or due:
             self.save(out / "last.pt", config)
         if better:
-            save(ranks.weights(self.model), out / "best.pt")
+            save(processes.weights(self.model), out / "best.pt")
 
     def save(self, path: Path, config: Config) -> None:
-        weights = ranks.weights(self.model)
+        weights = processes.weights(self.model)
         with reading(f"{path} stays as it was before update {self.step}; lower --lr"):
             check_finite({name: x for name, x in weights.items() if x is not None})  # process 0 alone has shards whole
         for lines in (path.parent / "metrics.jsonl", path.parent / "samples.jsonl"):
@@ -112,8 +112,8 @@ class State:
                 to_disk(lines)
         kept = {name: getattr(self, name) for name in ("step", "best", "best_step", "micro_batch")}
         kept["options"] = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
-        kept |= {"model": weights, "optimizer": ranks.full(self.optimizer.state_dict())}
-        kept["teacher"] = ranks.weights(self.teacher) if self.teacher is not None else None
+        kept |= {"model": weights, "optimizer": processes.full(self.optimizer.state_dict())}
+        kept["teacher"] = processes.weights(self.teacher) if self.teacher is not None else None
         save(kept, path)
 
     def load(self, path: Path, config: Config) -> None:
@@ -148,7 +148,7 @@ class State:
         sound &= all(bool(x.isfinite().all()) for x, _ in parts) and all(bool((x >= 0).all()) for x, _ in parts[1::2])
         if not sound or len({x.data_ptr() for x, _ in parts}) < len(parts):
             raise ValueError("the optimizer's moments do not fit weights and step, are not finite, or two are one")
-        shares = [ranks.share_of(x, p) for x, p in parts]
+        shares = [processes.share_of(x, p) for x, p in parts]
         moments = [{"step": torch.tensor(n), "exp_avg": x, "exp_avg_sq": y} for x, y in zip(shares[::2], shares[1::2])]
         own_way = {"steps": int(n), "moments": saved.get("moments")} if rounded else {"state": dict(enumerate(moments))}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), **own_way})
@@ -165,5 +165,5 @@ def export(state: State, config: Config, out: Path) -> None:
         model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
         weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
         fill(model, weights["model"] if config.export == "last" else weights)
-        pretrained.save(model, out / "model", config.init)
+        weights.save(model, out / "model", config.init)
         print(f"{config.export}.pt as a folder for transformers and --init: {out / 'model'}")

@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import torch
 
-import errors
 import tasks
 from config import Config
-from methods import Rollout, evidence, score, teacher_view
 from model import Transformer
 from rlsd import evidence_weights, token_advantages
+from rollout import Rollout, evidence, score, teacher_view
+from support import errors
 
 PAGE = Path(__file__).with_name("credit_page.html")  # a template
 NAMES = ("P_S", "P_T", "Delta", "w", "A_hat")  # of a token's figures

@@ -5,7 +5,7 @@ import re
 
 import tasks
 from config import Config
-from errors import UserError
+from support.errors import UserError
 
 SEARCH = 20_000  # random combinations tried for a countdown target; five numbers took at most 5,000
 

@@ -4,9 +4,9 @@ import random
 from importlib.metadata import PackageNotFoundError, version
 
 import tasks
+from sources.worker import MAX_TEXT, SIZE, worker
 from tasks import Problem, Source
 from verifiers import Verifier, final_answer
-from worker import MAX_TEXT, SIZE, worker
 
 PREFIX = "reasoning_gym:"
 MAKING = 60.0  # seconds for one problem

@@ -11,16 +11,16 @@ from typing import Any
 
 import torch
 
-import pretrained
-import ranks
 import tasks
 from config import Config
-from errors import UserError
-from methods import Rollout
+from harness.checkpoint import State, build_model
 from model import Transformer
-from rounded_adam import RoundedAdam
-from run_files import metrics_of, save
-from state import State, build_model
+from published import weights
+from published.rounded_adam import RoundedAdam
+from rollout import Rollout
+from support import processes
+from support.errors import UserError
+from support.files import metrics_of, save
 
 PATIENCE = 10  # updates in a row: skipped, until the run stops; out of order, until the log says so
 ENTROPY_FLOOR = 5e-4  # nats a token; healthy runs of the study stay above 0.001
@@ -54,13 +54,13 @@ def is_finite(metrics: dict[str, float]) -> bool:
 def keep_skipped(batch: Rollout, metrics: dict[str, float], step: int, config: Config) -> None:
     """skipped-STEP-RANK.pt: the batch of an update that was skipped, for torch.load(..., weights_only=True)."""
     out = Path(config.out)
-    if len(list(out.glob(f"skipped-*-{ranks.rank()}.pt"))) >= KEPT:
+    if len(list(out.glob(f"skipped-*-{processes.rank()}.pt"))) >= KEPT:
         return
     state: dict[str, Any] = {"step": step, "metrics": metrics}
     state |= {f"{part}s": [getattr(p, part) for p in batch.problems] for part in ("origin", "question", "answer")}
     state["completions"] = [tasks.decode(tokens) for tokens in batch.samples.completions()]
     state |= {**vars(batch.samples), "rewards": batch.rewards, "advantages": batch.advantages}
-    save(state, out / f"skipped-{step}-{ranks.rank()}.pt")
+    save(state, out / f"skipped-{step}-{processes.rank()}.pt")
 
 
 class Watch:
@@ -148,12 +148,12 @@ def check_memory(config: Config, source: tasks.Source) -> None:
         room = min(room, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     with torch.device("meta"):
         sized = dataclasses.replace(config, device="meta")
-        model = Transformer(pretrained.read_config(Path(config.init))) if config.init else build_model(sized)
+        model = Transformer(weights.read_config(Path(config.init))) if config.init else build_model(sized)
     c, size = model.config, getattr(torch, config.dtype).itemsize
     moved = size + 8 if config.steps or config.warm_steps else 0  # gradient, and two moments in float32
     weights = sum(p.numel() for p in model.parameters()) * (size * (1 if config.method == "grpo" else 2) + moved)
     cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * size * len(tasks.student_prompt(source.known[0]))
-    caches = cached * config.prompts_per_step * config.group_size // ranks.world()
+    caches = cached * config.prompts_per_step * config.group_size // processes.world()
     lower = {weights: "--hidden_size, --num_layers (or a smaller --init)", caches: "--prompts_per_step or --group_size"}
     if (most := max(lower)) > room:
         has, needs = (f"{x / 2**30:.1f} GiB" for x in (room, most))

@@ -1,0 +1,57 @@
+"""The run's problems and their verifier: from the user's file, a package or a generator; checked before training."""
+
+from dataclasses import replace
+
+import tasks
+import verifiers
+from config import Config, verifier_file
+from published import weights
+from rollout import takes_hints, teacher_view
+from sources import gym
+from sources.jsonl import from_file
+from support import processes
+from support.errors import UserError, visible
+from verifiers import MARKER
+
+
+def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
+    """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
+    try:
+        tasks.use(tasks.chat(weights.load_tokenizer(config.init)) if config.init else tasks.BYTES)
+        if config.data:
+            source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
+        elif config.task.startswith(gym.PREFIX):
+            source = gym.source(config.task, config.eval_problems)
+        else:
+            source = tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
+        verifier = verifiers.load(config.verifier or source.verifier)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for problem in source.known:
+        try:
+            check_fit(problem, verifier, config)
+        except ValueError as error:  # a tokenizer's, too
+            raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
+    long = sum("\n" in p.answer.strip() or len(p.answer) > 100 for p in source.known)
+    if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and processes.rank() == 0:
+        whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
+        advice = "'answer' is for the final answer alone, 'solution' for the way to it"
+        print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
+    return source, verifier
+
+
+def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Config) -> None:
+    """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
+    completion, after = tasks.target(problem), f"--max_new_tokens {config.max_new_tokens}"
+    longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
+    if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
+        longest = max(longest, len(teacher_view(problem, replace(config, privileged="solution"))))
+    if takes_hints(config):  # a sample may be shown as the reference
+        longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
+    if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
+        raise ValueError(f"no completion can earn a reward: the verifier does not accept {problem.answer[:60]!r}")
+    if len(completion) > config.max_new_tokens:
+        raise ValueError(f"the solution has {len(completion)} tokens, more than {after}; raise it")
+    if longest > config.max_seq_len - config.max_new_tokens:
+        room = f"--max_seq_len {config.max_seq_len}"
+        raise ValueError(f"the prompt has {longest} tokens; with {after} that exceeds {room}; raise it")
