@@ -49,7 +49,7 @@ from model import ModelConfig, Samples, Transformer, sample, token_logps
 from published import weights
 from rlsd import group_advantages
 from rollout import Rollout
-from support.errors import Parser, program
+from support.program import Parser, program
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT = ModelConfig(tasks.TOKENIZER.n_vocab)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from support import errors
+from support import program as programs
 from support.files import append, metrics_of
 
 ROOT = Path(__file__).parent
@@ -294,9 +295,9 @@ def write_report(runs: list[Run], probed: list[Probe], folder: Path, results: Pa
         return report.write(*found, costs, pair, out)
 
 
-@errors.program
+@programs.program
 def main(argv: list[str]) -> int:
-    parser = errors.Parser("reproduce.py", __doc__)
+    parser = programs.Parser("reproduce.py", __doc__)
     parser.add_argument("--quick", action="store_true", help="a cut of the study for ten minutes")
     parser.add_argument("--report", action="store_true", help="tables and figures from the finished runs alone")
     args = parser.parse_args(argv)

@@ -20,7 +20,7 @@ import torch
 
 import tasks
 import verifiers
-from config import FILES, Config, config_of, fingerprint_of, parse_config
+from config import Config
 from harness import console, guards
 from harness.checkpoint import State, export
 from harness.evaluation import credited_samples, evaluate, evaluate_teacher
@@ -34,14 +34,16 @@ from harness.guards import (
     take_step,
     update_in_memory,
 )
+from harness.options import FILES, config_of, fingerprint_of, parse_config
 from harness.problems import load_source
 from harness.warm_start import steps_for, try_targets, warm_start
 from model import Transformer, sample
 from rlsd import lambda_at
 from rollout import Rollout, autocast, group_hints, loss_of, loss_or_nan, parts_of, rows_of, sampling, takes_hints
 from support import files, processes
-from support.errors import UserError, one_line, program, visible
+from support.errors import UserError, one_line, visible
 from support.judge import advantages_of, settle, verify
+from support.program import program
 
 
 @out_of_memory("the run", "--hidden_size, --num_layers, --prompts_per_step or --group_size, or take a smaller --init")

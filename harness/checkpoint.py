@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 import tasks
-from config import CHANGEABLE, Config, config_of, sense
+from config import Config
+from harness.options import CHANGEABLE, config_of, sense
 from model import ModelConfig, Transformer
 from published import weights
 from published.rounded_adam import RoundedAdam

@@ -11,7 +11,9 @@ from pathlib import Path
 
 import torch
 
-from config import Config, verifier_file
+from config import Config
+from harness import curves
+from harness.options import verifier_file
 from support import processes
 from support.errors import one_line, visible
 from support.files import append, metrics_of
@@ -61,9 +63,7 @@ def finish(out: Path) -> None:
     elif last["step"] < rows[-1]["step"]:
         print(f"after update {rows[-1]['step']} no held-out problem was tried (--eval_every), or none has a reward")
     try:
-        import plot
-
-        print(visible(f"curves: {plot.curves([out], out / 'curves.png')}"))
+        print(visible(f"curves: {curves.curves([out], out / 'curves.png')}"))
     except Exception as error:  # of other people's packages, fonts and settings, or as there are none
         print(f"curves.png left out: {one_line(error)}")
 

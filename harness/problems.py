@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import tasks
 import verifiers
-from config import Config, verifier_file
+from config import Config
+from harness.options import verifier_file
 from published import weights
 from rollout import takes_hints, teacher_view
 from sources import gym

@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.errors import Parser, program
+from support.program import Parser, program
 
 ROOT = Path(__file__).parent.parent
 CONSTANT = "--rlsd_lambda_decay_steps 0"
@@ -30,8 +30,8 @@ def measure(options: list[str]) -> dict:
     import rollout
     import tasks
     import train
-    from config import parse_config
     from harness.checkpoint import State
+    from harness.options import parse_config
 
     torch.set_num_threads(1)
     config = parse_config(["--warm_steps", "0", *options])

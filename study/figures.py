@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from config import Config
-from plot import COLOURS, STYLES
+from harness.curves import COLOURS, STYLES
 from rlsd import lambda_at
 from study.estimates import FEWEST, Study, mean
 

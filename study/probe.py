@@ -20,18 +20,20 @@ import torch
 import tasks
 import train
 from baselines import losses
-from config import Config, Parser, parse_config
+from config import Config
 from harness.checkpoint import build_model
 from harness.console import Interrupt, Interrupted
 from harness.evaluation import evaluate, evaluate_teacher
+from harness.options import parse_config
 from harness.problems import load_source
 from harness.warm_start import warm_start
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
 from rollout import Rollout, logits, score, teacher_view
 from study.estimates import samples_worth
-from support.errors import UserError, program, reading
+from support.errors import UserError, reading
 from support.files import fill, load, replace
+from support.program import Parser, program
 from verifiers import Verifier
 
 WEIGHTINGS = {  # lambda, eps_w of rlsd_loss

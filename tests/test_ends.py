@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import os, sys
-from support.errors import Parser, UserError, program
+from support.errors import UserError
+from support.program import Parser, program
 
-@program
+@program(left=os.environ.get("LEFT", ""))
 def main(argv):
     parser = Parser("tiny.py", "about")
     parser.add_argument("--do", default="nothing")
@@ -28,6 +29,8 @@ def main(argv):
         open("/nowhere/file")
     if do == "interrupt":
         raise KeyboardInterrupt
+    if do == "crash":
+        raise RuntimeError("a mistake of ours")
     if do == "told":
         sys.stderr.write("told\\n")
         return 2
@@ -53,11 +56,11 @@ def tiny(tmp_path, request):
     os.close(reader)
     env["CLOSED"] = str(writer)
 
-    def run(words):
+    def run(words, **more):
         done = subprocess.run(
             ["bash", "-c", f'"{sys.executable}" tiny.py {words}'],
             cwd=tmp_path,
-            env=env,
+            env={**env, **more},
             capture_output=True,
             text=True,
             stdin=subprocess.DEVNULL,
@@ -97,6 +100,27 @@ def test_an_end_is_an_exit_code_and_a_line(tiny, words, code, says):
     assert got == code and len(err) <= 1 and (says is None or err and err[0].startswith(says)), err
     if code == 0 and "--help" not in words:
         assert out.startswith(r"said \u2028") and ("end of input" in out) == ("input" in words)
+
+
+@pytest.mark.parametrize(
+    "words, code, says",
+    [
+        ("--do interrupt", 130, "interrupted at once; a checkpoint"),
+        ("--do user", 2, r"mend this \x1b[2J"),
+        ("--do flush >&$CLOSED", 2, "Broken pipe"),
+        ("--do user >&$CLOSED", 2, r"mend this \x1b[2J"),
+    ],
+)
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_program_of_hours_says_how_it_ended_in_one_process(tiny, words, code, says, rank):
+    got, _, err = tiny(words, LEFT="a checkpoint", RANK=rank, WORLD_SIZE="2")
+    assert got == code and len(err) == (rank == "0")
+    assert all(line.startswith("tiny.py: ") and line.endswith(says) for line in err)
+
+
+def test_a_mistake_of_ours_is_shown_whole(tiny):
+    got, _, err = tiny("--do crash")
+    assert got == 1 and err[0].startswith("Traceback") and err[-1] == "RuntimeError: a mistake of ours"
 
 
 def programs():

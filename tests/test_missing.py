@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import rollout
 import tasks
 import train
-from harness import console, evaluation, warm_start
+from harness import console, curves, evaluation, warm_start
 from harness.checkpoint import build_model
 from model import Samples
 from support import files
@@ -73,7 +73,7 @@ METHODS = [
 )
 def test_a_run_outlives_rewards_that_are_missing(tmp_path, capsys, monkeypatch, outage, method):
     """--on_verifier_error drop: samples at every shown step, no figure of nothing, no file named that is not there."""
-    monkeypatch.setitem(sys.modules, "plot", None)  # curves have tests of their own
+    monkeypatch.setattr(curves, "curves", None)  # they have tests of their own
     rule = f"1 / 0 if {OUTAGES[outage]} else float(sum(map(ord, completion)) % 2)"
     more = ["--on_verifier_error", "drop", *method.split()]
     assert train.main(options(tmp_path, "run", *more, rule=rule)) == 0
@@ -209,20 +209,13 @@ def test_a_verifier_that_grades_keeps_its_own_figure(tmp_path, capsys):
 # ---- after the last update -------------------------------------------------------------------------------------------
 
 
-class Unimportable:
-    def find_spec(self, name, *rest):
-        if name == "plot":
-            raise ValueError("a broken\ninstallation")
-
-
 @pytest.mark.parametrize("fault", ["import", "draw", "a row"])
 def test_a_picture_that_cannot_be_drawn_is_one_line(tmp_path, capsys, monkeypatch, fault):
-    monkeypatch.delitem(sys.modules, "plot", raising=False)
     if fault == "import":
-        monkeypatch.setattr(sys, "meta_path", [Unimportable(), *sys.meta_path])
+        monkeypatch.setitem(sys.modules, "matplotlib", None)
     else:
-        broken = SimpleNamespace(curves=lambda *args: {}["weight"] if fault == "a row" else 1 / 0)
-        monkeypatch.setitem(sys.modules, "plot", broken)
+        broken = lambda *args: {}["weight"] if fault == "a row" else 1 / 0
+        monkeypatch.setattr(curves, "curves", broken)
     assert train.main(options(tmp_path, "run")) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[-1].startswith("curves.png left out: ") and not err

@@ -1,4 +1,4 @@
-"""plot.py: what is drawn is what metrics.jsonl says, run by run or seed by seed."""
+"""The curves of runs: what is drawn is what metrics.jsonl says, run by run or seed by seed."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import plot
+from harness import curves
 
 
 def make_run(folder, factor=1.0, **config):
@@ -42,7 +43,7 @@ def labels(axes):
 
 
 def panel(axes, name):
-    return axes[{key: title for key, title, _ in plot.PANELS}[name]]
+    return axes[{key: title for key, title, _ in curves.PANELS}[name]]
 
 
 def points(line):
@@ -50,7 +51,7 @@ def points(line):
 
 
 def test_one_run_is_drawn_as_logged(tmp_path, figure):
-    plot.curves([make_run(tmp_path / "one")], tmp_path / "curves.png")
+    curves.curves([make_run(tmp_path / "one")], tmp_path / "curves.png")
     axes = figure()
     evaluations = panel(axes, "pass@1").lines[0]
     assert points(evaluations) == [(0, 0.1), (10, 0.2), (20, 0.4), (30, 0.6), (40, 0.8)]
@@ -60,7 +61,7 @@ def test_one_run_is_drawn_as_logged(tmp_path, figure):
     clipped = panel(axes, "clipped").lines[1]
     assert points(clipped) == [(step, 0.03) for step in range(1, 21)]  # where lambda is 0 nothing was measured
     assert [text.get_text() for text in axes["legend"].get_texts()] == ["one"]
-    for name, _, unit in plot.PANELS:
+    for name, _, unit in curves.PANELS:
         axis = panel(axes, name)
         assert axis.get_xlabel() == "update" and axis.get_ylabel() == unit and axis.get_ylim()[0] == 0
         for line in axis.lines:
@@ -69,7 +70,7 @@ def test_one_run_is_drawn_as_logged(tmp_path, figure):
 
 def test_runs_are_told_apart_without_colour(tmp_path, figure):
     runs = [make_run(tmp_path / f"run-{i}", 1 - i / 10) for i in range(4)]
-    plot.curves(runs, tmp_path / "curves.png")
+    curves.curves(runs, tmp_path / "curves.png")
     lines = panel(figure(), "pass@1").lines
     assert len({line.get_linestyle() for line in lines}) == len({line.get_marker() for line in lines}) == 4
     assert len({line.get_color() for line in lines}) == 4
@@ -78,8 +79,8 @@ def test_runs_are_told_apart_without_colour(tmp_path, figure):
 def test_seeds_of_one_setting_are_a_mean_in_a_band(tmp_path, figure):
     seeds = [make_run(tmp_path / f"a-{seed}", factor, lr=0.1, seed=seed) for seed, factor in enumerate((1.0, 0.5))]
     other = make_run(tmp_path / "b-0", 0.25, lr=0.2, seed=0)
-    assert list(plot.lines([*seeds, other])) == ["a-0, a-1: lr 0.1, seeds 0, 1", "b-0: lr 0.2"]
-    plot.curves([*seeds, other], tmp_path / "curves.png")
+    assert list(curves.lines([*seeds, other])) == ["a-0, a-1: lr 0.1, seeds 0, 1", "b-0: lr 0.2"]
+    curves.curves([*seeds, other], tmp_path / "curves.png")
     axis = panel(figure(), "pass@1")
     assert dict(points(axis.lines[0])) == pytest.approx({0: 0.075, 10: 0.15, 20: 0.3, 30: 0.45, 40: 0.6})
     (band,) = axis.collections
@@ -91,14 +92,14 @@ def test_runs_of_one_name_and_without_options_stay_apart(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
     runs = [make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run")]
-    assert plot.lines([*runs, runs[0]]) == {"x/run": [runs[0]], "y/run": [runs[1]]}
+    assert curves.lines([*runs, runs[0]]) == {"x/run": [runs[0]], "y/run": [runs[1]]}
 
 
 def test_what_was_not_recorded_is_said(tmp_path, figure):
     run = make_run(tmp_path / "grpo")
     rows = [json.loads(line) | {"lambda": 0.0} for line in (run / "metrics.jsonl").read_text().splitlines()]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot.curves([run], tmp_path / "curves.png")
+    curves.curves([run], tmp_path / "curves.png")
     axis = panel(figure(), "clipped")
     assert not axis.lines and [text.get_text() for text in axis.texts] == ["none recorded"]
 
@@ -153,11 +154,11 @@ def test_every_run_has_a_label_that_shows(tmp_path_factory, names, alike):
             runs.append(make_run(home / name, **options[i % 2]))
         except OSError:  # a file system that knows no such name, or takes it for another
             pass
-    shown = [text.get_text() for text in plot.figure_of(runs).legends[0].get_texts()]
-    assert len(set(shown)) == len(shown) == len(plot.lines(runs))
-    assert sum(map(len, plot.lines(runs).values())) == len(runs)
+    shown = [text.get_text() for text in curves.figure_of(runs).legends[0].get_texts()]
+    assert len(set(shown)) == len(shown) == len(curves.lines(runs))
+    assert sum(map(len, curves.lines(runs).values())) == len(runs)
     assert all(c == "\n" or c.isprintable() for c in "".join(shown))
-    for label, group in plot.lines(runs).items():
+    for label, group in curves.lines(runs).items():
         assert all(run.name in label for run in group)
 
 
@@ -168,7 +169,7 @@ def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
     runs += [at("lr$1_a_b$", method="rlsd", lr=0.2, seed=3), at("x\x1b[2J\u202e\u4e2d", method="sdpo", lr=0.1, seed=0)]
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')  # neither options nor evaluations
-    plot.curves([*runs, tmp_path / "bare"], tmp_path / "curves.png")
+    curves.curves([*runs, tmp_path / "bare"], tmp_path / "curves.png")
     assert labels(figure()) == [
         "r1, r2: lr 0.1, method rlsd, seeds 0, 1",
         "_base: lr 0.1, method grpo",
@@ -177,7 +178,7 @@ def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
         r"x\x1b[2J\u202e\u4e2d: lr 0.1, method sdpo",
         "bare",
     ]
-    plot.curves(runs[:2], tmp_path / "curves.png")
+    curves.curves(runs[:2], tmp_path / "curves.png")
     assert labels(figure()) == ["r1, r2: seeds 0, 1"]
 
 
@@ -185,7 +186,7 @@ def test_thirty_long_names_leave_the_panels_room(tmp_path):
     runs = [make_run(tmp_path / f"{'long_name_' * 20}{i}", lr=i, seed=0) for i in range(30)]
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    drawn = plot.figure_of(runs)
+    drawn = curves.figure_of(runs)
     FigureCanvasAgg(drawn).draw()
     inches = drawn.get_size_inches()
     legend = drawn.legends[0].get_window_extent()
@@ -202,7 +203,7 @@ def test_what_an_update_lacks_is_left_out(tmp_path, figure):
     rows[3] |= {"skipped": 1, "loss": None, "notes": ["skipped"]}
     rows[5] |= {"reward": None, "entropy": float("nan"), "length": float("inf")}
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    plot.curves([run], tmp_path / "curves.png")
+    curves.curves([run], tmp_path / "curves.png")
     steps = lambda name: [step for step, _ in points(panel(figure(), name).lines[1])]
     assert steps("clipped") == [step for step in range(1, 21) if step != 3]
     assert all(steps(name) == [step for step in range(1, 41) if step != 5] for name in ("reward", "entropy", "length"))
@@ -234,5 +235,5 @@ def test_the_picture_does_not_depend_on_the_environment(tmp_path, env, code, say
 def test_a_run_that_has_only_begun_is_drawn_without_a_warning(tmp_path, recwarn):
     run = make_run(tmp_path / "run")
     (run / "metrics.jsonl").write_text('{"step": 0, "pass@1": 0.1}\n')
-    plot.curves([run], tmp_path / "curves.png")
+    curves.curves([run], tmp_path / "curves.png")
     assert [str(warning.message) for warning in recwarn] == []

@@ -18,9 +18,10 @@ from refused import TINY, TRIED, Evil, contents, refused
 import sample
 import tasks
 import train
-from config import Config, parse_config
+from config import Config
 from harness import console, warm_start
 from harness.checkpoint import MAY_CHANGE, State, build_model
+from harness.options import parse_config
 from study import probe
 from support import errors, files
 

@@ -20,10 +20,12 @@ from ours import ours
 from refused import ROOT, TINY, TRIED, contents, refused
 
 import bench
+import plot
 import reproduce
 import sample
 import train
-from config import Config, parse_config
+from config import Config
+from harness.options import parse_config
 from study import probe
 from support.errors import UserError, one_line
 
@@ -98,6 +100,15 @@ def test_a_value_that_begins_with_a_minus_names_the_form_that_works(capsys):
                 assert getattr(parse_config([f"--{name}={value}"]), name) == value
     refused(capsys, train.main, ["--out", "--steps", "5"], "--out: expected one argument (", kind="options")
     refused(capsys, bench.main, ["--out", "-x.json"], "--out=-x.json", kind="other programs")
+
+
+def test_help_shows_every_option_in_one_of_the_groups(capsys):
+    with pytest.raises(SystemExit):
+        parse_config(["--help"])
+    shown = capsys.readouterr().out
+    titles = re.findall(r"^([\w ]+):$", shown, re.MULTILINE)
+    assert titles == ["options", "problems", "model", "warm start", "RL step", "RLSD", "other methods", "run"]
+    assert re.findall(r"^  --(\w+)", shown[shown.index("\nproblems:") :], re.MULTILINE) == list(FIELDS)
 
 
 # ---- programs --------------------------------------------------------------------------------------------------------
@@ -323,7 +334,6 @@ PLOTS = {
 
 
 def test_plot_names_the_line_it_cannot_read(tmp_path, capsys):
-    plot = pytest.importorskip("plot")
     for content, words in PLOTS.values():
         (tmp_path / "metrics.jsonl").write_bytes(content)
         refused(capsys, plot.main, [tmp_path, "--out", tmp_path / "x.png"], words, kind="other programs")
