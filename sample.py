@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from harness.guards import check_memory, out_of_memory
 
 import tasks
 import verifiers
@@ -23,7 +24,6 @@ from config import FILES, Config, Parser, check_files, config_of
 from credit import page
 from credit.questions import find_problem
 from harness.checkpoint import build_model
-from harness.guards import check_memory, out_of_memory
 from harness.problems import load_source
 from model import Transformer
 from rollout import teacher_view

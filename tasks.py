@@ -125,6 +125,11 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
     return prompt(problem, {"answer": problem.answer, "solution": problem.solution}.get(privileged, privileged))
 
 
+def teacher_view(problem: Problem, privileged: str) -> list[int]:
+    """The teacher's prompt: it shows the problem's own privileged text if it has one, else what --privileged says."""
+    return prompt(problem, problem.privileged) if problem.privileged else teacher_prompt(problem, privileged)
+
+
 def prompt(problem: Problem, privileged: str | None) -> list[int]:
     """A prompt that shows the given text and nothing else, no reference at all where it is empty or None."""
     return FORMAT.prompt(problem.question, privileged)

@@ -33,6 +33,24 @@ _EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 
 
+class Failed(ValueError):
+    """There is no answer: why, in words; the traceback if there is one; the exit status of a process that has ended."""
+
+    def __init__(self, text: str, trace: str = "", status: int | None = None):
+        super().__init__(text)
+        self.trace, self.status = trace, status
+
+
+def reward_of(returned) -> float:
+    """What a verifier returned, read once; Failed for anything but a number from 0 to 1."""
+    is_bool = isinstance(returned, bool) or "bool" in str(getattr(returned, "dtype", ""))
+    if not is_bool and not isinstance(returned, (str, bytes)) and hasattr(returned, "__float__"):
+        value = float(returned)
+        if 0 <= value <= 1:
+            return value
+    raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed{', float(...) makes one' * is_bool}")
+
+
 def final_answer(completion: str) -> str | None:
     """The text behind the only `####`, or the whole text where there is none, stripped; None if two or too long."""
     if len(completion) > MAX_COMPLETION:

@@ -1,14 +1,15 @@
 """The run's problems and their verifier: from the user's file, a package or a generator; checked before training."""
 
-from dataclasses import replace
+from functools import partial
 
 import tasks
 import verifiers
 from config import Config, verifier_file
 from published import weights
-from rollout import takes_hints, teacher_view
+from rollout import takes_hints
 from sources import gym
 from sources.jsonl import from_file
+from sources.worker import Rule
 from support import processes
 from support.errors import UserError, visible
 from verifiers import MARKER
@@ -37,15 +38,15 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
         whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
         advice = "'answer' is for the final answer alone, 'solution' for the way to it"
         print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
-    return source, verifier
+    return source, partial(verifier, seconds=config.verifier_timeout) if isinstance(verifier, Rule) else verifier
 
 
 def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Config) -> None:
     """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
     completion, after = tasks.target(problem), f"--max_new_tokens {config.max_new_tokens}"
-    longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
+    longest = max(len(tasks.teacher_view(problem, config.privileged)), len(tasks.student_prompt(problem)))
     if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
-        longest = max(longest, len(teacher_view(problem, replace(config, privileged="solution"))))
+        longest = max(longest, len(tasks.teacher_view(problem, "solution")))
     if takes_hints(config):  # a sample may be shown as the reference
         longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
     if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):

@@ -27,7 +27,7 @@ from functools import cache, lru_cache, reduce
 
 sys.path[:0] = [str(__import__("pathlib").Path(__file__).parents[1])] * (__name__ == "__main__")
 
-from verifiers import MARKER, bare, closes, exact, expression, final_answer, number
+from verifiers import MARKER, Failed, bare, closes, exact, expression, final_answer, number, reward_of
 
 STARTING = 300.0  # seconds on the clock until a function is ready
 MAX_SAID = 100_000  # characters of an error that are kept
@@ -40,14 +40,6 @@ MEMORY = 4 << 30  # bytes of address space: what asks for more fails, and the ma
 SIZE = 20_000  # problems of a reasoning_gym task; word_ladder refuses to have more
 FIXED = {"PYTHONHASHSEED": "0"}  # some generators draw from sets of strings
 FIXED |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # each thread takes address space
-
-
-class Failed(ValueError):
-    """There is no answer: why, in words; the traceback if there is one; the exit status of a process that has ended."""
-
-    def __init__(self, text: str, trace: str = "", status: int | None = None):
-        super().__init__(text)
-        self.trace, self.status = trace, status
 
 
 # ---- the side that asks ----------------------------------------------------------------------------------------------
@@ -182,16 +174,6 @@ def math_verify(completion: str, answer: str) -> float:
 
 
 vars(math_verify)["reads_reference"] = True  # can_be_earned asks it too
-
-
-def reward_of(returned) -> float:
-    """What a verifier returned, read once; Failed for anything but a number from 0 to 1."""
-    is_bool = isinstance(returned, bool) or "bool" in str(getattr(returned, "dtype", ""))
-    if not is_bool and not isinstance(returned, (str, bytes)) and hasattr(returned, "__float__"):
-        value = float(returned)
-        if 0 <= value <= 1:
-            return value
-    raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed{', float(...) makes one' * is_bool}")
 
 
 # ---- the side that answers -------------------------------------------------------------------------------------------

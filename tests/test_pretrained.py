@@ -27,7 +27,6 @@ import train  # noqa: E402
 from harness import evaluation  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
 from published import weights  # noqa: E402
-from sources import jsonl  # noqa: E402
 from support.errors import UserError  # noqa: E402
 
 ROOT = Path(train.__file__).parent

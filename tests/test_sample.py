@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from credit.page import Sample, Token, page
 
 import sample
 import tasks
 from config import Config
+from credit.page import Sample, Token, page
 from credit.questions import find_problem
 from harness.checkpoint import build_model
 from model import Samples, token_logps

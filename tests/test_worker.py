@@ -11,7 +11,7 @@ import pytest
 
 import train
 import verifiers
-from sources import gym, worker
+from sources import worker
 
 ROOT = os.path.dirname(worker.__file__)
 

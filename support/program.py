@@ -1,0 +1,3 @@
+from support.errors import program
+
+__all__ = ["program"]
