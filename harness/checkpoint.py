@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+import published.weights as published
 from config import CHANGEABLE, Config, sense
 from harness.models import build_model, external_teacher
 from published.rounded_adam import RoundedAdam
