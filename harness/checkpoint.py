@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+import published.weights
 import tasks
 from config import CHANGEABLE, Config, config_of, sense
 from model import ModelConfig, Transformer
-from published import weights
 from published.rounded_adam import RoundedAdam
 from support import processes
 from support.errors import UserError, reading
@@ -33,7 +33,7 @@ def build_model(config: Config) -> Transformer:
 
 
 def published_model(config: Config) -> Transformer:
-    model = weights.load(config.init, getattr(torch, config.dtype))
+    model = published.weights.load(config.init, getattr(torch, config.dtype))
     has, room = tasks.FORMAT.tokenizer.n_vocab, model.config.vocab_size
     if has > room:
         raise UserError(f"--init {config.init}: the tokenizer has {has} tokens, the model {room}")
@@ -165,5 +165,5 @@ def export(state: State, config: Config, out: Path) -> None:
         model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
         weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
         fill(model, weights["model"] if config.export == "last" else weights)
-        weights.save(model, out / "model", config.init)
+        published.weights.save(model, out / "model", config.init)
         print(f"{config.export}.pt as a folder for transformers and --init: {out / 'model'}")

@@ -15,8 +15,8 @@ import tasks
 from config import Config
 from harness.checkpoint import State, build_model
 from model import Transformer
-from published import weights
 from published.rounded_adam import RoundedAdam
+from published.weights import read_config
 from rollout import Rollout
 from support import processes
 from support.errors import UserError
@@ -148,7 +148,7 @@ def check_memory(config: Config, source: tasks.Source) -> None:
         room = min(room, int(Path("/sys/fs/cgroup/memory.max").read_text()))
     with torch.device("meta"):
         sized = dataclasses.replace(config, device="meta")
-        model = Transformer(weights.read_config(Path(config.init))) if config.init else build_model(sized)
+        model = Transformer(read_config(Path(config.init))) if config.init else build_model(sized)
     c, size = model.config, getattr(torch, config.dtype).itemsize
     moved = size + 8 if config.steps or config.warm_steps else 0  # gradient, and two moments in float32
     weights = sum(p.numel() for p in model.parameters()) * (size * (1 if config.method == "grpo" else 2) + moved)

@@ -15,17 +15,17 @@ import tasks
 from config import Config
 from model import Samples
 from rlsd import group_advantages
-from sources.worker import Failed, Rule, reward_of
 from support import files, processes
+from support.child import Worker
 from support.errors import UserError, one_line
-from verifiers import Verifier
+from verifiers import Failed, Verifier, reward_of
 
 told: set[str] = set()  # the runs of which this process has told a failure
 
 
 def verify(verifier: Verifier, samples: Samples, problems: list[tasks.Problem], config: Config) -> list[float]:
     """A reward in [0, 1] for each sample; nan where the verifier failed and --on_verifier_error lets the run go on."""
-    ask = partial(verifier, seconds=config.verifier_timeout) if isinstance(verifier, Rule) else verifier
+    ask = partial(verifier, seconds=config.verifier_timeout) if isinstance(verifier, Worker) else verifier
     rewards = []
     for tokens, problem in zip(samples.completions(), problems):
         completion = tasks.decode(tokens)
