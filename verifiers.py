@@ -39,7 +39,8 @@ _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.m
 class Failed(ValueError):
     """A verifier gave no reward: why, in words; of another process the traceback, and its exit status if it ended."""
 
-    trace, status = "", None
+    trace: str = ""
+    status: int | None = None
 
 
 def final_answer(completion: str) -> str | None:

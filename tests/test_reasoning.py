@@ -58,15 +58,15 @@ def calls(source):
 
 def test_the_scorers_that_evaluate_are_known():
     """Read from the installed sources; a helper that a scorer calls stands in the same file."""
-    scorers, files = set(), set()
+    evaluating, files = set(), set()
     for name, (dataset, _) in DATASETS.items():
         if name == "propositional_logic":  # its parse_expr is a parser of its own, and it gives no reference answers
             continue
         if calls(textwrap.dedent(inspect.getsource(dataset.score_answer))) & scorers.EVALUATION:
-            scorers.add(name)
+            evaluating.add(name)
         if calls(Path(inspect.getsourcefile(dataset)).read_text()) & (scorers.EVALUATION - {"compile"}):
             files.add(name)
-    assert scorers == EVALUATING and files == EVALUATING | EVALUATING_THEIR_OWN
+    assert evaluating == EVALUATING and files == EVALUATING | EVALUATING_THEIR_OWN
 
 
 def test_the_refusal_looks_at_the_scorer_and_not_at_a_list():
