@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-import published.weights as published
+import published.weights
 from config import CHANGEABLE, Config, sense
 from harness.models import build_model, external_teacher
 from published.rounded_adam import RoundedAdam
@@ -111,5 +111,5 @@ def export(state: State, config: Config, out: Path) -> None:
         model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.policy
         weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
         fill(model, weights["model"] if config.export == "last" else weights)
-        published.save(model, out / "model", config.init)
+        published.weights.save(model, out / "model", config.init)
         print(f"{config.export}.pt as a folder for transformers and --init: {out / 'model'}")

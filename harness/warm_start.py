@@ -15,7 +15,7 @@ from harness.console import Interrupt, Interrupted
 from harness.models import warm_seed
 from model import Samples, Transformer, token_logps
 from rollout import verify
-from sources import gym, worker
+from sources import gym, scorers
 from support.errors import UserError, one_line, reading, visible
 from support.files import fill, load, save
 from verifiers import Verifier
@@ -133,7 +133,7 @@ def warm_start_key(config: Config) -> str:
     ).split()
     rooms = "model tasks rollout verifiers harness/problems harness/models harness/warm_start sources/jsonl".split()
     files = [Path(tasks.__file__).parent / f"{name}.py" for name in rooms]
-    files += [Path(gym.__file__), Path(worker.__file__)] if config.task.startswith(gym.PREFIX) else []
+    files += [Path(gym.__file__), Path(scorers.__file__)] if config.task.startswith(gym.PREFIX) else []
     files += [Path(config.data)] if config.data else []
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]
