@@ -190,7 +190,7 @@ def test_make_knows_its_targets(command):
 
 
 def test_mutants_of_a_file_are_listed():
-    assert re.match(r"[1-9]\d* mutants, ", program(sys.executable, "tests/mutants.py", "--list", "baselines.py"))
+    assert re.match(r"[1-9]\d* mutants, ", program(sys.executable, "tests/mutants.py", "--list", "baselines/losses.py"))
 
 
 def test_the_exercises_can_be_made(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The README's table of equations points at the right lines, and its figures stand in the committed results."""
 
-import ast
 import itertools
 import json
 import re
@@ -158,13 +157,6 @@ def test_no_line_is_longer_than_those_of_the_code():
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md")):
         lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
         assert [line for line in lines if len(line) > 120] == [], page.name
-
-
-def test_no_function_is_longer_than_sixty_lines():
-    for path in ours("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.FunctionDef):
-                assert node.end_lineno - node.lineno < 60, f"{path.name}: {node.name}"
 
 
 def test_options_that_may_change_are_named():
