@@ -147,10 +147,9 @@ def from_file(path: str, name: str, module_name: str = "") -> Verifier:
 def reward_of(returned) -> float:
     """What a verifier returned, read once; Failed for anything but a number from 0 to 1."""
     is_bool = isinstance(returned, bool) or "bool" in str(getattr(returned, "dtype", ""))
-    if not is_bool and not isinstance(returned, (str, bytes)) and hasattr(returned, "__float__"):
-        value = float(returned)
-        if 0 <= value <= 1:
-            return value
+    numeric = not is_bool and not isinstance(returned, (str, bytes)) and hasattr(returned, "__float__")
+    if numeric and 0 <= (value := float(returned)) <= 1:
+        return value
     raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed{', float(...) makes one' * is_bool}")
 
 

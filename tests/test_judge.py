@@ -16,11 +16,11 @@ from test_worker import gone
 import rollout
 import tasks
 import train
-import verifiers
 from config import Config
 from harness.checkpoint import State
 from harness.evaluation import mean_reward
 from harness.run import describe
+from harness.problems import verifier_of
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
 from support import errors, judge
@@ -230,7 +230,7 @@ OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no
 
 def rule(tmp_path, name):
     (tmp_path / "rules.py").write_text(RULES)
-    return verifiers.load(f"{tmp_path}/rules.py:{name}")
+    return verifier_of(f"{tmp_path}/rules.py:{name}")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -262,7 +262,7 @@ def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, c
 
 def test_a_verifier_may_replace_the_json_that_answers(tmp_path):
     (tmp_path / "rules.py").write_text("import json\njson.dumps = json.loads = None\ndef check(c, a): return 0.5\n")
-    assert judged(verifiers.load(f"{tmp_path}/rules.py:check"), config_of(tmp_path)) == [0.5] * 3
+    assert judged(verifier_of(f"{tmp_path}/rules.py:check"), config_of(tmp_path)) == [0.5] * 3
 
 
 @pytest.mark.parametrize("reward", [0, 1, 0.25, np.float32(0.25), torch.tensor(0.25), np.array(1.0)])

@@ -637,13 +637,14 @@ def test_a_file_of_any_name_finds_its_neighbours_and_none_of_ours(tmp_path, monk
     """From any folder; what is called as the standard library or a package is does not stand in its way."""
     folder = tmp_path / "ein Ordner"
     folder.mkdir()
-    (folder / "tasks.py").write_text("def same(a, b):\n    return float(a == b)\n")  # a name of ours too
+    for neighbour in ("tasks", "sources"):  # names of ours too
+        (folder / f"{neighbour}.py").write_text("def same(a, b):\n    return float(a == b)\n")
     (folder / f"{name}.py").write_text(
-        "import importlib.util, json, random, sys, tasks\nfrom dataclasses import dataclass\nimport numpy\n"
+        "import importlib.util, json, random, sources, sys, tasks\nfrom dataclasses import dataclass\nimport numpy\n"
         f"@dataclass\nclass A:\n    x: {'float'!r}\n"
         "def check(c, a):\n    assert json.loads('1') == 1 and random.random() < 1\n"
-        "    assert importlib.util.find_spec('warm_start') is None, sys.path\n"
-        "    return A(tasks.same(c, a)).x\n"
+        "    assert not any(map(importlib.util.find_spec, ('rollout', 'harness', 'support'))), sys.path\n"
+        "    return A(tasks.same(c, a) * sources.same(c, a)).x\n"
     )
     monkeypatch.chdir(folder)
     check = verifier_of(f"{name}.py:check")
