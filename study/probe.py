@@ -29,7 +29,7 @@ from harness.warm_start import warm_start
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
 from rollout import Rollout, logits, score, teacher_view
-from study.estimates import samples_worth
+from study.bootstrap import samples_worth
 from support.errors import UserError, program, reading
 from support.files import fill, load, replace
 from verifiers import Verifier
@@ -59,15 +59,15 @@ def gradients(model: Transformer, batch: Rollout, config: Config) -> dict[str, t
         "agreement: weight 1 where sign(A) Delta > 0.02, else 0": (losses.agreement(student, teacher, A), 1.0, 1.0),
         "weight 1 where |Delta| > 0.02, else 0": (losses.agreement(student, unsigned, A), 1.0, 1.0),
     }
-    losses = {
+    loss = {
         name: rlsd_loss(logps, student, evidence, A, mask, lam=lam, eps_w=eps_w, denominator=tokens)[0]
         for name, (evidence, lam, eps_w) in weightings.items()
     }
     prompts = list(map(tasks.student_prompt, batch.problems))
     student_logits = logits(model, prompts, batch.samples, config.temperature)
-    losses["OPSD, full vocabulary"] = losses.opsd_loss(student_logits, teacher_logits, tokens)
+    loss["OPSD, full vocabulary"] = losses.opsd_loss(student_logits, teacher_logits, tokens)
     parameters = list(model.parameters())
-    found = {name: torch.autograd.grad(loss, parameters, retain_graph=True) for name, loss in losses.items()}
+    found = {name: torch.autograd.grad(of, parameters, retain_graph=True) for name, of in loss.items()}
     return {name: torch.cat([g.flatten() for g in gradient]) for name, gradient in found.items()}
 
 
