@@ -75,12 +75,12 @@ def floor_update(run: Run) -> dict:
     rewards = torch.arange(N, device=run.device) % 2.0
     batch = Rollout(problems, samples, rewards, group_advantages(rewards, size.group))
     with torch.no_grad():
-        samples.logps = score(state.model, batch, config, tasks.student_prompt)
-    linear = linear_products(state.model, size.prompts * 9 + N * (T - 1), N * T, backward=True)
-    attention = attention_products(state.model, N, T - 1, 9 + T - 1, backward=True)
+        samples.logps = score(state.policy, batch, config, tasks.student_prompt)
+    linear = linear_products(state.policy, size.prompts * 9 + N * (T - 1), N * T, backward=True)
+    attention = attention_products(state.policy, N, T - 1, 9 + T - 1, backward=True)
     a, b, c = turns(
         run,
-        lambda i: train.update(state.model, None, state.optimizer, batch, config, 0.0),
+        lambda i: train.update(state.policy, None, state.optimizer, batch, config, 0.0),
         lambda i: multiply(linear + attention),
         lambda i: multiply(linear),
     )

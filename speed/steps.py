@@ -44,16 +44,15 @@ class Trainer:
 
     def step(self, i: int, lam: float = 0.0) -> int:
         """Sample, verify, score, update, and what the update does to the teacher -> completion tokens."""
-        state = self.state
-        batch = train.rollout(state.model, self.source, self.verifier, self.config, i)
-        train.update(state.model, state.teacher, state.optimizer, batch, self.config, lam)
-        state.step = i
-        state.teach(self.config)
+        policy, teacher = self.state.policy, self.state.teacher
+        batch = train.rollout(policy, self.source, self.verifier, self.config, i)
+        train.update(policy, teacher, self.state.optimizer, batch, self.config, lam)
+        train.sync(teacher, policy, i, self.config)
         return int(batch.samples.mask.sum())
 
     def snapshot(self) -> Callable[[], None]:
         """A function that puts the weights and the optimizer back as they are now."""
-        parts = [part for part in (self.state.model, self.state.teacher, self.state.optimizer) if part is not None]
+        parts = [part for part in (self.state.policy, self.state.teacher, self.state.optimizer) if part is not None]
         saved = [copy.deepcopy(part.state_dict()) for part in parts]
 
         def restore() -> None:
@@ -100,7 +99,7 @@ def beside_trl(run: Run, **options) -> dict:
     options |= {"max_steps": rounds, "use_cpu": run.device == "cpu", "report_to": "none", "disable_tqdm": True}
     with quiet(), tempfile.TemporaryDirectory() as folder:
         trl.GRPOTrainer(
-            to_transformers(ours.state.model),
+            to_transformers(ours.state.policy),
             reward,
             trl.GRPOConfig(folder, save_strategy="no", logging_strategy="no", **options),
             data,
@@ -116,8 +115,8 @@ def beside_grpo(run: Run, lam: float) -> dict:
     """Seconds of an RLSD step over those of a GRPO step on the same samples, three turns for each round asked for."""
     rlsd, grpo = (Trainer(run, method, share=0.6) for method in ("rlsd", "grpo"))
     rlsd.step(1)  # the optimizer now has allocated what it keeps
-    rlsd.state.sync_teacher()
-    for name in ("model", "optimizer"):
+    train.move(rlsd.state.teacher, rlsd.state.policy, share=1.0)
+    for name in ("policy", "optimizer"):
         getattr(grpo.state, name).load_state_dict(copy.deepcopy(getattr(rlsd.state, name).state_dict()))
     restore = [rlsd.snapshot(), grpo.snapshot()]
     threefold = run._replace(rounds=3 * run.rounds)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import torch
 
 import tasks
-from config import Config, parse_config
+from config import Config
+from harness.options import parse_config
 from model import ModelConfig, Samples, Transformer, sample
 
 DEFAULT = ModelConfig(tasks.TOKENIZER.n_vocab)

@@ -30,15 +30,15 @@ def measure(options: list[str]) -> dict:
     import rollout
     import tasks
     import train
-    from config import parse_config
     from harness.checkpoint import State
+    from harness.options import parse_config
 
     torch.set_num_threads(1)
     config = parse_config(["--warm_steps", "0", *options])
     state = State(config)
     lots = torch.Generator().manual_seed(0)
     verifier = lambda completion, answer: float(torch.rand(1, generator=lots) < 0.5)
-    batch = train.rollout(state.model, tasks.generated("addition", 1), verifier, config, 1)
+    batch = train.rollout(state.policy, tasks.generated("addition", 1), verifier, config, 1)
     if rollout.takes_hints(config):
         batch.hints = [problem.answer for problem in batch.problems]
     scorings: list[int] = []
@@ -54,7 +54,7 @@ def measure(options: list[str]) -> dict:
         if update == 1:
             began, counted = time.process_time(), len(scorings)
         lam = 0.5 if config.method == "rlsd" else 0.0
-        train.update(state.model, state.teacher, state.optimizer, batch, config, lam)
+        train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
     return {
         "seconds": round((time.process_time() - began) / UPDATES, 4),
         "scorings": (len(scorings) - counted) // UPDATES,

@@ -9,6 +9,8 @@ import torch
 
 import tasks
 import train
+from harness.checkpoint import State
+from harness.options import parse_config
 from study import bootstrap, execute, plan, probe, report, scores
 
 SAMPLES = execute.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
@@ -147,7 +149,7 @@ def test_names_and_options_of_the_study_are_sound(tmp_path):
     for method in ("grpo", "rlsd", "opsd"):
         assert sum(r.method == method and r.task == "addition" and not r.lr for r in runs) >= 10
     for r in runs:
-        train.parse_config(r.arguments(tmp_path / "a folder"))
+        parse_config(r.arguments(tmp_path / "a folder"))
 
 
 def test_learning_rates_are_the_best_of_the_committed_tuning():
@@ -280,7 +282,7 @@ def test_deciding_tokens():
 
 
 def test_gradients_of_the_probe_are_those_of_the_training_step():
-    config = train.parse_config(
+    config = parse_config(
         [
             "--hidden_size",
             "32",
@@ -294,17 +296,17 @@ def test_gradients_of_the_probe_are_those_of_the_training_step():
             "1e9",
         ]
     )
-    state = train.State(config)
+    state = State(config)
     batch = train.rollout(
-        state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
+        state.policy, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
     )
-    found = probe.gradients(state.model, batch, config)
+    found = probe.gradients(state.policy, batch, config)
     for name, lam in (("GRPO", 0.0), ("RLSD, eps_w 0.2, lambda 0.5 (paper)", 0.5)):
-        fresh = train.State(config)
-        train.update(fresh.model, fresh.teacher, fresh.optimizer, batch, config, lam)
-        expected = torch.cat([p.grad.flatten() for p in fresh.model.parameters()])
+        fresh = State(config)
+        train.update(fresh.policy, fresh.teacher, fresh.optimizer, batch, config, lam)
+        expected = torch.cat([p.grad.flatten() for p in fresh.policy.parameters()])
         assert torch.allclose(found[name], expected, atol=1e-5)
-    shares = probe.evidence_shares(state.model, batch, config)
+    shares = probe.evidence_shares(state.policy, batch, config)
     assert all(0 <= row[k] <= 1 + 1e-6 for row in shares for k in row if k != "right")
 
 
