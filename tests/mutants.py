@@ -101,7 +101,8 @@ def tests_of(file: str) -> list[str]:
 
 
 def files_of(patterns: dict[str, list[str]]) -> list[str]:
-    return [path.relative_to(ROOT).as_posix() for pattern in patterns for path in sorted(ROOT.glob(pattern))]
+    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern)) if path.name != "__init__.py"]
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 # ---- what is changed -------------------------------------------------------------------------------------------------

@@ -139,25 +139,31 @@ def test_one_step_goes_through_few_files(steps):
 
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of all that a file imports, anywhere in it; `from a import b` is a.b."""
+    """Line and dotted name of all that a file imports, anywhere in it, also by a text; `from a import b` is a.b."""
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from ((node.lineno, f"{node.module or ''}.{alias.name}") for alias in node.names)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            if getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__"):
-                yield node.lineno, str(node.args[0].value)
+        elif isinstance(node, ast.Call):
+            imported = getattr(node.func, "attr", getattr(node.func, "id", "")) in ("import_module", "__import__")
+            yield from ((node.lineno, text) for text in texts(node) if imported or "." in text and module(path, text))
+
+
+def texts(call: ast.Call) -> list[str]:
+    return [arg.value for arg in call.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
+
+
+def module(path: Path, dotted: str) -> Path | None:
+    """The file of ours that a file means by a module's name: in the root or, for a test or an example, beside it."""
+    beside = [path.parent, ROOT / "tests"] if room(path) in ("tests", "examples", "docs") else []
+    files = [folder.joinpath(*dotted.split(".")).with_suffix(".py") for folder in (ROOT, *beside) if dotted]
+    return next(filter(Path.is_file, files), None)
 
 
 def ours_of(path: Path, dotted: str) -> Path | None:
-    """The file of ours that a dotted name leads to: in the root or, for a test or an example, beside it."""
-    for folder in (ROOT, *([path.parent, ROOT / "tests"] if room(path) in ("tests", "examples", "docs") else [])):
-        for stem in (dotted, dotted.rpartition(".")[0]):
-            file = folder.joinpath(*stem.split(".")).with_suffix(".py") if stem else folder
-            if file.is_file():
-                return file
-    return None
+    """The same for what may be a name in a module, too."""
+    return module(path, dotted) or module(path, dotted.rpartition(".")[0])
 
 
 @cache
@@ -265,10 +271,9 @@ def uses(path: Path) -> Iterator[tuple[Path, str]]:
     for node in ast.walk(tree(path)):
         for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else []:
             start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
-            whole = ours_of(path, start + alias.name)
-            if whole and whole.stem == alias.name.rpartition(".")[2]:
+            if whole := module(path, start + alias.name):
                 modules[alias.asname or alias.name] = whole
-            elif whole:
+            elif start and (whole := module(path, start[:-1])):
                 yield whole, alias.name
     for definition in tree(path).body:
         for node in ast.walk(definition):
@@ -276,10 +281,14 @@ def uses(path: Path) -> Iterator[tuple[Path, str]]:
                 yield path, node.id
             if isinstance(node, ast.Attribute) and ast.unparse(node.value) in modules:
                 yield modules[ast.unparse(node.value)], node.attr
+            if isinstance(node, ast.Call):  # a function that another process is to find by its name
+                whole = next(filter(None, (module(path, text) for text in texts(node) if "." in text)), path)
+                yield from ((whole, text) for text in texts(node))
 
 
 def test_what_tests_alone_use_is_not_kept():
     """Every function and class of a module is used by a program: in its own file outside itself, or in another one."""
+    by_parts_of_its_name = ["math_verify_scorer", "reasoning_gym_scorer"]  # f"{package}_scorer" in sources/scorers.py
     programs = [path for path in sources() if room(path) not in ("tests", "examples")]  # these hold a user's own rule
     users = [path for pattern in EVERYWHERE for path in ROOT.glob(pattern) if room(path) in FLOOR.keys() - {"tests"}]
     used = {use for path in users for use in uses(path)}
@@ -288,5 +297,6 @@ def test_what_tests_alone_use_is_not_kept():
         for path in programs
         for node in tree(path).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef) and (path, node.name) not in used
+        if node.name not in by_parts_of_its_name
     ]
     assert not unused, "\n" + "\n".join(unused)
