@@ -21,12 +21,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { echo "$(PYTHON) has no venv module; on Debian and Ubuntu: apt-get install python3-venv"; rm -rf $(VENV); exit 1; }
 
-$(VENV)/.train: $(VENV)/bin/python requirements.txt requirements-extras.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements-extras.txt
+$(VENV)/.train: $(VENV)/bin/python requirements.txt requirements/extras.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements.txt -r requirements/extras.txt
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.train requirements-test.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-test.txt
+$(VENV)/.test: $(VENV)/.train requirements/test.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/test.txt
 	@touch $@
 
 # the whole suite with every extra installed: nothing is skipped for want of a package but verl's tests
@@ -38,8 +38,8 @@ lint: $(VENV)/.all
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-$(VENV)/.all: $(VENV)/.test requirements-all.txt requirements-bench.txt requirements-pretrained.txt requirements-tasks.txt examples/smollm2/requirements.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements-all.txt
+$(VENV)/.all: $(VENV)/.test $(wildcard requirements/*.txt) examples/smollm2/requirements.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/all.txt
 	@touch $@
 
 # planted mistakes: one change at a time, half an hour in all, and the known ones; results/mutants.json, museum.json
@@ -64,10 +64,10 @@ coverage: $(VENV)/.all
 test-verl: $(VERL_VENV)/.test
 	$(VERL_VENV)/bin/python -m pytest -q tests/test_verl.py $(ARGS)
 
-$(VERL_VENV)/.test: requirements-verl.txt
+$(VERL_VENV)/.test: requirements/verl.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' || { echo "verl needs Python 3.10 to 3.12: make test-verl PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -m venv $(VERL_VENV)
-	$(VERL_VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements-verl.txt
+	$(VERL_VENV)/bin/python -m pip install -q --disable-pip-version-check -r requirements/verl.txt
 	@touch $@
 
 clean:

@@ -16,20 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from harness.guards import check_memory, out_of_memory
 
 import tasks
-import verifiers
 from config import FILES, Config, Parser, check_files, config_of
 from credit import page
 from credit.questions import find_problem
 from harness.checkpoint import build_model
-from harness.guards import check_memory, out_of_memory
-from harness.problems import load_source
+from harness.problems import can_be_earned, load_source
 from model import Transformer
 from rollout import teacher_view
 from support.errors import UserError, one_line, program, reading
 from support.files import fill, load, replace
 from train import rollout
+from verifiers import Verifier
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Run:
     config: Config
     model: Transformer
     source: tasks.Source
-    verifier: verifiers.Verifier
+    verifier: Verifier
 
 
 @out_of_memory("the run", "its sizes, in a run of your own")
@@ -75,7 +75,7 @@ def completed(run: Run, question: str, found: tasks.Problem | None, answer: str,
     room = run.config.max_seq_len - run.config.max_new_tokens
     if longest > room:
         raise UserError(f"{asked} makes a prompt of {longest} tokens, and the run has room for {room}: ask less")
-    if not verifiers.can_be_earned(run.verifier, tasks.decode(tasks.target(problem)), problem.answer):
+    if not can_be_earned(run.verifier, tasks.decode(tasks.target(problem)), problem.answer):
         raise UserError(f"the run's verifier does not accept the reference answer {problem.answer[:60]!r} itself")
     return problem
 
@@ -119,8 +119,8 @@ def answer_question(run: Run, question: str, args: argparse.Namespace) -> None:
     problem = completed(run, question, found, answer, args.reference)
     lines, samples = ask(run, problem, args.tries)
     if args.html:
-        page = page.page(problem.question, lines, samples, run.config)
-        replace(args.html, lambda path: path.write_text(page, "utf-8", errors="replace"))
+        html = page.page(problem.question, lines, samples, run.config)
+        replace(args.html, lambda path: path.write_text(html, "utf-8", errors="replace"))
     colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
     print(*(page.visible(line) for line in (f"question: {problem.question}", *lines)), sep="\n")
     if colour:

@@ -14,7 +14,6 @@ from torch import Tensor
 from verifiers import MARKER, THOUGHT
 
 CITATION = "reference says"  # how a completion cites the reference; a student that was shown none should never
-
 ROLES = ("<|user|>", "<|reference|>", "<|assistant|>", "<|end|>")
 
 
@@ -30,7 +29,6 @@ class Problem:
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
-
 
 # One token a byte, one for the answer marker, four special ones; made here, nothing is downloaded.
 RANKS = {bytes([i]): i for i in range(256)} | {b"##": 256, b"####": 257}
@@ -57,36 +55,13 @@ class Format:
         return [self.tokenizer.encode_single_token(p) if p in special else p for p in parts if p]
 
     def prompt(self, question: str, privileged: str | None) -> list[int]:
-        tokens: list[int] = []
-        for kind, run in groupby([*self.before, *self.view(question, privileged), *self.after], type):
-            parts = list(run)
-            tokens += parts if kind is int else self.tokenizer.encode_ordinary("".join(parts))
-        return tokens
+        runs = groupby([*self.before, *self.view(question, privileged), *self.after], type)
+        ordinary = self.tokenizer.encode_ordinary
+        return [token for kind, run in runs for token in (run if kind is int else ordinary("".join(run)))]
 
 
 BYTES = Format(TOKENIZER, ROLES[0], ROLES[2], ROLES[3], lambda q, shown: [q, REFERENCE, shown] if shown else [q])
-ASK = f"\n\nEnd your reply with {MARKER} and the final answer, like this: {MARKER} 5"
-TELL = "\n\nReference, for your eyes alone: {privileged}"
-HEAD = "<|start_header_id|>{}<|end_header_id|>\n\n".format
-CHATS = {  # before the user's text, after it, end of a turn: families of published models, told by their special tokens
-    "<|im_start|>": ("<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>", str),
-    "<|start_header_id|>": ("<|begin_of_text|>" + HEAD("user"), "<|eot_id|>" + HEAD("assistant"), "<|eot_id|>", str),
-}
 FORMAT = BYTES
-
-
-def chat(tokenizer) -> Format:
-    """The chat format of a published tokenizer: its folder's template, else ChatML (Qwen, SmolLM2) or Llama 3."""
-    formats = [parts for name, parts in CHATS.items() if name in tokenizer.special_tokens_set]
-    before, after, end, cut = tokenizer.chat or (*formats, ("", "", "", str))[0]
-    if end not in tokenizer.special_tokens_set:
-        known = f"the chat formats known here ({', '.join(CHATS)})"
-        raise ValueError(f"the tokenizer has none of {known}, nor a template and eos_token")
-
-    def view(question: str, privileged: str | None) -> list[str]:
-        return [cut(question + (TELL.format(privileged=privileged) if privileged else "") + ASK)]
-
-    return Format(tokenizer, before, after, end, view)
 
 
 def use(format: Format) -> None:
@@ -125,6 +100,11 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
     return prompt(problem, {"answer": problem.answer, "solution": problem.solution}.get(privileged, privileged))
 
 
+def teacher_view(problem: Problem, privileged: str) -> list[int]:
+    """The teacher's prompt: it shows the problem's own privileged text if it has one, else what --privileged says."""
+    return prompt(problem, problem.privileged) if problem.privileged else teacher_prompt(problem, privileged)
+
+
 def prompt(problem: Problem, privileged: str | None) -> list[int]:
     """A prompt that shows the given text and nothing else, no reference at all where it is empty or None."""
     return FORMAT.prompt(problem.question, privileged)
@@ -132,9 +112,8 @@ def prompt(problem: Problem, privileged: str | None) -> list[int]:
 
 def target(problem: Problem, cite: bool = False) -> list[int]:
     """The completion to imitate in the warm start: citation if asked for, worked solution, final answer, end token."""
-    lines = [f"{CITATION} {problem.answer}"] if cite else []
-    lines += [problem.solution] if problem.solution else []
-    return encode("\n".join([*lines, f"{MARKER} {problem.answer}"])) + [FORMAT.end]
+    lines = [f"{CITATION} {problem.answer}" * cite, problem.solution, f"{MARKER} {problem.answer}"]
+    return encode("\n".join(filter(None, lines))) + [FORMAT.end]
 
 
 def thought_mask(tokens: Tensor) -> Tensor:
@@ -159,9 +138,8 @@ def addition(rng: random.Random, chain: int = 4, filler: int = 0) -> Problem:
 
 def _worded(solution: str, rng: random.Random, filler: int) -> str:
     """Put `filler` letters of free choice, and a space, before each step: wording that does not matter."""
-    if filler == 0:
-        return solution
-    return "\n".join("".join(rng.choices("abcdefgh", k=filler)) + " " + line for line in solution.splitlines())
+    word = lambda: "".join(rng.choices("abcdefgh", k=filler)) + " " if filler else ""
+    return "\n".join(word() + line for line in solution.splitlines())
 
 
 def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
@@ -179,11 +157,10 @@ def countdown(rng: random.Random, chain: int = 0, filler: int = 0) -> Problem:
     """Reach a target from `chain` numbers, 0: 3 or 4; the reference uses all, and is one of many right solutions."""
     if chain == 1 or chain > 12:  # with one there is nothing to do; with many the search for a problem takes too long
         raise ValueError(f"--chain {chain}: countdown has 2 to 12 numbers")
-    while True:
+    value, numbers = 0, [0]
+    while value in numbers:  # copying one of them would do
         numbers = [rng.randint(1, 20) for _ in range(chain or rng.choice((3, 4)))]
         value, text, solution = _combine(numbers, rng)
-        if value not in numbers:  # or copying one of them would do
-            break
     return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", _worded(solution, rng, filler))
 
 
@@ -250,29 +227,23 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
         raise ValueError(f"--task {task!r} is none of {', '.join(GENERATORS)}, nor like reasoning_gym:NAME")
     function, careless, verifier = GENERATORS[task]
     generate = partial(function, filler=filler, **({"chain": chain} if chain else {}))
-    rng = random.Random(f"held out {task}")
-    problems: dict[tuple[str, ...], Problem] = {}
+    numbers = lambda problem: tuple(sorted(re.findall(r"\d+", problem.question)))  # 12+34 and 34+12 are one problem
+    rng, problems = random.Random(f"held out {task}"), dict[tuple[str, ...], Problem]()
     for problem in (generate(rng) for _ in range(20 * held_out + 1000)):
-        problems.setdefault(_numbers(problem), problem)
+        problems.setdefault(numbers(problem), problem)
         if len(problems) == held_out:
             break
 
     def draw(rng: random.Random, n: int) -> list[Problem]:
-        drawn: list[Problem] = []
-        missed = 0
-        while len(drawn) < n and missed < 10_000:
+        drawn, missed = list[Problem](), 0
+        while len(drawn) < n:
             problem = generate(rng)
-            missed = missed + 1 if _numbers(problem) in problems else 0
+            missed = missed + 1 if numbers(problem) in problems else 0
             drawn += [] if missed else [problem]
-        if missed:
-            few = f"{task} has no more different ones left to train on"
-            raise ValueError(f"--eval_problems {held_out}: {few}; lower it")
+            if missed == 10_000:
+                few = f"{task} has no more different ones left to train on"
+                raise ValueError(f"--eval_problems {held_out}: {few}; lower it")
         return drawn
 
     listed = list(problems.values())
     return Source(draw, listed, listed + draw(rng, 500), verifier, partial(careless, filler=filler))
-
-
-def _numbers(problem: Problem) -> tuple[str, ...]:
-    """The numbers of a question in order of size: 12+34 and 34+12 are one problem, whichever of them is held out."""
-    return tuple(sorted(re.findall(r"\d+", problem.question)))

@@ -8,13 +8,16 @@ whole of an answer (`bare`).
 """
 
 import ast
+import importlib.util
 import operator
+import os
 import re
+import sys
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import accumulate
-from pathlib import Path
 
 Verifier = Callable[[str, str], float]
 
@@ -31,6 +34,13 @@ _SIGNS = str.maketrans("\u2212\u00d7\u00f7", "-*/")
 _NUMBER = re.compile(r"([+-]?)(?=\.?\d)(\d{1,3}(?:,\d{3})+|\d+)?(?:(\.\d*)|/0*([1-9]\d*))?", re.ASCII)
 _EXPRESSION = re.compile(r"[0-9+\-*/() ]+")
 _OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+class Failed(ValueError):
+    """A verifier gave no reward: why, in words; of another process the traceback, and its exit status if it ended."""
+
+    trace: str = ""
+    status: int | None = None
 
 
 def final_answer(completion: str) -> str | None:
@@ -90,7 +100,7 @@ def expression(completion: str, answer: str) -> float:
     answer: "NUMBERS = TARGET", NUMBERS in any writing, a reference solution such as "(8-2)*4+3 = 27" included. Each
     given number may be used at most once; a final answer "expression = target" is read by its left side.
     """
-    given, reached = _parse_given(answer)
+    given, reached = parse_given(answer)
     left, equals, right = bare(final_answer(completion) or "").partition("=")
     if equals and _parse_number(right.strip()) != reached:
         return 0.0
@@ -101,41 +111,46 @@ def expression(completion: str, answer: str) -> float:
 BUILT_IN: dict[str, Verifier] = {"exact": exact, "number": number, "choice": choice, "expression": expression}
 
 
-def can_be_earned(verifier: Verifier, completion: str, answer: str) -> bool:
-    """False where a verifier of ours cannot read the reference, or refuses the worked solution that ends with it."""
-    if verifier is expression:
-        return _parse_given(answer)[1] is not None
-    ours = verifier in BUILT_IN.values() or hasattr(verifier, "reads_reference")
-    return not ours or verifier(completion, answer) == 1.0
-
-
-def load(name_or_path: str) -> Verifier:
-    """A built-in verifier by name, or `function` of the user's own "file.py:function": run in a process of its own.
-
-    Raises ValueError, in one line, for an unknown name, a missing file or function, or a file that fails to run.
-    "math_verify" and "reasoning_gym:NAME" need packages of these names.
-    """
-    if name_or_path in BUILT_IN:
-        return BUILT_IN[name_or_path]
-    from sources import worker  # it imports this file
-
-    if name_or_path == "math_verify":
-        worker.worker("math_verify")  # says if the package is missing
-        return worker.math_verify
-    if name_or_path.startswith("reasoning_gym:"):
-        from sources import gym
-
-        return gym.verifier(name_or_path)
+def load(name_or_path: str, file: Callable[[str, str], Verifier] | None = None, **more: Verifier) -> Verifier:
+    """A built-in verifier or one of `more` by name, or a user's "file.py:function", which `file` reads; ValueError."""
+    known = {**BUILT_IN, **more}
+    if name_or_path in known:
+        return known[name_or_path]
     path, colon, name = name_or_path.rpartition(":")
     if not colon or not path.endswith(".py"):
-        known = f"{', '.join(BUILT_IN)}, math_verify"
-        raise ValueError(f"verifier {name_or_path!r} is none of {known}, nor like my_rules.py:check")
-    if not Path(path).is_file():
+        raise ValueError(f"verifier {name_or_path!r} is none of {', '.join(known)}, nor like my_rules.py:check")
+    if not os.path.isfile(path):
         raise ValueError(f"verifier {name_or_path!r}: there is no file {path}")
     try:
-        return worker.Rule(path, name)
-    except (worker.Failed, TimeoutError) as error:
+        return (file or from_file)(os.path.abspath(path), name)
+    except Failed as error:
         raise ValueError(f"verifier {name_or_path!r}: {' '.join(str(error).split())}") from error
+
+
+def from_file(path: str, name: str, module_name: str = "") -> Verifier:
+    """The function of a user's file, run in this process, its reward checked; its neighbours can be imported."""
+    folder, stem = os.path.split(path.removesuffix(".py"))
+    sys.path += [folder] * (folder not in sys.path)
+    spec = importlib.util.spec_from_file_location(module_name or f"_verifier_{stem}", path)
+    assert spec is not None and spec.loader is not None  # the file's name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # a dataclass in the file looks its module up here
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        raise Failed(f"{path} fails with {''.join(traceback.format_exception_only(error))}") from error
+    if not callable(function := getattr(module, name, None)):
+        raise Failed(f"{path} has no function {name}")
+    return lambda completion, answer: reward_of(function(completion, answer))
+
+
+def reward_of(returned) -> float:
+    """What a verifier returned, read once; Failed for anything but a number from 0 to 1."""
+    is_bool = isinstance(returned, bool) or "bool" in str(getattr(returned, "dtype", ""))
+    numeric = not is_bool and not isinstance(returned, (str, bytes)) and hasattr(returned, "__float__")
+    if numeric and 0 <= (value := float(returned)) <= 1:
+        return value
+    raise Failed(f"it returned {returned!r:.60}; a float from 0 to 1 is needed{', float(...) makes one' * is_bool}")
 
 
 def _parse_number(text: str | None) -> Fraction | None:
@@ -147,7 +162,7 @@ def _parse_number(text: str | None) -> Fraction | None:
     return -value if sign == "-" else value
 
 
-def _parse_given(answer: str) -> tuple[Counter, Fraction | None]:
+def parse_given(answer: str) -> tuple[Counter, Fraction | None]:
     """The given whole numbers and the target of "NUMBERS = TARGET"; no target where that is not what stands there."""
     given, _, target = answer.rpartition("=")
     if len(given) > MAX_ANSWER or re.search(r"(?:^|[\s,(])-[0-9]|\.", given):  # negative or decimal

@@ -22,7 +22,7 @@ EXERCISES = {  # name: file, the line as it is, the line as it is tried
     "clip": ("rlsd.py", "clipped = weights.clamp(1 - eps_w, 1 + eps_w)", "clipped = weights"),
     "std": ("rlsd.py", "torch.where(no_spread, 0.0, centred / (std + eps))", "torch.where(no_spread, 0.0, centred)"),
     "teacher": (
-        "methods.py",
+        "rollout.py",
         "teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))",
         "teacher_logps = score(teacher, batch, config, tasks.student_prompt)",
     ),
@@ -31,10 +31,10 @@ EXERCISES = {  # name: file, the line as it is, the line as it is tried
 
 
 def changed_copy(name: str, folder: Path) -> Path:
-    """The programs of this repository in `folder`, with the line of the exercise changed."""
+    """This repository in `folder`, with the line of the exercise changed."""
     file, old, new = EXERCISES[name]
-    for path in ROOT.glob("*.py"):
-        shutil.copy(path, folder)
+    leave = shutil.ignore_patterns(".*", "__pycache__", "runs", "results", "tests")
+    shutil.copytree(ROOT, folder, ignore=leave, dirs_exist_ok=True)
     if old:
         text = (folder / file).read_text()
         assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"

@@ -21,15 +21,17 @@ sys.path.insert(0, str(ROOT))
 import tasks  # noqa: E402
 from examples.dry_run import trained  # noqa: E402
 from model import sample  # noqa: E402
-from published import weights  # noqa: E402
+from published.chat import chat  # noqa: E402
+from published.tokenizer import load_tokenizer  # noqa: E402
+from published.weights import load  # noqa: E402
 
 QUESTION, NEW_TOKENS, ROUNDS = "Why is the sky blue?", 64, 5
 
 
 def sampling_speed(folder: Path) -> dict[str, float]:
     """Sampled tokens a second of processor time, prompt included; the median of the rounds, for 1 row and for 16."""
-    tasks.use(tasks.chat(weights.load_tokenizer(folder)))
-    model, prompt = weights.load(folder), tasks.student_prompt(tasks.Problem(QUESTION, ""))
+    tasks.use(chat(load_tokenizer(folder)))
+    model, prompt = load(folder), tasks.student_prompt(tasks.Problem(QUESTION, ""))
     speeds: dict[int, list[float]] = {1: [], 16: []}
     for _ in range(ROUNDS):
         for rows, found in speeds.items():

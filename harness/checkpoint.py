@@ -1,4 +1,4 @@
-"""What a training run changes and a checkpoint holds: policy, teacher, optimizer; and how they are built."""
+"""What a training run changes and a checkpoint holds: policy, teacher, optimizer; last.pt, best.pt and the export."""
 
 import copy
 import dataclasses
@@ -7,91 +7,36 @@ from pathlib import Path
 
 import torch
 
-import tasks
+import published.weights
 from config import Config
-from harness.options import CHANGEABLE, config_of, sense
-from model import ModelConfig, Transformer
-from published import weights
+from harness.models import build_model, external_teacher
+from harness.options import CHANGEABLE, sense
 from published.rounded_adam import RoundedAdam
-from support import processes
-from support.errors import UserError, reading
+from support import shards
+from support.errors import reading
 from support.files import check_finite, fill, load, metrics_of, save, to_disk
 
 MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
 
 
-def warm_seed(config: Config) -> int:
-    return config.seed if config.warm_seed < 0 else config.warm_seed
-
-
-def build_model(config: Config) -> Transformer:
-    if config.init:
-        return published_model(config)
-    torch.manual_seed(warm_seed(config))
-    width, heads = config.hidden_size, config.hidden_size // 16
-    size = ModelConfig(tasks.TOKENIZER.n_vocab, width, 3 * width, config.num_layers, heads, heads // 2, head_dim=16)
-    return Transformer(dataclasses.replace(size, max_seq_len=config.max_seq_len)).to(config.device)
-
-
-def published_model(config: Config) -> Transformer:
-    model = weights.load(config.init, getattr(torch, config.dtype))
-    has, room = tasks.FORMAT.tokenizer.n_vocab, model.config.vocab_size
-    if has > room:
-        raise UserError(f"--init {config.init}: the tokenizer has {has} tokens, the model {room}")
-    if config.max_seq_len > model.config.max_seq_len:
-        raise UserError(f"--max_seq_len {config.max_seq_len}: the model of --init ends at {model.config.max_seq_len}")
-    return model.to(config.device)
-
-
-def external_teacher(config: Config) -> Transformer:
-    """The best policy of another run of this program, of its own size: OPD's teacher."""
-    folder = Path(config.opd_teacher)
-    name = f"--opd_teacher {folder}"
-    try:
-        run, _ = config_of(folder)
-    except UserError as error:
-        raise UserError(f"{name}: {error}") from error
-    if run.max_seq_len < config.max_seq_len:
-        raise UserError(f"{name}: it was made with --max_seq_len {run.max_seq_len}, {config.max_seq_len} is needed")
-    with reading(f"{name}: no run with best.pt"):
-        teacher = build_model(dataclasses.replace(run, device=config.device, dtype=config.dtype))
-        fill(teacher, load(folder / "best.pt", config.device))
-    return teacher
-
-
 class State:
-    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out score, micro-batch.
+    """What a step changes, and a checkpoint holds: policy, teacher, optimizer, step, best held-out score.
 
     Problems and noise of a step follow from (seed, step), so no generator has to be kept.
     """
 
     def __init__(self, config: Config):
         home = dataclasses.replace(config, device="cpu") if config.fsdp else config  # of which each device gets a share
-        self.model = build_model(home)
-        self.model.gradient_checkpointing = config.gradient_checkpointing
+        self.policy = build_model(home)
+        self.policy.gradient_checkpointing = config.gradient_checkpointing
         self.teacher = external_teacher(home) if config.method == "opd" else None
         if config.method not in ("grpo", "opd"):
-            self.teacher = copy.deepcopy(self.model)
-        for model in filter(None, (self.model, self.teacher) if config.fsdp else ()):
-            processes.shard(model, config.device)
+            self.teacher = copy.deepcopy(self.policy)
+        for model in filter(None, (self.policy, self.teacher) if config.fsdp else ()):
+            shards.shard(model, config.device)
         adam = RoundedAdam if config.dtype == "bfloat16" else torch.optim.Adam
-        self.optimizer = adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.99))
-        self.step, self.best, self.best_step, self.micro_batch = 0, -1.0, -1, config.micro_batch
-
-    def sync_teacher(self, share: float = 1.0) -> None:
-        """Move the teacher's weights towards the policy's; share 1 copies them."""
-        assert self.teacher is not None  # every method but grpo has one
-        with torch.no_grad():
-            for mine, policys in zip(self.teacher.parameters(), self.model.parameters()):
-                mine.lerp_(policys, share)
-
-    def teach(self, config: Config) -> None:
-        """What the update of `self.step` does to the teacher, after it: sync (rlsd), moving average (sdpo), nothing."""
-        interval = config.rlsd_teacher_sync_interval
-        if config.method == "rlsd" and interval and self.step % interval == 0:
-            self.sync_teacher()
-        if config.method == "sdpo":
-            self.sync_teacher(config.sdpo_ema)
+        self.optimizer = adam(self.policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
+        self.step, self.best, self.best_step = 0, -1.0, -1
 
     def keep(self, row: dict, out: Path, config: Config, due: bool) -> None:
         """last.pt where it is due, and ahead of best.pt: the weights of the best held-out score; of equals the last."""
@@ -102,19 +47,20 @@ class State:
         if better or due:
             self.save(out / "last.pt", config)
         if better:
-            save(processes.weights(self.model), out / "best.pt")
+            save(shards.weights(self.policy), out / "best.pt")
 
     def save(self, path: Path, config: Config) -> None:
-        weights = processes.weights(self.model)
+        weights = shards.weights(self.policy)
         with reading(f"{path} stays as it was before update {self.step}; lower --lr"):
             check_finite({name: x for name, x in weights.items() if x is not None})  # process 0 alone has shards whole
         for lines in (path.parent / "metrics.jsonl", path.parent / "samples.jsonl"):
             if lines.exists():  # of the steps that the checkpoint tells of: power may fail after it
                 to_disk(lines)
-        kept = {name: getattr(self, name) for name in ("step", "best", "best_step", "micro_batch")}
+        kept: dict = {name: getattr(self, name) for name in ("step", "best", "best_step")}
+        kept["micro_batch"] = config.micro_batch
         kept["options"] = {k: v for k, v in dataclasses.asdict(config).items() if k not in MAY_CHANGE}
-        kept |= {"model": weights, "optimizer": processes.full(self.optimizer.state_dict())}
-        kept["teacher"] = processes.weights(self.teacher) if self.teacher is not None else None
+        kept |= {"model": weights, "optimizer": shards.full(self.optimizer.state_dict())}
+        kept["teacher"] = shards.weights(self.teacher) if self.teacher is not None else None
         save(kept, path)
 
     def load(self, path: Path, config: Config) -> None:
@@ -123,7 +69,7 @@ class State:
             for name, value in state.get("options", {}).items():  # older checkpoints do not tell
                 if name not in MAY_CHANGE and sense(name, getattr(config, name)) != sense(name, value):
                     raise ValueError(f"it was made with --{name} {value}, and config.json says {getattr(config, name)}")
-            fill(self.model, state["model"])
+            fill(self.policy, state["model"])
             if self.teacher is not None:
                 fill(self.teacher, state["teacher"])
             self.step, self.best, micro_batch = state["step"], float(state["best"]), state.get("micro_batch", 0)
@@ -133,11 +79,11 @@ class State:
             if not sound or self.best_step > self.step or not abs(self.best) <= 1:
                 raise ValueError(f"step {self.step}, best_step {self.best_step}, best {self.best}, {micro_batch=}")
             self.load_moments(state["optimizer"], any(r.get("grad_norm") and "skipped" not in r for r in rows))
-            self.micro_batch = min((n for n in (self.micro_batch, micro_batch) if n), default=0)  # halved, or asked to
+            config.micro_batch = min((n for n in (config.micro_batch, micro_batch) if n), default=0)  # halved, or asked
 
     def load_moments(self, saved: dict, moved: bool) -> None:
         """The optimizer's moments, and nothing else that a file says of it: rates and signs are the options'."""
-        own, rounded = list(self.model.parameters()), isinstance(self.optimizer, RoundedAdam)
+        own, rounded = list(self.policy.parameters()), isinstance(self.optimizer, RoundedAdam)
         if rounded:
             each = [{"step": saved["steps"], "exp_avg": x[0], "exp_avg_sq": x[1]} for x in saved["moments"]]
         else:
@@ -149,7 +95,7 @@ class State:
         sound &= all(bool(x.isfinite().all()) for x, _ in parts) and all(bool((x >= 0).all()) for x, _ in parts[1::2])
         if not sound or len({x.data_ptr() for x, _ in parts}) < len(parts):
             raise ValueError("the optimizer's moments do not fit weights and step, are not finite, or two are one")
-        shares = [processes.share_of(x, p) for x, p in parts]
+        shares = [shards.share_of(x, p) for x, p in parts]
         moments = [{"step": torch.tensor(n), "exp_avg": x, "exp_avg_sq": y} for x, y in zip(shares[::2], shares[1::2])]
         own_way = {"steps": int(n), "moments": saved.get("moments")} if rounded else {"state": dict(enumerate(moments))}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), **own_way})
@@ -163,8 +109,8 @@ def export(state: State, config: Config, out: Path) -> None:
         last = "--resume --export last takes the last" if config.init else "last.pt has the last"
         print(f"warning: that is the policy before RL, no evaluation after it was as good; {last}")
     if config.init:
-        model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.model
+        model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.policy
         weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
         fill(model, weights["model"] if config.export == "last" else weights)
-        weights.save(model, out / "model", config.init)
+        published.weights.save(model, out / "model", config.init)
         print(f"{config.export}.pt as a folder for transformers and --init: {out / 'model'}")

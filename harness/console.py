@@ -1,11 +1,12 @@
 """What a run says, and how it ends: log lines, the bar, curves, Ctrl-C."""
 
+import contextlib
 import os
 import shlex
 import signal
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
 from math import nan
 from pathlib import Path
 
@@ -68,6 +69,18 @@ def finish(out: Path) -> None:
         print(f"curves.png left out: {one_line(error)}")
 
 
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """A run that ends where it was asked to says so, and how to go on; exit code 128 + the signal's number."""
+    try:
+        yield
+    except Interrupted as interrupted:
+        number, where = interrupted.args
+        if processes.rank() == 0:
+            print(visible(f"interrupted {where}"), flush=True)
+        raise SystemExit(128 + number) from None
+
+
 class Interrupt:
     """Ctrl-C and SIGTERM ask for a clean end after the current step; a second Ctrl-C ends at once."""
 
@@ -79,7 +92,7 @@ class Interrupt:
     def handle(self, number, frame):
         self.signal = number
         if processes.rank() == 0 and sys.stderr.isatty():
-            with suppress(OSError):  # not by print: the program may be in the middle of one
+            with contextlib.suppress(OSError):  # not by print: the program may be in the middle of one
                 os.write(2, b"ending after this step; Ctrl-C again ends at once\n")
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

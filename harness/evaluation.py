@@ -1,25 +1,23 @@
 """How good the policy is on held-out problems, in either view, and where its credit falls."""
 
+import math
 from statistics import fmean as mean
 
 import torch
 
 import tasks
 from config import Config
-from harness.guards import out_of_memory
 from model import Samples, Transformer, sample
 from rlsd import token_advantages
-from rollout import Rollout, autocast, evidence, sampling, score, teacher_view
+from rollout import Rollout, evidence, sampling, score, verify
 from support import processes
-from support.judge import mean_reward, verify
 from verifiers import Verifier
 
 
-@out_of_memory("the evaluation", "--eval_problems or --max_new_tokens")
 def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
     """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
     rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // processes.world())
-    with processes.whole(model), autocast(config):
+    with processes.whole(model), torch.autocast("cuda", dtype=torch.bfloat16, enabled=config.bf16):
         at_once = rows_of_a_rollout if config.micro_tokens else 0
         return sample(model, prompts, group_size=1, at_once=at_once, **sampling(config, temperature, seed=0))
 
@@ -45,13 +43,20 @@ def evaluate(
 
 def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
     """Held-out pass@1 at temperature 1 of the same model when it is shown the reference."""
-    samples = held_out_samples(model, [teacher_view(p, config) for p in source.held_out], config, 1.0)
+    samples = held_out_samples(model, [tasks.teacher_view(p, config.privileged) for p in source.held_out], config, 1.0)
     rewards = verify(verifier, samples, source.held_out, config)
     return {"teacher pass@1": share_right(rewards, config)} | error_count("teacher verifier errors", rewards, config)
 
 
 def share_right(rewards: list[float], config: Config) -> float:
     return mean_reward([reward if reward != reward else float(reward == 1) for reward in rewards], config)
+
+
+def mean_reward(rewards: list[float], config: Config) -> float:
+    """Over held-out problems; a failed one counts 0 (zero) or not at all (drop; nan if that leaves none)."""
+    zero = config.on_verifier_error == "zero"
+    kept = [0.0 if math.isnan(reward) else reward for reward in rewards if zero or not math.isnan(reward)]
+    return mean(kept) if kept else math.nan
 
 
 def error_count(name: str, rewards: list[float], config: Config) -> dict[str, float]:

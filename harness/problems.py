@@ -1,31 +1,34 @@
 """The run's problems and their verifier: from the user's file, a package or a generator; checked before training."""
 
-from dataclasses import replace
+from functools import partial
 
 import tasks
 import verifiers
 from config import Config
 from harness.options import verifier_file
-from published import weights
-from rollout import takes_hints, teacher_view
+from published.chat import chat
+from published.tokenizer import load_tokenizer
+from rollout import takes_hints
 from sources import gym
 from sources.jsonl import from_file
+from sources.scorers import math_verify, scorer
+from sources.verifier_process import Rule
 from support import processes
 from support.errors import UserError, visible
-from verifiers import MARKER
+from verifiers import BUILT_IN, MARKER, Verifier
 
 
-def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
+def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
     """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
     try:
-        tasks.use(tasks.chat(weights.load_tokenizer(config.init)) if config.init else tasks.BYTES)
+        tasks.use(chat(load_tokenizer(config.init)) if config.init else tasks.BYTES)
         if config.data:
             source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
         elif config.task.startswith(gym.PREFIX):
             source = gym.source(config.task, config.eval_problems)
         else:
             source = tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
-        verifier = verifiers.load(config.verifier or source.verifier)
+        verifier = verifier_of(config.verifier or source.verifier)
     except ValueError as error:
         raise UserError(str(error)) from error
     for problem in source.known:
@@ -38,21 +41,38 @@ def load_source(config: Config) -> tuple[tasks.Source, verifiers.Verifier]:
         whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
         advice = "'answer' is for the final answer alone, 'solution' for the way to it"
         print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
-    return source, verifier
+    return source, partial(verifier, seconds=config.verifier_timeout) if isinstance(verifier, Rule) else verifier
 
 
-def check_fit(problem: tasks.Problem, verifier: verifiers.Verifier, config: Config) -> None:
+def verifier_of(name: str) -> Verifier:
+    """As `verifiers.load`; a file of the user's, "math_verify" and "reasoning_gym:NAME" in processes of their own."""
+    if name == "math_verify":
+        scorer("math_verify")  # says if the package is missing
+    if name.startswith(gym.PREFIX):
+        return gym.verifier(name)
+    return verifiers.load(name, Rule, math_verify=math_verify)
+
+
+def check_fit(problem: tasks.Problem, verifier: Verifier, config: Config) -> None:
     """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
     completion, after = tasks.target(problem), f"--max_new_tokens {config.max_new_tokens}"
-    longest = max(len(teacher_view(problem, config)), len(tasks.student_prompt(problem)))
+    longest = max(len(tasks.teacher_view(problem, config.privileged)), len(tasks.student_prompt(problem)))
     if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
-        longest = max(longest, len(teacher_view(problem, replace(config, privileged="solution"))))
+        longest = max(longest, len(tasks.teacher_view(problem, "solution")))
     if takes_hints(config):  # a sample may be shown as the reference
         longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
-    if not verifiers.can_be_earned(verifier, tasks.decode(completion), problem.answer):
+    if not can_be_earned(verifier, tasks.decode(completion), problem.answer):
         raise ValueError(f"no completion can earn a reward: the verifier does not accept {problem.answer[:60]!r}")
     if len(completion) > config.max_new_tokens:
         raise ValueError(f"the solution has {len(completion)} tokens, more than {after}; raise it")
     if longest > config.max_seq_len - config.max_new_tokens:
         room = f"--max_seq_len {config.max_seq_len}"
         raise ValueError(f"the prompt has {longest} tokens; with {after} that exceeds {room}; raise it")
+
+
+def can_be_earned(verifier: Verifier, completion: str, answer: str) -> bool:
+    """False where a verifier of ours cannot read the reference, or refuses the worked solution that ends with it."""
+    if verifier is verifiers.expression:
+        return verifiers.parse_given(answer)[1] is not None
+    ours = verifier in BUILT_IN.values() or hasattr(verifier, "reads_reference")
+    return not ours or verifier(completion, answer) == 1.0

@@ -11,15 +11,13 @@ import torch
 
 import tasks
 from config import Config
-from harness.checkpoint import warm_seed
 from harness.console import Interrupt, Interrupted
-from harness.guards import out_of_memory
+from harness.models import warm_seed
 from model import Samples, Transformer, token_logps
-from rollout import autocast, teacher_view
-from sources import gym, worker
+from rollout import verify
+from sources import gym, scorers
 from support.errors import UserError, one_line, reading, visible
 from support.files import fill, load, save
-from support.judge import verify
 from verifiers import Verifier
 
 SECONDS = 3  # between two lines, and at least between two checkpoints, of a warm start
@@ -51,7 +49,6 @@ def try_targets(source: tasks.Source, verifier: Verifier, config: Config) -> str
     return refused
 
 
-@out_of_memory("the warm start", "--warm_batch")
 def warm_start(model: Transformer, source: tasks.Source, config: Config, interrupt: Interrupt) -> None:
     """Imitate worked solutions in both views; kept on disk under all it depends on, half-way too, to go on from."""
     config = dataclasses.replace(config, warm_steps=steps_for(config, source))
@@ -114,13 +111,13 @@ def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng
         if rng.random() < config.warm_teacher_share:
             problem = source.careless(problem, rng, config.warm_teacher_slip)
             shown = "solution" if rng.random() < solution_share(config) else "answer"
-            prompts.append(teacher_view(problem, dataclasses.replace(config, privileged=shown)))
+            prompts.append(tasks.teacher_view(problem, shown))
             targets.append(tasks.target(problem, cite=rng.random() < config.warm_cite))
         else:
             prompts.append(tasks.student_prompt(problem))
             targets.append(tasks.target(source.careless(problem, rng, config.warm_slip)))
     demonstrations = Samples.of(targets, config.device)
-    with autocast(config):
+    with torch.autocast("cuda", dtype=torch.bfloat16, enabled=config.bf16):
         return -token_logps(model, prompts, demonstrations, 1.0)[demonstrations.mask].mean()
 
 
@@ -134,9 +131,9 @@ def warm_start_key(config: Config) -> str:
         "task chain filler data privileged_key device bf16 init hidden_size num_layers max_seq_len eval_problems "
         "warm_steps warm_batch warm_lr warm_teacher_share warm_slip warm_teacher_slip warm_cite"
     ).split()
-    rooms = "model tasks rollout verifiers harness/problems harness/checkpoint harness/warm_start sources/jsonl".split()
+    rooms = "model tasks rollout verifiers harness/problems harness/models harness/warm_start sources/jsonl".split()
     files = [Path(tasks.__file__).parent / f"{name}.py" for name in rooms]
-    files += [Path(gym.__file__), Path(worker.__file__)] if config.task.startswith(gym.PREFIX) else []
+    files += [Path(gym.__file__), Path(scorers.__file__)] if config.task.startswith(gym.PREFIX) else []
     files += [Path(config.data)] if config.data else []
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]

@@ -4,7 +4,7 @@ import random
 from importlib.metadata import PackageNotFoundError, version
 
 import tasks
-from sources.worker import MAX_TEXT, SIZE, worker
+from sources.scorers import MAX_TEXT, SIZE, scorer
 from tasks import Problem, Source
 from verifiers import Verifier, final_answer
 
@@ -52,7 +52,7 @@ def source(task: str, held_out: int) -> Source:
 def _problem(task: str, rng: random.Random) -> Problem:
     """The next problem with a reference that its own scorer accepts."""
     for index in (rng.randrange(SIZE) for _ in range(100)):
-        item = worker("reasoning_gym", task.removeprefix(PREFIX)).ask("item", index, seconds=MAKING)
+        item = scorer("reasoning_gym", task.removeprefix(PREFIX)).ask("item", index, seconds=MAKING)
         if item is None:
             raise ValueError(f"{task}: problem {index} is not made within {MAKING:.0f} s")
         if item:
@@ -81,7 +81,7 @@ def verifier(task: str) -> Verifier:
             raise ValueError(f"the verifier {task} judges the problems of --task {task} alone")
         text = final_answer(completion)
         fits = text is not None and len(text) <= MAX_TEXT
-        return float(fits and worker("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
+        return float(fits and scorer("reasoning_gym", task.removeprefix(PREFIX)).ask("score", answer.row, text) is True)
 
     vars(judge)["reads_reference"] = True
     return judge

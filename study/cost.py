@@ -38,18 +38,23 @@ def measure(options: list[str]) -> dict:
     state = State(config)
     lots = torch.Generator().manual_seed(0)
     verifier = lambda completion, answer: float(torch.rand(1, generator=lots) < 0.5)
-    batch = train.rollout(state.model, tasks.generated("addition", 1), verifier, config, 1)
+    batch = train.rollout(state.policy, tasks.generated("addition", 1), verifier, config, 1)
     if rollout.takes_hints(config):
         batch.hints = [problem.answer for problem in batch.problems]
-    scorings = []
-    for room in (methods, model):  # every forward pass over the samples, of student and teacher, goes through here
-        original = room.completion_states
-        room.completion_states = lambda *a, run=original: scorings.append(1) or run(*a)
+    scorings: list[int] = []
+    run = model.completion_states  # every forward pass over the samples, of student and teacher, by whoever names it
+
+    def run_and_count(*args):
+        scorings.append(1)
+        return run(*args)
+
+    for room in [room for room in sys.modules.values() if getattr(room, "completion_states", None) is run]:
+        room.completion_states = run_and_count  # type: ignore[attr-defined]
     for update in range(UPDATES + 1):
         if update == 1:
             began, counted = time.process_time(), len(scorings)
         lam = 0.5 if config.method == "rlsd" else 0.0
-        train.update(state.model, state.teacher, state.optimizer, batch, config, lam)
+        train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
     return {
         "seconds": round((time.process_time() - began) / UPDATES, 4),
         "scorings": (len(scorings) - counted) // UPDATES,

@@ -12,7 +12,8 @@ import numpy as np
 from config import Config
 from harness.curves import COLOURS, STYLES
 from rlsd import lambda_at
-from study.estimates import FEWEST, Study, mean
+from study.bootstrap import FEWEST, mean
+from study.scores import Study
 
 STUDY_PANELS = {
     "pass@1": "held-out pass@1",

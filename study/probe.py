@@ -19,18 +19,20 @@ import torch
 
 import tasks
 import train
-from baselines import losses
+from baselines.losses import opsd_loss
+from baselines.methods import logits
+from baselines.readings import agreement
 from config import Config
-from harness.checkpoint import build_model
 from harness.console import Interrupt, Interrupted
 from harness.evaluation import evaluate, evaluate_teacher
+from harness.models import build_model
 from harness.options import parse_config
 from harness.problems import load_source
 from harness.warm_start import warm_start
 from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
-from rollout import Rollout, logits, score, teacher_view
-from study.estimates import samples_worth
+from rollout import Rollout, score
+from study.bootstrap import samples_worth
 from support.errors import UserError, reading
 from support.files import fill, load, replace
 from support.program import Parser, program
@@ -51,25 +53,25 @@ def gradients(model: Transformer, batch: Rollout, config: Config) -> dict[str, t
     part = batch.rows(batch.advantages.nonzero().squeeze(1))
     mask, A = part.samples.mask, part.advantages
     logps = score(model, part, config, tasks.student_prompt)
-    teachers = partial(teacher_view, config=config)
+    teachers = partial(tasks.teacher_view, privileged=config.privileged)
     with torch.no_grad():
         teacher = score(model, part, config, teachers)
         teacher_logits = logits(model, list(map(teachers, batch.problems)), batch.samples, config.temperature)
     student = logps.detach()
     unsigned = student + A.sign()[:, None] * (teacher - student).abs()
     weightings = {name: (teacher, *how) for name, how in WEIGHTINGS.items()} | {
-        "agreement: weight 1 where sign(A) Delta > 0.02, else 0": (losses.agreement(student, teacher, A), 1.0, 1.0),
-        "weight 1 where |Delta| > 0.02, else 0": (losses.agreement(student, unsigned, A), 1.0, 1.0),
+        "agreement: weight 1 where sign(A) Delta > 0.02, else 0": (agreement(student, teacher, A), 1.0, 1.0),
+        "weight 1 where |Delta| > 0.02, else 0": (agreement(student, unsigned, A), 1.0, 1.0),
     }
-    losses = {
+    loss = {
         name: rlsd_loss(logps, student, evidence, A, mask, lam=lam, eps_w=eps_w, denominator=tokens)[0]
         for name, (evidence, lam, eps_w) in weightings.items()
     }
     prompts = list(map(tasks.student_prompt, batch.problems))
     student_logits = logits(model, prompts, batch.samples, config.temperature)
-    losses["OPSD, full vocabulary"] = losses.opsd_loss(student_logits, teacher_logits, tokens)
+    loss["OPSD, full vocabulary"] = opsd_loss(student_logits, teacher_logits, tokens)
     parameters = list(model.parameters())
-    found = {name: torch.autograd.grad(loss, parameters, retain_graph=True) for name, loss in losses.items()}
+    found = {name: torch.autograd.grad(of, parameters, retain_graph=True) for name, of in loss.items()}
     return {name: torch.cat([g.flatten() for g in gradient]) for name, gradient in found.items()}
 
 
@@ -112,7 +114,7 @@ def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[
     part = batch.rows(batch.advantages.nonzero().squeeze(1))
     with torch.no_grad():
         student = score(model, part, config, tasks.student_prompt)
-        teacher = score(model, part, config, partial(teacher_view, config=config))
+        teacher = score(model, part, config, partial(tasks.teacher_view, privileged=config.privileged))
         weights, delta = evidence_weights(part.advantages, teacher, student, part.samples.mask)
     moved = (weights.clamp(0.8, 1.2) - 1).abs()
     rows = []

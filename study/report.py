@@ -2,12 +2,14 @@
 
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from study import estimates
-from study.estimates import FEWEST, Estimate, Study, area, final, leakage, mean, ratio, seconds, start, worth
+from study import scores
+from study.bootstrap import FEWEST, Estimate, families, mean, ratio, worth
 from study.figures import credit_figure, curves_figure
+from study.scores import Study, area, final, leakage, seconds, start
 
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
 LEAKS = 0.01  # share of completions from which a method is said to leak
@@ -84,12 +86,12 @@ def tuning_table(study: Study) -> str:
 
 def probe_tables(probes: list[dict]) -> str:
     parts = []
-    for name, family in estimates.families(probes).items():
+    for name, family in families(probes).items():
         batches = sum(len(probe["cosines"]["GRPO"]) for probe in family)
-        scores = [np.mean([probe[key] for probe in family]) for key in ("pass@1", "teacher pass@1")]
+        means = [np.mean([probe[key] for probe in family]) for key in ("pass@1", "teacher pass@1")]
         parts.append(
             f"**{name}**: {len(family)} {'policies' if len(family) > 1 else 'policy'}, {batches} batches of "
-            f"{family[0]['samples']} samples in all; pass@1 {scores[0]:.3f}, teacher {scores[1]:.3f}\n"
+            f"{family[0]['samples']} samples in all; pass@1 {means[0]:.3f}, teacher {means[1]:.3f}\n"
         )
         rows = []
         for label in family[0]["cosines"]:
@@ -104,7 +106,7 @@ def probe_tables(probes: list[dict]) -> str:
 
 
 # The lead on fresh seeds of countdown was at another learning rate than GRPO's: both at either rate.
-SWAPPED = (  # where, task, method, other, samples, fresh
+SWAPPED: tuple[tuple[Any, ...], ...] = (  # where, task, method, other, samples, fresh
     ("at GRPO's learning rate (countdown, fresh seeds)", "countdown", "rlsd-swapped", "grpo", 256, True),
     ("at its own learning rate (countdown, fresh seeds)", "countdown", "rlsd", "grpo-swapped", 256, True),
 )
@@ -125,9 +127,9 @@ def outcome_claims(study: Study) -> list[list[str]]:
     measured = f"RLSD's final pass@1 minus OPD's; OPD takes {cost.text(2)} of RLSD's seconds"
     rows.append(row("No larger teacher needed", measured, gain, gain.verdict(-MARGIN)))
     best = best_cell(study)
-    if best:
-        task, method, samples = best
-        figure, never, target = study.speed(task, method, samples, True)
+    speed = best and study.speed(*best, True)
+    if best and speed:
+        (task, method, samples), (figure, never, target) = best, speed
         measured = f"best cell of seeds 0 to 2 on fresh seeds ({method}, {task}, {samples} samples): "
         measured += f"GRPO's updates / its own, to pass@1 {target:.2f}; {never} never"
         claim = "RLSD pays somewhere: 1.5 times fewer updates"
@@ -176,7 +178,7 @@ def leakage_claims(study: Study) -> list[list[str]]:
     for task in ("addition", "countdown"):
         runs = study.runs(task, "opsd")
         if len(runs) > 1:
-            rise, fall = estimates.peak_and_fall(runs)
+            rise, fall = scores.peak_and_fall(runs)
             measured = f"fall from its peak (rise to it: {rise.text()})"
             verdict = both(rise.verdict(MARGIN), fall.verdict(MARGIN))
             rows.append(row(f"OPSD rises first, then falls ({task})", measured, fall, verdict))
@@ -193,7 +195,7 @@ def leakage_claims(study: Study) -> list[list[str]]:
         runs = study.runs(task, "rlsd")
         leak = mean(map(leakage, runs))
         if leak.high == 0:  # none among the held-out problems, which all seeds share: the 95 % bound is 3 / problems
-            leak.high = 3 / estimates.held_out(runs[0])
+            leak.high = 3 / scores.held_out(runs[0])
         if leak.n:
             rows.append(row(f"RLSD does not leak ({task})", "the same share", leak, leak.below(LEAKS), 4))
     return rows
@@ -202,15 +204,15 @@ def leakage_claims(study: Study) -> list[list[str]]:
 def dynamics_claims(study: Study) -> list[list[str]]:
     rows = []
     for where, *cell in (("(addition)", "addition", "rlsd", "grpo"), *SWAPPED):
-        figures = (estimates.entropy_while_learning, estimates.mean_entropy)
+        figures = (scores.entropy_while_learning, scores.mean_entropy)
         entropy, whole = (study.gain(figure, *cell) for figure in figures)
-        low, high = estimates.LEARNING[cell[0]]
+        low, high = scores.LEARNING[cell[0]]
         measured = f"paired difference at rewards {low} to {high}, nats a token, both at the same rate"
         measured += f" (over the whole run: {whole.text(4)})"
         rows.append(row(f"Higher entropy than GRPO {where}", measured, entropy, entropy.verdict(0.0), 4))
     for task in ("addition", "countdown"):
         runs = study.runs(task, "rlsd")
-        share, carrying = (mean(estimates.clip_share(run, of_all) for run in runs) for of_all in (True, False))
+        share, carrying = (mean(scores.clip_share(run, of_all) for run in runs) for of_all in (True, False))
         verdict = both(share.verdict(0.03), share.below(0.06))  # as a part of the interval lies outside, in it, or all
         measured = f"share of all tokens at eps_w 0.2 while lambda > 0 (of those with an advantage: {carrying.text()})"
         rows.append(row(f"3 to 6 % of all tokens are clipped ({task})", measured, share, verdict))
@@ -230,7 +232,7 @@ def cost_claims(study: Study, costs: dict) -> list[list[str]]:
 
 def credit_claims(probes: list[dict]) -> list[list[str]]:
     """What the probes say: where the weight falls, and what it is worth early and late in training."""
-    found, rows = estimates.families(probes), []
+    found, rows = families(probes), []
     kinds = {"right": "results that a carry enters", "wrong": "the first wrong token"}
     for kind, words in kinds.items() if "addition" in found else ():
         shares = [probe["shares"][kind] for probe in found["addition"]]

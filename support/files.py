@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from support import processes
+from support import shards
 from support.errors import UserError, check_regular, read_file
 
 FIRST = r"config\.json|metrics\.jsonl|verifier_error(-\d+)?\.txt"  # what may be there before the first checkpoint
@@ -115,7 +115,7 @@ def fill(model: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
         if found != needed:
             raise ValueError(f"the shape of {name} is {found}; {needed} is needed")
     check_finite({name: x.to(mine[name].dtype) if x.is_floating_point() else x for name, x in weights.items()})
-    model.load_state_dict({name: processes.share_of(x, mine[name]) for name, x in weights.items()})
+    model.load_state_dict({name: shards.share_of(x, mine[name]) for name, x in weights.items()})
 
 
 def check_finite(weights: dict[str, torch.Tensor]) -> None:

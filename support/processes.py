@@ -2,8 +2,7 @@
 
     torchrun --nproc_per_node=2 train.py ...      # the same samples and updates as one process, to rounding
 
-gloo on CPU, nccl on CUDA. Without torchrun every function here leaves what it is given as it is. With --fsdp
-each process holds its share of every weight, gradient and moment, and borrows the rest for as long as it is used.
+gloo on CPU, nccl on CUDA. Without torchrun every function here leaves what it is given as it is.
 """
 
 import contextlib
@@ -88,7 +87,11 @@ def stop() -> None:
 def share(questions: Sequence) -> list:
     """This process's part; equal ones stay together, since the sampler's noise counts a prompt's repeats."""
     place = {question: i for i, question in enumerate(dict.fromkeys(questions))}
-    return [question for question in questions if place[question] % world() == rank()]
+    mine = [question for question in questions if place[question] % world() == rank()]
+    if not mine:
+        few = f"fewer different questions in a batch than the {world()} processes"
+        raise UserError(f"{few}: raise --prompts_per_step, or start fewer of them")
+    return mine
 
 
 def total(x: Tensor) -> Tensor:
@@ -120,46 +123,40 @@ def together(work: Callable[[], Any]) -> Any:
     return parts[0]
 
 
-def summed(figures: dict[str, float]) -> dict[str, float]:
-    """Each figure's sum over all processes; one that a process lacks counts 0 there."""
-    if world() == 1:
-        return figures
-    parts = everyones(figures)
-    return {name: sum(part.get(name, 0.0) for part in parts) for name in max(parts, key=len)}
-
-
-def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
-    """Each loss is already a part of one global token mean: its gradients are summed, not averaged."""
-    if world() > 1 and not is_sharded(parameters[0]):  # of a sharded model they are, in the backward pass
-        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
-        dist.all_reduce(flat)
-        for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad = gradient.view_as(p).clone()
-
-
 def gather(rows: Tensor) -> Tensor:
     """The rows (n, ...) of all processes, n free to differ, in the order of their numbers."""
     return torch.cat(everyones(rows.cpu())).to(rows.device) if world() > 1 else rows
 
 
-# ---- --fsdp: torch's own fully_shard, imported when it is asked for --------------------------------------------------
+def most(n: int) -> int:
+    """The largest of the processes' numbers, such as of a signal that one has got and all are to end after."""
+    return int(gather(torch.tensor([n])).max())
+
+
+# ---- words of an update and a rollout ----------------------------------------------------------------------------------
+
+
+def add_up(policy: Any, teacher: Any, metrics: dict[str, float]) -> dict[str, float]:
+    """Sum gradients and figures over all processes: each loss is already a part of one global token mean."""
+    apart_again(teacher)
+    if world() == 1:
+        return metrics
+    parameters = list(policy.parameters())
+    if not is_sharded(policy):  # of a sharded model they are, in the backward pass
+        flat = torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in parameters])
+        dist.all_reduce(flat)
+        for p, gradient in zip(parameters, flat.split([p.numel() for p in parameters])):
+            p.grad = gradient.view_as(p).clone()
+    parts = everyones(metrics)
+    return {name: sum(part.get(name, 0.0) for part in parts) for name in max(parts, key=len)}
+
+
+def total_norm(norm: Any) -> Tensor:
+    return norm.full_tensor() if is_sharded(norm) else norm
 
 
 def is_sharded(x: object) -> bool:
     return hasattr(x, "unshard") or hasattr(x, "full_tensor")
-
-
-def shard(model: Any, device: str) -> None:
-    """Keep this process's share of every weight, on the device; a block is whole while it runs, forward or backward."""
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-
-    mesh = init_device_mesh(device, (world(),))
-    for module in (*model.blocks, model):  # the rest, tied embeddings among it, goes with the model itself
-        fully_shard(module, mesh=mesh)
-        module.set_gradient_divide_factor(1.0)  # a sum, as in sum_gradients
-        module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
-    register_fsdp_forward_method(model, "hidden")  # after which the head stays whole for those who call it
 
 
 @contextlib.contextmanager
@@ -180,39 +177,3 @@ def apart_again(model: Any) -> None:
     """Let go of what forward passes without a backward one leave whole."""
     if is_sharded(model):
         model.reset_iter_state()
-
-
-def total_norm(norm: Any) -> Tensor:
-    return norm.full_tensor() if is_sharded(norm) else norm
-
-
-def most(n: int) -> int:
-    """The largest of the processes' numbers, such as of a signal that one has got and all are to end after."""
-    return int(gather(torch.tensor([n])).max())
-
-
-def full(state: Any) -> Any:
-    """A state whose sharded tensors are whole, in the memory of process 0; the others get None in their places."""
-    if isinstance(state, dict):
-        return {name: full(value) for name, value in state.items()}
-    if is_sharded(state):
-        tensor = state.full_tensor()
-        return tensor.detach().cpu() if rank() == 0 else None
-    return state
-
-
-def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The model's state dict, whole on process 0."""
-    if not is_sharded(model):
-        return model.state_dict()
-    once = {p: full(p) for p in model.parameters()}  # tied ones are written once, as in a plain state dict
-    return {name: once[p] for name, p in model.named_parameters(remove_duplicate=False)}
-
-
-def share_of(tensor: Tensor, like: Any) -> Tensor:
-    """This process's share of a whole tensor, if `like` is such a share."""
-    if not is_sharded(like) or tensor.shape != like.shape:
-        return tensor
-    from torch.distributed.tensor import distribute_tensor
-
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -45,9 +46,30 @@ def pytest_configure(config):
         if not os.access(home if os.path.isdir(home) else os.path.dirname(home), os.W_OK):
             os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # else each process would make one, and say so
             atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
+    if file := os.environ.pop("PASSED", ""):  # taken out: a test may start a pytest of its own
+        config.pluginmanager.register(Once(Path(file)))
     import torch
 
     torch.set_num_threads(1)
+
+
+class Once:
+    """PASSED=FILE: of several runs that share the file, each leaves out what an earlier one has passed; see .ci/run."""
+
+    def __init__(self, file: Path):
+        self.file, self.before = file, set(file.read_text(encoding="utf-8").split("\n")[:-1])
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_collection_modifyitems(self, config, items):
+        if gone := self.before - {item.nodeid for item in items}:
+            raise pytest.UsageError(f"{self.file}: {len(gone)} tests passed before and are not here now: {min(gone)}")
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.before])
+        items[:] = [item for item in items if item.nodeid not in self.before]
+
+    def pytest_runtest_logreport(self, report):
+        if report.when == "call" and report.passed:
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(report.nodeid + "\n")
 
 
 @pytest.fixture

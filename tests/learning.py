@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-import rollout  # noqa: E402
 import train  # noqa: E402
 from harness import console  # noqa: E402
 
@@ -78,13 +77,13 @@ def gain(folder: Path, seed: int, name: str = "as it is") -> float:
     )
     (folder / "rule.py").write_text(RULE)
     files = ["--data", f"{folder}/digits.jsonl", "--verifier", f"{folder}/rule.py:check", "--out", f"{folder}/run"]
-    original, finish = rollout.rlsd_loss, console.finish
-    rollout.rlsd_loss = lambda *args, **rest: LOSSES[name](original, *args, **rest)
+    original, finish = train.rlsd_loss, console.finish
+    train.rlsd_loss = lambda *args, **rest: LOSSES[name](original, *args, **rest)
     console.finish = lambda out: None  # curves take a second
     try:
         status = train.main([*OPTIONS.split(), *files, "--seed", str(seed)])
     finally:
-        rollout.rlsd_loss, console.finish = original, finish
+        train.rlsd_loss, console.finish = original, finish
     assert status == 0, f"train.py ended with {status}"
     rewards = [row["reward"] for row in map(json.loads, (folder / "run" / "metrics.jsonl").open()) if row["step"]]
     return round(sum(rewards[-10:]) / 10 - sum(rewards[:10]) / 10, 4)

@@ -33,7 +33,8 @@ LIMIT = 3 * 3600  # seconds a row may take
 STRANGER = 54321  # a user without name, home and rights
 WHO = {"user": STRANGER, "group": STRANGER, "extra_groups": []}
 OTHERS = " that others may run"
-SUITE = ["-r", "requirements-test.txt"]
+TRAIN = ("requirements.txt", "requirements/extras.txt")
+SUITE = ["-r", "requirements/test.txt"]
 ABOUT = (
     "import json, platform, numpy, torch; "
     "print(json.dumps([platform.python_version(), str(torch.__version__), numpy.__version__]))"
@@ -69,7 +70,7 @@ class Row:
 
 def oldest() -> list[str]:
     """Every least version that the requirements of `make test` name."""
-    lines = [(ROOT / f"requirements{name}.txt").read_text(encoding="utf-8") for name in ("", "-extras", "-test")]
+    lines = [(ROOT / name).read_text(encoding="utf-8") for name in (*TRAIN, "requirements/test.txt")]
     wanted = [line for line in "\n".join(lines).splitlines() if line and not line.startswith(("-", "#"))]
     return [re.sub(r">=(\d+)(\.\d+)?.*", lambda v: f"=={v[1]}{v[2] or '.0'}.*", line) for line in wanted]
 
@@ -133,7 +134,7 @@ def environment(row: Row, found: dict[str, str], folder: Path) -> Path:
     if row.python not in found:
         raise NotRun(f"no python{row.python} on PATH; --python names one elsewhere")
     packages = [(ROOT / p).read_text(encoding="utf-8") if p.endswith(".txt") else p for p in row.packages]
-    packages += [(ROOT / f"requirements{n}.txt").read_text(encoding="utf-8") for n in ("", "-extras")]
+    packages += [(ROOT / name).read_text(encoding="utf-8") for name in TRAIN]
     made = folder / hashlib.sha256(json.dumps([found[row.python], packages]).encode()).hexdigest()[:12]
     python = made / "bin" / "python"
     if not (made / "made").exists():

@@ -15,15 +15,16 @@ import os
 import random
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from planted import ROOT, Copy, warm_up
 
-# module -> the test files that are to notice
+# file -> the tests that are to notice
 CORE = {
     "rlsd.py": ["test_rlsd.py"],
     "verifiers.py": ["test_verifiers.py"],
-    "baselines.py": ["test_baselines.py"],
+    "baselines/losses.py": ["test_baselines.py"],
     "model.py": ["test_model.py"],
 }
 # of these files not everything: the sampler, the cache it works on, and the scores
@@ -31,17 +32,17 @@ PARTS = {
     "model.py": "KVCache Samples sample _decode _prefill _draw row_noise token_logps completion_states _score _pad "
     "_check_prompts"
 }
-REST = {
-    "methods.py": ["test_methods.py", "test_train.py"],
-    "judge.py": ["test_judge.py", "test_train.py"],
-    "guards.py": ["test_guards.py"],
-    "state.py": ["test_methods.py", "test_train.py"],
+REST = {  # of a folder's pattern, the files that are not named themselves
     "train.py": ["test_methods.py", "test_train.py", "test_guards.py"],
-    "evaluation.py": ["test_train.py", "test_guards.py"],
-    "data.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
+    "rollout.py": ["test_methods.py", "test_train.py"],
     "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py"],
-    "warm_start.py": ["test_train.py"],
     "config.py": ["bad_input/test_bad_options.py", "test_train.py"],
+    "support/judge.py": ["test_judge.py", "test_train.py"],
+    "sources/jsonl.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
+    "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
+    "harness/options.py": ["bad_input/test_bad_options.py", "test_train.py"],
+    "harness/*.py": ["test_methods.py", "test_train.py", "test_guards.py"],
+    "baselines/*.py": ["test_baselines.py", "test_methods.py", "test_train.py"],
 }
 RESULTS = ROOT / "results" / "mutants.json"
 
@@ -92,6 +93,16 @@ class Mutant:
     @property
     def key(self) -> str:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+
+def tests_of(file: str) -> list[str]:
+    """Those of the first pattern that the file's name fits; none where it fits none."""
+    return next((tests for pattern, tests in (CORE | REST).items() if fnmatch(file, pattern)), [])
+
+
+def files_of(patterns: dict[str, list[str]]) -> list[str]:
+    found = [path for pattern in patterns for path in sorted(ROOT.glob(pattern)) if path.name != "__init__.py"]
+    return [path.relative_to(ROOT).as_posix() for path in found]
 
 
 # ---- what is changed -------------------------------------------------------------------------------------------------
@@ -274,20 +285,20 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="count the mutants, and run nothing")
     args = parser.parse_args()
-    known = CORE | REST
-    if strange := set(args.files) - known.keys():
+    known = list(dict.fromkeys(files_of(CORE | REST)))
+    if strange := set(args.files) - set(known):
         parser.error(f"no tests are known for {', '.join(sorted(strange))}; the files are {', '.join(known)}")
-    files = args.files or list(known if args.all else CORE)
+    files = args.files or (known if args.all else files_of(CORE))
     journal = ROOT / "runs" / "mutants.jsonl"
     made = {file: mutants(file, (ROOT / file).read_text()) for file in files}
     if args.sample:
         drawn = {file: random.Random(file).sample(found, min(args.sample, len(found))) for file, found in made.items()}
         made = {file: sorted(found, key=lambda m: m.line) for file, found in drawn.items()}
-    states = {file: state_of(known[file]) for file in files}
+    states = {file: state_of(tests_of(file)) for file in files}
     todo = []
     for file in files:
         before = tried(journal, states[file])
-        todo += [(m, known[file], states[file]) for m in made[file] if m.key not in before]
+        todo += [(m, tests_of(file), states[file]) for m in made[file] if m.key not in before]
     print(f"{sum(map(len, made.values()))} mutants, {len(todo)} to try", flush=True)
     if args.list:
         return 0
@@ -309,6 +320,7 @@ def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dic
     """Counts and survivors to the screen, if kept to results/mutants.json; 1 where tests/mutation.md lacks one."""
     listed = (ROOT / "tests" / "mutation.md").read_text().split("\n## ")
     result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make mutants", "files": {}}
+    result["files"] = {file: of for file, of in result["files"].items() if (ROOT / file).exists()}
     unexplained = 0
     for file in files:
         rows = [(m, known[file].get(m.key)) for m in made[file]]

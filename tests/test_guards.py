@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import rollout
 import train
-from harness import evaluation, guards, warm_start
+from harness import evaluation, memory, run, warm_start
+from harness.checkpoint import State
+from harness.watch import Watch, is_finite, keep_skipped
+from support.errors import UserError
 
 ROOT = Path(train.__file__).parent
 pytestmark = pytest.mark.usefixtures("own_signals")
@@ -87,12 +91,12 @@ def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monk
 
 def test_a_gradient_alone_that_is_not_finite_is_skipped_too(tmp_path):
     config, state, batch = prepared(tmp_path)
-    state.model.embed.weight.register_hook(lambda gradient: gradient * math.inf)
-    before = copy.deepcopy(state.model.state_dict())
-    metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    state.policy.embed.weight.register_hook(lambda gradient: gradient * math.inf)
+    before = copy.deepcopy(state.policy.state_dict())
+    metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert math.isfinite(metrics["loss"]) and not math.isfinite(metrics["grad_norm"])
-    assert all(torch.equal(before[name], value) for name, value in state.model.state_dict().items())
-    assert not guards.is_finite(metrics)
+    assert all(torch.equal(before[name], value) for name, value in state.policy.state_dict().items())
+    assert not is_finite(metrics)
 
 
 @pytest.mark.parametrize("who", ["policy", "teacher", "sampler"])
@@ -103,13 +107,13 @@ def test_log_probabilities_that_are_not_finite_are_no_crash(tmp_path, who, micro
         if who == "sampler":
             batch.samples.logps[batch.advantages.nonzero()[0], 0] = math.nan
         else:
-            (state.model if who == "policy" else state.teacher).embed.weight.fill_(math.nan)
-    before = copy.deepcopy(state.model.state_dict())
-    assert math.isnan(train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)["loss"])
-    same = [torch.equal(before[name], value) for name, value in state.model.state_dict().items()]
+            (state.policy if who == "policy" else state.teacher).embed.weight.fill_(math.nan)
+    before = copy.deepcopy(state.policy.state_dict())
+    assert math.isnan(train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)["loss"])
+    same = [torch.equal(before[name], value) for name, value in state.policy.state_dict().items()]
     assert all(same) or who == "policy"
     batch.advantages.zero_()  # nothing to score: the sampler's own figures tell
-    loss = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)["loss"]
+    loss = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)["loss"]
     assert math.isnan(loss) == (who == "sampler") or loss == 0
 
 
@@ -117,7 +121,7 @@ def test_other_mistakes_are_not_taken_for_numbers(tmp_path):
     config, state, batch = prepared(tmp_path)
     batch.advantages = batch.advantages[:-1]
     with pytest.raises(ValueError, match="does not fit a mask"):
-        train.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(1))
+        train.loss_of(state.policy, state.teacher, batch, config, 0.0, torch.tensor(1))
 
 
 def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, capsys):
@@ -132,7 +136,7 @@ def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, caps
 def test_the_first_ten_skipped_batches_are_kept(tmp_path):
     config, _, batch = prepared(tmp_path)
     for step in range(1, 13):
-        guards.keep_skipped(batch, {"loss": math.nan, "grad_norm": 1.0}, step, config)
+        keep_skipped(batch, {"loss": math.nan, "grad_norm": 1.0}, step, config)
     assert {path.name for path in tmp_path.glob("skipped-*")} == {f"skipped-{step}-0.pt" for step in range(1, 11)}
 
 
@@ -153,7 +157,7 @@ def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch
 
 
 def watch_of(tmp_path, *more):
-    return guards.Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0)
+    return Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0)
 
 
 FINE = {"entropy": 0.5, "no_spread": 0.5, "length": 20.0, "reward": 0.5}
@@ -195,14 +199,14 @@ def test_a_gap_between_training_and_held_out_problems_is_noted_once(tmp_path):
         ({}, 0.996, False),
     ):
         rows = [{"step": 0} | held_out, {"reward": 0.4}, *[{"reward": reward}] * 30]
-        said = [guards.Watch(config, 0, train).look for train in (54, 0)]
+        said = [Watch(config, 0, train).look for train in (54, 0)]
         said = [[look(row).get("notes", []) for row in rows] for look in said]
         assert [i for i, notes in enumerate(said[0]) if notes] == ([11] if gap else []) and not any(said[1])
         assert not gap or ("54 training problems" in said[0][11][0] and "(0.996)" in said[0][11][0])
 
 
 def test_a_verifier_that_nobody_satisfies_is_named_in_place_of_other_cures(tmp_path):
-    watch = guards.Watch(train.parse_config([*TINY, "--out", str(tmp_path)]), 0, 9, "'#### 17'")
+    watch = Watch(train.parse_config([*TINY, "--out", str(tmp_path)]), 0, 9, "'#### 17'")
     nothing = [watch.look(FINE | {"no_spread": 1.0, "reward": 0.0}) for _ in range(10)][-1]["notes"]
     assert "the verifier gives 0" in nothing[0] and "'#### 17'" in nothing[0] and "--group_size" not in nothing[0]
 
@@ -230,9 +234,9 @@ def test_a_note_stands_once_in_the_log_over_a_resume_too(tmp_path, capsys):
 
 def prepared(tmp_path, *more):
     config = train.parse_config([*TINY, "--out", str(tmp_path), *more])
-    state = train.State(config)
+    state = State(config)
     source = train.tasks.generated("addition", 3, 2)
-    batch = train.rollout(state.model, source, lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
+    batch = train.rollout(state.policy, source, lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
     assert len(set(batch.rewards.tolist())) == 2
     return config, state, batch
 
@@ -290,12 +294,12 @@ NO_MEMORY = {
 @pytest.mark.parametrize(
     "module, name, words",
     [
-        (train, "sample", "in the rollout: lower --prompts_per_step"),
+        (rollout, "sample", "in the rollout: lower --prompts_per_step"),
         (evaluation, "sample", "in the evaluation: lower --eval_problems"),
         (warm_start, "token_logps", "in the warm start: lower --warm_batch"),
         (train, "loss_of", "in the update with 8 samples a pass: lower --micro_batch"),
-        (train, "State", "in the run: lower --hidden_size"),
-        (train.State, "save", "in the run: lower --hidden_size"),
+        (run, "State", "in the run: lower --hidden_size"),
+        (State, "save", "in the run: lower --hidden_size"),
     ],
 )
 @pytest.mark.parametrize("kind", NO_MEMORY)
@@ -311,7 +315,7 @@ def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module,
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "sample", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
+    monkeypatch.setattr(rollout, "sample", lambda *args, **kwargs: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         train.main(options(tmp_path, "run"))
 
@@ -327,8 +331,8 @@ def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
 )
 def test_what_the_machine_can_never_hold_is_refused_before_it_is_made(tmp_path, monkeypatch, capsys, more, words):
     """A machine of 1 GiB, whatever this one has; nothing is drawn, and no folder is begun."""
-    monkeypatch.setattr(guards.os, "sysconf", lambda name: 2**15)
-    monkeypatch.setattr(train, "State", None)
+    monkeypatch.setattr(memory.os, "sysconf", lambda name: 2**15)
+    monkeypatch.setattr(run, "State", None)
     assert train.main(options(tmp_path, "run", "--max_new_tokens", "40", *more.split())) == 2
     err = capsys.readouterr().err
     assert "machine's memory of 1.0 GiB is too small" in err and words in err and err.count("\n") == 1
@@ -339,16 +343,16 @@ def test_what_fits_is_not_refused(tmp_path, monkeypatch):
     """20 bytes a parameter, 16 without a teacher: a byte less is refused."""
     config = train.parse_config([*TINY, "--hidden_size", "1024"])
     source = train.tasks.generated("addition", 3, 2)
-    parameters = sum(p.numel() for p in train.State(config).model.parameters())
+    parameters = sum(p.numel() for p in State(config).policy.parameters())
     for method, each in (("rlsd", 20), ("grpo", 16)):
         config.method = method
         for needed, fits in ((each * parameters, True), (each * parameters - 1, False)):
-            monkeypatch.setattr(guards.os, "sysconf", lambda name: needed if name == "SC_PAGE_SIZE" else 1)
+            monkeypatch.setattr(memory.os, "sysconf", lambda name: needed if name == "SC_PAGE_SIZE" else 1)
             if fits:
-                guards.check_memory(config, source)
+                memory.check_memory(config, source)
             else:
-                with pytest.raises(train.UserError, match="lower --hidden_size"):
-                    guards.check_memory(config, source)
+                with pytest.raises(UserError, match="lower --hidden_size"):
+                    memory.check_memory(config, source)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced everywhere")
@@ -356,7 +360,8 @@ def test_an_allocation_that_fails_is_one_line(tmp_path):
     """torch's own words for it, of a machine that gives this process 6 GB of addresses."""
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9,) * 2); import train; "
-        "train.guards.check_memory = lambda *args: None; sys.exit(train.main(sys.argv[1:]))"
+        "from harness import memory; "
+        "memory.check_memory = lambda *args: None; sys.exit(train.main(sys.argv[1:]))"
     )
     args = [sys.executable, "-c", limited, *options(tmp_path, "run"), "--hidden_size", "32768"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -370,11 +375,11 @@ def test_an_optimizer_that_is_out_of_memory_is_not_asked_twice(tmp_path, monkeyp
     config, state, batch = prepared(tmp_path, "--halve_micro_batch")
     asked = []
 
-    def full():
+    def step():
         asked.append(1)
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
-    monkeypatch.setattr(state.optimizer, "step", full)
-    with pytest.raises(train.UserError, match="the optimizer's step"):
-        guards.update_in_memory(train.update, state, batch, config, 0.5)
+    monkeypatch.setattr(state.optimizer, "step", step)
+    with pytest.raises(UserError, match="the optimizer's step"), memory.explained():
+        memory.halving(train.update, config)(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert asked == [1]

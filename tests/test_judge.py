@@ -16,8 +16,11 @@ from test_worker import gone
 import rollout
 import tasks
 import train
-import verifiers
 from config import Config
+from harness.checkpoint import State
+from harness.evaluation import mean_reward
+from harness.problems import verifier_of
+from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
 from support import errors, judge
@@ -39,7 +42,7 @@ def config_of(tmp_path, *more):
 def judged(verifier, config, said=("one", "two", "three")):
     samples = Samples.of([tasks.encode(text) for text in said])
     problems = [Problem("1+1", "2", origin=f"my.jsonl:{i + 7}") for i in range(len(said))]
-    return judge.verify(verifier, samples, problems, config)
+    return rollout.verify(verifier, samples, problems, config)
 
 
 RULES = """
@@ -227,7 +230,7 @@ OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no
 
 def rule(tmp_path, name):
     (tmp_path / "rules.py").write_text(RULES)
-    return verifiers.load(f"{tmp_path}/rules.py:{name}")
+    return verifier_of(f"{tmp_path}/rules.py:{name}")
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -259,7 +262,7 @@ def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, c
 
 def test_a_verifier_may_replace_the_json_that_answers(tmp_path):
     (tmp_path / "rules.py").write_text("import json\njson.dumps = json.loads = None\ndef check(c, a): return 0.5\n")
-    assert judged(verifiers.load(f"{tmp_path}/rules.py:check"), config_of(tmp_path)) == [0.5] * 3
+    assert judged(verifier_of(f"{tmp_path}/rules.py:check"), config_of(tmp_path)) == [0.5] * 3
 
 
 @pytest.mark.parametrize("reward", [0, 1, 0.25, np.float32(0.25), torch.tensor(0.25), np.array(1.0)])
@@ -322,7 +325,7 @@ def test_the_message_is_not_written_through_a_link(tmp_path):
 def test_each_process_tells_its_own_first_failure(tmp_path, monkeypatch, capsys):
     config = config_of(tmp_path, "--on_verifier_error", "zero")
     for number in (0, 1):
-        monkeypatch.setattr(judge.ranks, "rank", lambda: number)
+        monkeypatch.setattr(judge.processes, "rank", lambda: number)
         monkeypatch.setattr(judge, "told", set())
         judged(lambda c, a: {}[f"in process {number}"], config)
     assert capsys.readouterr().err.count("in process") == 2
@@ -359,12 +362,14 @@ def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capfd):
 def test_a_dropped_sample_leaves_the_advantages_of_the_rest():
     nan = math.nan
     rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 0.5, nan, 0.5])
-    advantages = judge.advantages_of(rewards, 4)
+    config = Config(on_verifier_error="drop", group_size=4)
+    _, _, advantages = judge.without_failed(rewards, Samples.of([[1]] * len(rewards)), config)
     expected = torch.zeros(16)
     expected[[0, 2, 3]] = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
     assert torch.equal(advantages, expected)
     whole = torch.tensor([1.0, 0.0, 0.5, 0.5])
-    assert torch.equal(judge.advantages_of(whole, 4), group_advantages(whole, 4))
+    _, _, advantages = judge.without_failed(whole, Samples.of([[1]] * len(whole)), config)
+    assert torch.equal(advantages, group_advantages(whole, 4))
 
 
 def some_fail(completion, answer):
@@ -374,11 +379,11 @@ def some_fail(completion, answer):
 
 def prepared(tmp_path, *more):
     config = config_of(tmp_path, *more)
-    state = train.State(config)
+    state = State(config)
     with torch.no_grad():
-        for p in state.model.parameters():
+        for p in state.policy.parameters():
             p.mul_(3) if p.dim() == 2 else None  # far from uniform
-    state.sync_teacher()
+    train.move(state.teacher, state.policy, 1.0)
     return config, state, tasks.generated("addition", 3, 2)
 
 
@@ -386,30 +391,30 @@ def prepared(tmp_path, *more):
 def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, method, micro_batch):
     more = ["--group_size", "8", "--method", method, "--micro_batch", micro_batch]
     config, state, source = prepared(tmp_path, "--on_verifier_error", "drop", *more)
-    batch = train.rollout(state.model, source, some_fail, config, 1)
+    batch = train.rollout(state.policy, source, some_fail, config, 1)
     kept = (~batch.rewards.isnan()).nonzero().squeeze(1)
     assert 0 < len(kept) < 16 and batch.verifier_errors == 16 - len(kept) and (batch.advantages != 0).any()
     rest = batch.rows(kept)
     if method == "rlsd":
         with torch.no_grad():
-            views = [rollout.teacher_view(p, config) for p in rest.problems]
+            views = [tasks.teacher_view(p, config.privileged) for p in rest.problems]
             teacher_logps = token_logps(state.teacher, views, rest.samples, 1.0)
-        logps = token_logps(state.model, [student_prompt(p) for p in rest.problems], rest.samples, 1.0)
+        logps = token_logps(state.policy, [student_prompt(p) for p in rest.problems], rest.samples, 1.0)
         loss, _ = rlsd_loss(logps, rest.samples.logps, teacher_logps, rest.advantages, rest.samples.mask)
     else:
-        loss, _ = train.loss_of(state.model, state.teacher, rest, config, 0.0, rest.samples.mask.sum())
-    expected = torch.autograd.grad(loss, list(state.model.parameters()))
+        loss, _ = train.loss_of(state.policy, state.teacher, rest, config, 0.0, rest.samples.mask.sum())
+    expected = torch.autograd.grad(loss, list(state.policy.parameters()))
     monkeypatch.setattr(config, "max_grad_norm", 1e9)
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5 if method == "rlsd" else 0.0)
-    assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(state.model.parameters(), expected))
-    figures = train.describe(batch, config)
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5 if method == "rlsd" else 0.0)
+    assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(state.policy.parameters(), expected))
+    figures = describe(batch, config)
     assert figures["reward"] == pytest.approx(rest.rewards.mean().item())
     assert figures["length"] == pytest.approx(rest.samples.mask.sum().item() / len(kept))
 
 
 def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
     config, state, source = prepared(tmp_path, "--on_verifier_error", "zero")
-    batch = train.rollout(state.model, source, some_fail, config, 1)
+    batch = train.rollout(state.policy, source, some_fail, config, 1)
     texts = [tasks.decode(c) for c in batch.samples.completions()]
     assert batch.rewards.tolist() == [0.0 if math.isnan(some_fail(t, "")) else some_fail(t, "") for t in texts]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
@@ -418,10 +423,10 @@ def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
 
 def test_held_out_problems_without_a_reward(tmp_path):
     rewards = [1.0, math.nan, 0.5, math.nan]
-    assert judge.mean_reward(rewards, config_of(tmp_path, "--on_verifier_error", "zero")) == 0.375
-    assert judge.mean_reward(rewards, config_of(tmp_path, "--on_verifier_error", "drop")) == 0.75
-    assert judge.mean_reward([math.nan] * 2, config_of(tmp_path, "--on_verifier_error", "zero")) == 0
-    assert math.isnan(judge.mean_reward([math.nan] * 2, config_of(tmp_path, "--on_verifier_error", "drop")))
+    assert mean_reward(rewards, config_of(tmp_path, "--on_verifier_error", "zero")) == 0.375
+    assert mean_reward(rewards, config_of(tmp_path, "--on_verifier_error", "drop")) == 0.75
+    assert mean_reward([math.nan] * 2, config_of(tmp_path, "--on_verifier_error", "zero")) == 0
+    assert math.isnan(mean_reward([math.nan] * 2, config_of(tmp_path, "--on_verifier_error", "drop")))
 
 
 @pytest.mark.parametrize("method", ["rlsd", "sdpo", "opsd"])
@@ -449,5 +454,5 @@ def test_without_a_run_nothing_is_written(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples = Samples.of([tasks.encode("x")], "cpu")
     with pytest.raises(UserError, match="1 / 0|division"):
-        judge.verify(lambda completion, answer: 1 / 0, samples, [tasks.Problem("q", "a")], Config())
+        rollout.verify(lambda completion, answer: 1 / 0, samples, [tasks.Problem("q", "a")], Config())
     assert not list(tmp_path.iterdir())

@@ -140,3 +140,35 @@ def test_the_committed_table_is_whole_and_no_row_fails():
     assert TABLE.with_suffix(".md").read_text("utf-8") == machines.page(table)
     assert [row["name"] for row in table["rows"]] == list(ROWS)
     assert [row["name"] for row in table["rows"] if row.get("failed")] == []
+
+
+def test_what_one_run_has_passed_the_next_one_leaves_out(tmp_path):
+    """As .ci/run does; a run that would be left with nothing, or that misses a test, is no success."""
+    (tmp_path / "conftest.py").write_bytes((ROOT / "tests/conftest.py").read_bytes())
+    tests = tmp_path / "test_some.py"
+    tests.write_text(
+        "import os, pytest\n@pytest.mark.parametrize('x', ['a', 'b c', 'é\\n'])\ndef test_fast(x): pass\n"
+        "def test_alone(): assert 'PASSED' not in os.environ\n"
+        "def test_skipped():\n    if 'ALL' not in os.environ: pytest.skip('no package')\n"
+        "@pytest.mark.slow\ndef test_slow(): assert 'ALL' in os.environ\n"
+    )
+    passed = tmp_path / "passed"
+    passed.touch()
+
+    def run(*args, **env):
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *args]
+        env = {**os.environ, "PASSED": str(passed), **env}
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+        return done.returncode, counted(done.stdout), done.stdout + done.stderr
+
+    code, first, _ = run("-m", "not slow")
+    assert (code, first["passed"], first["skipped"]) == (0, 4, 1)
+    assert run()[:2] == (1, {"passed": 0, "skipped": 1, "failed": 1, "failures": ["test_some.py::test_slow"]})
+    assert len(passed.read_text().splitlines()) == 4, "what was skipped or failed has not passed"
+    assert run(ALL="1")[1]["passed"] == 2
+    assert run(ALL="1")[0] == pytest.ExitCode.NO_TESTS_COLLECTED
+    tests.write_text("def test_fast(): pass\n")
+    code, _, said = run()
+    assert code == pytest.ExitCode.USAGE_ERROR and "6 tests passed before" in said
+    passed.unlink()
+    assert run()[0] not in (0, pytest.ExitCode.TESTS_FAILED)

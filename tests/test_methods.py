@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import pytest
@@ -7,8 +8,10 @@ from test_train import TINY, checkpoint, metrics, options, same_state, sharp_sta
 import rollout
 import tasks
 import train
-from baselines import losses
-from harness.checkpoint import build_model
+from baselines import losses, methods, readings
+from harness.checkpoint import State
+from harness.micro_batches import longest_view
+from harness.models import build_model
 from model import Samples
 from rlsd import group_advantages
 from tasks import Problem, prompt, student_prompt, teacher_prompt
@@ -20,10 +23,10 @@ def prepared(*more):
     config, state = sharp_state(*more)
     if state.teacher is not None:
         with torch.no_grad():
-            for p, q in zip(state.teacher.parameters(), state.model.parameters()):
+            for p, q in zip(state.teacher.parameters(), state.policy.parameters()):
                 p.copy_(1.05 * q)
     batch = train.rollout(
-        state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
+        state.policy, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
     )
     return config, state, batch
 
@@ -54,14 +57,14 @@ def test_opd_takes_its_teacher_from_another_run(tmp_path, capsys):
 @pytest.mark.parametrize("method, expected", [("opsd", "initial"), ("grpo+opsd", "initial"), ("sdpo", "average")])
 def test_the_teachers_weights_follow_their_rule(method, expected):
     config, state, batch = prepared("--method", method, *(["--sdpo_ema", "0.25"] if method == "sdpo" else []))
-    state.sync_teacher()
-    initial = [p.detach().clone() for p in state.model.parameters()]
+    train.move(state.teacher, state.policy, 1.0)
+    initial = [p.detach().clone() for p in state.policy.parameters()]
     batch.hints = ["1"] * len(batch.problems)
-    for state.step in (1, 2):
-        assert train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)["grad_norm"] > 0
-        policy = [p.detach().clone() for p in state.model.parameters()]
+    for step in (1, 2):
+        assert train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.0)["grad_norm"] > 0
+        policy = [p.detach().clone() for p in state.policy.parameters()]
         before = [p.detach().clone() for p in state.teacher.parameters()]
-        state.teach(config)
+        train.sync(state.teacher, state.policy, step, config)
         for t, b, p, i in zip(state.teacher.parameters(), before, policy, initial):
             assert torch.allclose(t, i if expected == "initial" else 0.75 * b + 0.25 * p, atol=1e-7)
 
@@ -70,31 +73,31 @@ def test_the_teachers_weights_follow_their_rule(method, expected):
 def test_frozen_live_and_synced_teachers(interval, changes):
     config, state, _ = prepared("--rlsd_teacher_sync_interval", interval)
     changed = []
-    for state.step in range(1, 5):
+    for step in range(1, 5):
         with torch.no_grad():
-            for p in state.model.parameters():
+            for p in state.policy.parameters():
                 p.add_(1.0)
         before = next(state.teacher.parameters()).detach().clone()
-        state.teach(config)
+        train.sync(state.teacher, state.policy, step, config)
         now = next(state.teacher.parameters())
         if not torch.equal(now, before):
-            assert torch.equal(now, next(state.model.parameters()))
-            changed.append(state.step)
+            assert torch.equal(now, next(state.policy.parameters()))
+            changed.append(step)
     assert changed == changes
 
 
-def spied(monkeypatch, name):
+def spied(monkeypatch, room, name):
     calls = []
-    original = getattr(baselines, name)
-    monkeypatch.setattr(baselines, name, lambda *a, **k: calls.append((a, k)) or original(*a, **k))
+    original = getattr(room, name)
+    monkeypatch.setattr(room, name, lambda *a, **k: calls.append((a, k)) or original(*a, **k))
     return calls
 
 
 @pytest.mark.parametrize("method", ["opsd", "grpo+opsd"])
 def test_distillation_compares_the_two_views_at_every_token(monkeypatch, method):
     config, state, batch = prepared("--method", method, "--temperature", "0.8", "--opsd_beta", "0.25")
-    calls = spied(monkeypatch, "opsd_loss")
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    calls = spied(monkeypatch, losses, "opsd_loss")
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.0)
     (student, teacher, tokens, beta), _ = calls[0]
     assert len(student) == len(teacher) == int(batch.samples.mask.sum()) == int(tokens) and beta == 0.25
     assert student.requires_grad and not teacher.requires_grad
@@ -110,11 +113,11 @@ def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monke
     config, _, batch = prepared()
     config.method = "opd"
     torch.manual_seed(3)
-    model, teacher = build_model(config), build_model(train.dataclasses.replace(config, seed=7))
+    model, teacher = build_model(config), build_model(dataclasses.replace(config, seed=7))
     prompts = []
-    original = rollout.logits
+    original = methods.logits
     monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append((m, p)) or original(m, p, s, t))
-    loss, _ = rollout.loss_of(model, teacher, batch, config, 0.0, batch.samples.mask.sum())
+    loss, _ = train.loss_of(model, teacher, batch, config, 0.0, batch.samples.mask.sum())
     students = [student_prompt(p) for p in batch.problems]
     assert prompts == [(teacher, students), (model, students)]
     S, T = (original(m, students, batch.samples, 1.0).log_softmax(-1) for m in (model, teacher))
@@ -124,8 +127,8 @@ def test_opd_shows_its_teacher_the_question_alone_and_takes_the_reverse_kl(monke
 def test_sdpo_uses_the_bucketed_divergence(monkeypatch):
     config, state, batch = prepared("--method", "sdpo", "--opsd_beta", "0.25")
     batch.hints = ["#### 1"] * len(batch.problems)
-    calls = spied(monkeypatch, "sdpo_loss")
-    loss, _ = rollout.loss_of(state.model, state.teacher, batch, config, 0.0, torch.tensor(10.0))
+    calls = spied(monkeypatch, losses, "sdpo_loss")
+    loss, _ = train.loss_of(state.policy, state.teacher, batch, config, 0.0, torch.tensor(10.0))
     (student, teacher, tokens, beta), _ = calls[0]
     assert (tokens.item(), beta) == (10.0, 0.25)
     assert loss.item() == pytest.approx(losses.sdpo_loss(student, teacher, 10.0, 0.25).item())
@@ -135,9 +138,9 @@ def test_grpo_plus_opsd_is_the_weighted_sum():
     gradients = {}
     for method, more in (("grpo", []), ("opsd", []), ("grpo+opsd", ["--opsd_weight", "0.3"])):
         config, state, batch = prepared("--method", method, *more, "--max_grad_norm", "1e9")
-        teacher = state.teacher or state.model
-        train.update(state.model, teacher, state.optimizer, batch, config, 0.0)
-        gradients[method] = torch.cat([p.grad.flatten() for p in state.model.parameters()])
+        teacher = state.teacher or state.policy
+        train.update(state.policy, teacher, state.optimizer, batch, config, 0.0)
+        gradients[method] = torch.cat([p.grad.flatten() for p in state.policy.parameters()])
     expected = gradients["grpo"] + 0.3 * gradients["opsd"]
     assert torch.allclose(gradients["grpo+opsd"], expected, atol=1e-5)
 
@@ -163,14 +166,14 @@ def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
     texts = ["a #### 9", "b #### 8", "c #### 9", "d #### 1", "e #### 9", "f #### 2"]
     batch = group(texts, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0], 3)
     config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])
-    batch.hints = rollout.group_hints(batch, config)
+    batch.hints = methods.group_hints(batch, config)
     # the first group's right samples show each other, its wrong one the next; a lone right sample is shown nothing
     assert batch.hints == ["c #### 9", "c #### 9", "a #### 9", "e #### 9", None, "e #### 9"]
     prompts = []
-    original = rollout.logits
+    original = methods.logits
     monkeypatch.setattr(methods, "logits", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
-    state = train.State(config)
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    state = State(config)
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.0)
     with_hint = [i for i in range(6) if i != 4]
     assert prompts[0] == [prompt(batch.problems[i], batch.hints[i]) for i in with_hint]
     assert prompts[1] == [student_prompt(batch.problems[i]) for i in with_hint]
@@ -178,7 +181,7 @@ def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
 
 def test_a_part_mark_is_no_right_sample_to_show():
     batch = group(["a", "b", "c"], [0.5, 1.0, 0.0], 3)
-    assert rollout.group_hints(batch, train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])) == [
+    assert methods.group_hints(batch, train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])) == [
         "b",
         None,
         "b",
@@ -195,28 +198,28 @@ def test_distillation_learns_from_groups_without_spread_too(method, rows):
     batch.rewards[2] = math.nan
     batch.advantages = torch.tensor([0.0, 0.0, 0.0, -1.0, 1.0, 0.1])
     config = train.parse_config([*TINY, "--method", method, "--group_size", "3"])
-    assert rollout.rows_of(batch, config).tolist() == rows
+    assert methods.moving(batch, config).tolist() == rows
 
 
 def test_sdpo_without_any_right_sample_changes_nothing():
     """Not even through the optimizer's momentum: an update with a hint comes first."""
     config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3"])
-    state = train.State(config)
+    state = State(config)
     for rewards, moves in (([1.0, 0.0, 0.0], True), ([0.0, 0.0, 0.0], False)):
         batch = group(["a", "b", "c"], rewards, 3)
-        batch.hints = rollout.group_hints(batch, config)
-        before = [p.detach().clone() for p in state.model.parameters()]
-        train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
-        assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters())) is moves
+        batch.hints = methods.group_hints(batch, config)
+        before = [p.detach().clone() for p in state.policy.parameters()]
+        train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.0)
+        assert any(not torch.equal(a, b) for a, b in zip(before, state.policy.parameters())) is moves
 
 
 def test_hints_that_would_not_fit_are_passed_over():
     config = train.parse_config([*TINY, "--method", "sdpo", "--group_size", "3", "--max_new_tokens", "20"])
     batch = group(["\ufffd" * 8, "short", "x"], [1.0, 1.0, 0.0], 3)
-    assert rollout.group_hints(batch, config) == ["short", None, "short"]
+    assert methods.group_hints(batch, config) == ["short", None, "short"]
     config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
     batch = group(["no marker", "y #### 3", "#### 9"], [0.0, 0.0, 1.0], 3)
-    assert rollout.group_hints(batch, config) == ["3", "3", "3"]  # text without a marked answer gave no answer
+    assert methods.group_hints(batch, config) == ["3", "3", "3"]  # text without a marked answer gave no answer
 
 
 @pytest.mark.parametrize("more", [["--method", "sdpo"], ["--evidence", "contrastive"], ["--method", "grpo"]])
@@ -228,20 +231,20 @@ def test_the_longest_prompt_of_a_sample_counts_what_the_group_shows(more):
         [teacher_prompt(batch.problems[0])] if config.method == "rlsd" else []
     )
     without = max(map(len, views))
-    assert rollout.longest_view(batch, 1, config) == without
-    assert rollout.longest_view(batch, 0, config) == len(prompt(batch.problems[0], "x" * 50)) > without
+    assert longest_view(batch, 1, config) == without
+    assert longest_view(batch, 0, config) == len(prompt(batch.problems[0], "x" * 50)) > without
 
 
 def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
     batch = group(["a #### 9", "b #### 8", "c #### 9", "d #### 9", "e #### 9", "f ####"], [1.0, 0, 1.0, 1.0, 1.0, 0], 3)
     config = train.parse_config([*TINY, "--evidence", "contrastive", "--group_size", "3"])
-    batch.hints = rollout.group_hints(batch, config)
+    batch.hints = methods.group_hints(batch, config)
     assert batch.hints == ["8", "8", "8", None, None, None]  # an empty answer is none
-    prompts, calls = [], spied(monkeypatch, "contrastive")
+    prompts, calls = [], spied(monkeypatch, readings, "contrastive")
     original = rollout.token_logps
-    monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
-    state = train.State(config)
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    monkeypatch.setattr(rollout, "token_logps", lambda m, p, s, t: prompts.append(p) or original(m, p, s, t))
+    state = State(config)
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert prompts[1:] == [
         [teacher_prompt(p) for p in batch.problems],
         [prompt(p, "8") for p in batch.problems[:3]] + [teacher_prompt(p) for p in batch.problems[3:]],
@@ -259,8 +262,8 @@ def test_contrastive_evidence_shows_a_wrong_answer_of_the_group(monkeypatch):
 )
 def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     config, state, batch = prepared(*more)
-    calls = spied(monkeypatch, name)
-    logps = rollout.score(state.model, batch, config, student_prompt).detach()
+    calls = spied(monkeypatch, readings, name)
+    logps = rollout.score(state.policy, batch, config, student_prompt).detach()
     by_teacher = rollout.score(state.teacher, batch, config, teacher_prompt).detach()
     got = rollout.evidence(state.teacher, batch, config, logps)
     third = tasks.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
@@ -271,7 +274,7 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
         and torch.equal(args[1], by_teacher)
         and torch.equal(args[2], third)
     )
-    assert torch.equal(got, getattr(baselines, name)(logps, by_teacher, third))
+    assert torch.equal(got, getattr(readings, name)(logps, by_teacher, third))
 
 
 def test_the_thought_ends_at_the_answer_marker():

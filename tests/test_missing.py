@@ -13,11 +13,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-import rollout
 import tasks
 import train
+from baselines import methods
 from harness import console, curves, evaluation, warm_start
-from harness.checkpoint import build_model
+from harness.checkpoint import State
+from harness.models import build_model
 from model import Samples
 from support import files
 
@@ -108,10 +109,11 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     config = train.parse_config([*TINY, "--on_verifier_error", "drop"])
     texts = [tasks.encode(text) + [tasks.END] for text in ("one", "three", "5", "")]
     problem = tasks.Problem("q", "a")
-    rewards, samples = train.settle(torch.full((4,), math.nan), Samples.of(texts), config)
-    batch = train.Rollout([problem] * 4, samples, rewards, train.advantages_of(rewards, 4))
-    state = train.State(config)
-    rows = evaluation.credited_samples(state.model, state.teacher, batch, config, 0.5)
+    config.group_size = 4
+    rewards, samples, advantages = judge.without_failed(torch.full((4,), math.nan), Samples.of(texts), config)
+    batch = train.Rollout([problem] * 4, samples, rewards, advantages)
+    state = State(config)
+    rows = evaluation.credited_samples(state.policy, state.teacher, batch, config, 0.5)
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)
 
 
@@ -122,7 +124,7 @@ def test_a_dropped_sample_moves_nothing(method):
     texts = Samples.of([[5, 6], [5], [6], [7]])
     advantages = train.advantages_of(rewards, 4)
     batch = train.Rollout([None] * 4, texts, rewards, advantages, hints=["x", None, "x", "x"])
-    assert rollout.rows_of(batch, train.Config(method=method)).tolist() == ([2] if method == "sdpo" else [1, 2])
+    assert methods.moving(batch, train.Config(method=method)).tolist() == ([2] if method == "sdpo" else [1, 2])
 
 
 @pytest.mark.parametrize(

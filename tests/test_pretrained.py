@@ -25,9 +25,12 @@ import sample as sample_file  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
 from harness import evaluation  # noqa: E402
+from harness.problems import load_source  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
-from published import weights  # noqa: E402
-from sources import jsonl  # noqa: E402
+from published.chat import ASK, TELL, chat  # noqa: E402
+from published.folder import TAKEN_OVER  # noqa: E402
+from published.tokenizer import LONGEST_TEXT, build_tokenizer, byte_characters, load_tokenizer, merged_tokens  # noqa: E402
+from published.weights import load, read_config, read_weights, save  # noqa: E402
 from support.errors import UserError  # noqa: E402
 
 ROOT = Path(train.__file__).parent
@@ -69,7 +72,7 @@ def published(folder, family="qwen3", dtype=None, shape=None, **more):
 
 
 def files(folder):
-    return weights.read_weights(folder)
+    return read_weights(folder)
 
 
 def same(a, b):
@@ -86,7 +89,7 @@ def edit(path, **changes):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logits_and_greedy_continuations_are_those_of_transformers(tmp_path, family):
     theirs = published(tmp_path, family)
-    ours = weights.load(tmp_path)
+    ours = load(tmp_path)
     tokens = torch.randint(0, 300, (3, 40), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = theirs(tokens).logits
@@ -111,7 +114,7 @@ def test_logits_and_greedy_continuations_are_those_of_transformers(tmp_path, fam
 @pytest.mark.parametrize("family", FAMILIES)
 def test_weights_return_bit_for_bit(tmp_path, family, dtype):
     theirs = published(tmp_path / "a", family, dtype)
-    weights.save(weights.load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
+    save(load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
     assert same(files(tmp_path / "a"), files(tmp_path / "b"))
     again = type(theirs).from_pretrained(tmp_path / "b", dtype="auto")
     assert same(theirs.state_dict(), again.state_dict())
@@ -120,8 +123,8 @@ def test_weights_return_bit_for_bit(tmp_path, family, dtype):
 
 def test_weights_are_read_in_another_type_when_asked(tmp_path):
     published(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for p in weights.load(tmp_path, torch.float32).parameters()} == {torch.float32}
-    assert {p.dtype for p in weights.load(tmp_path).parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in load(tmp_path, torch.float32).parameters()} == {torch.float32}
+    assert {p.dtype for p in load(tmp_path).parameters()} == {torch.bfloat16}
 
 
 def test_shards_are_joined(tmp_path):
@@ -130,7 +133,7 @@ def test_shards_are_joined(tmp_path):
     assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
     assert same(files(tmp_path / "one"), files(tmp_path / "many"))
     tokens = torch.arange(20)[None]
-    assert torch.equal(weights.load(tmp_path / "one")(tokens), weights.load(tmp_path / "many")(tokens))
+    assert torch.equal(load(tmp_path / "one")(tokens), load(tmp_path / "many")(tokens))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -139,12 +142,12 @@ def test_a_model_of_our_own_is_read_by_transformers(tmp_path, tied, qk_norm):
     config = ModelConfig(300, head_dim=20, tie_embeddings=tied, qk_norm=qk_norm, rope_theta=777.0, norm_eps=1e-4)
     torch.manual_seed(0)
     ours = Transformer(config)
-    weights.save(ours, tmp_path)
+    save(ours, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     tokens = torch.randint(0, 300, (2, 30))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
-    again = weights.load(tmp_path)
+    again = load(tmp_path)
     assert again.config == config and same(ours.state_dict(), again.state_dict())
 
 
@@ -156,11 +159,11 @@ def test_a_tied_head_stays_tied_and_no_other_head_is_passed_over(tmp_path):
         beside = {} if head is None else {"lm_head.weight": head.clone()}
         safetensors_torch.save_file({**weights, **beside}, tmp_path / "model.safetensors")
         if sound:
-            model = weights.load(tmp_path)
+            model = load(tmp_path)
             assert model.head.weight is model.embed.weight and torch.equal(model.head.weight, embed)
         else:
             with pytest.raises(UserError, match="another lm_head"):
-                weights.load(tmp_path)
+                load(tmp_path)
 
 
 def edited(**changes):
@@ -236,7 +239,7 @@ def test_a_folder_that_says_two_things_is_read_as_transformers_does_or_refused(t
     TWO_THINGS[name](folder)
     tokens = torch.arange(40)[None]
     try:
-        ours = weights.load(folder)(tokens)
+        ours = load(folder)(tokens)
     except UserError as error:
         assert "\n" not in str(error) and str(folder) in str(error) and "RuntimeError" not in str(error)
     else:
@@ -251,7 +254,7 @@ def test_what_older_versions_wrote_beside_the_weights_is_read_and_not_written_ag
     safetensors_torch.save_file(old, tmp_path / "a/model.safetensors")
     edit(tmp_path / "a/config.json", torch_dtype="float16")
     (tmp_path / "a/generation_config.json").write_text('{"temperature": 0.25}')
-    weights.save(weights.load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
+    save(load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
     assert same(files(tmp_path / "b"), weights)
     config = json.loads((tmp_path / "b/config.json").read_text())
     assert config["dtype"] == "float32" and "torch_dtype" not in config
@@ -271,7 +274,7 @@ def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
         ({"rope_theta": 3e4, "rope_parameters": {"rope_type": "default"}}, 3e4),
     ]:
         (tmp_path / "config.json").write_text(json.dumps({**c, **written}))
-        assert weights.read_config(tmp_path).rope_theta == theta
+        assert read_config(tmp_path).rope_theta == theta
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -279,7 +282,7 @@ def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path, family):
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     given = {name: SHAPE[name] for name in names}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": family, **given}))
-    ours = weights.read_config(tmp_path)
+    ours = read_config(tmp_path)
     theirs = transformers.AutoConfig.for_model(family, num_key_value_heads=None, **given)
     theta = getattr(theirs, "rope_theta", None) or theirs.rope_parameters["rope_theta"]
     assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
@@ -313,7 +316,7 @@ def test_a_feature_that_the_model_lacks_is_refused_by_name(tmp_path, name):
     published(tmp_path)
     edit(tmp_path / "config.json", **REFUSED[name])
     with pytest.raises(UserError, match=name) as error:
-        weights.load(tmp_path)
+        load(tmp_path)
     assert "\n" not in str(error.value) and "not supported" in str(error.value)
 
 
@@ -328,16 +331,16 @@ def test_unknown_missing_and_misshapen_weights_are_named(tmp_path):
     ]:
         safetensors_torch.save_file(changed, path)
         with pytest.raises(UserError, match=name):
-            weights.load(tmp_path)
+            load(tmp_path)
     path.write_bytes(b"torn")
     with pytest.raises(UserError, match="cannot be read"):
-        weights.load(tmp_path)
+        load(tmp_path)
     path.unlink()
     with pytest.raises(UserError, match="no model.safetensors"):
-        weights.load(tmp_path)
+        load(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(UserError, match="no JSON"):
-        weights.load(tmp_path)
+        load(tmp_path)
 
 
 def test_without_safetensors_one_line_says_so(tmp_path, monkeypatch):
@@ -345,7 +348,7 @@ def test_without_safetensors_one_line_says_so(tmp_path, monkeypatch):
     for name in ("safetensors", "safetensors.torch"):
         monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match="pip install safetensors"):
-        weights.load(tmp_path)
+        load(tmp_path)
 
 
 def full(folder):
@@ -358,7 +361,7 @@ def full(folder):
     (folder / "blobs/chat_template.jinja").write_text("{{ messages[0].content }}")
     for path in (folder / "blobs").iterdir():
         (folder / path.name).symlink_to(path)
-    assert {path.name for path in (folder / "blobs").iterdir()} == {*weights.TAKEN_OVER, "config.json", WEIGHTS}
+    assert {path.name for path in (folder / "blobs").iterdir()} == {*TAKEN_OVER, "config.json", WEIGHTS}
     return folder
 
 
@@ -369,7 +372,7 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 def test_an_export_writes_through_no_link_and_leaves_nothing_of_a_model_before(tmp_path, whole):
     source, out, victim = full(tmp_path / "a"), tmp_path / "out", tmp_path / "victim"
     victim.mkdir()
-    names = sorted([*weights.TAKEN_OVER, "config.json", WEIGHTS, INDEX])
+    names = sorted([*TAKEN_OVER, "config.json", WEIGHTS, INDEX])
     for name in names:
         (victim / name).write_text("mine")
     if whole:
@@ -378,27 +381,27 @@ def test_an_export_writes_through_no_link_and_leaves_nothing_of_a_model_before(t
         out.mkdir()
         for name in names:
             (out / name).symlink_to(victim / name)
-    weights.save(weights.load(source), out, source)
+    save(load(source), out, source)
     assert {path.read_text() for path in victim.iterdir()} == {"mine"} and len(list(victim.iterdir())) == len(names)
     assert not out.is_symlink() and not any(path.is_symlink() for path in out.iterdir())
     assert sorted(path.name for path in out.iterdir()) == [name for name in names if name != INDEX]
     assert same(files(out), files(source))
-    for name in weights.TAKEN_OVER:
+    for name in TAKEN_OVER:
         assert (out / name).read_bytes() == (source / name).read_bytes()
 
 
-@pytest.mark.parametrize("name", weights.TAKEN_OVER)
+@pytest.mark.parametrize("name", TAKEN_OVER)
 @pytest.mark.parametrize("content", [b"-----BEGIN OPENSSH PRIVATE KEY-----\n", b"\x7fELF\x00\xff", b"[[[", b"7"])
 def test_what_is_not_what_its_name_says_is_neither_read_nor_exported(tmp_path, name, content):
-    source, sound = full(tmp_path / "a"), weights.load(full(tmp_path / "b"))
+    source, sound = full(tmp_path / "a"), load(full(tmp_path / "b"))
     (tmp_path / "secret").write_bytes(content)
     (source / name).unlink()
     (source / name).symlink_to(tmp_path / "secret")
     if name == "chat_template.jinja" and b"\x00" not in content:  # text it is; whether a template, its reader says
         with pytest.raises(UserError, match="0 times"):
-            weights.load_tokenizer(source)
+            load_tokenizer(source)
         return
-    for act in (lambda: weights.load(source), lambda: weights.save(sound, tmp_path / "out", source)):
+    for act in (lambda: load(source), lambda: save(sound, tmp_path / "out", source)):
         with pytest.raises(UserError, match="is not what its name says|is no JSON|object is needed") as error:
             act()
         assert "\n" not in str(error.value)
@@ -407,38 +410,38 @@ def test_what_is_not_what_its_name_says_is_neither_read_nor_exported(tmp_path, n
 
 def test_pipes_and_huge_files_are_refused_at_once(tmp_path, monkeypatch):
     source = full(tmp_path / "a")
-    for name in ("config.json", *weights.TAKEN_OVER):
+    for name in ("config.json", *TAKEN_OVER):
         (source / name).unlink()
         os.mkfifo(source / name)
         with pytest.raises(UserError, match=f"{name} is no file"):
-            weights.load(source), weights.load_tokenizer(source)
+            load(source), load_tokenizer(source)
         (source / name).unlink()
         (source / name).symlink_to(source / "blobs" / name)
-    monkeypatch.setattr(pretrained, "LARGEST_FILE", 10)
+    monkeypatch.setattr("published.folder.LARGEST_FILE", 10)
     with pytest.raises(UserError, match="or larger than"):
-        weights.load(source)
+        load(source)
 
 
 def test_a_disk_that_is_full_leaves_no_half_model(tmp_path):
     """At any byte: one line, and a folder that is whole or refused."""
     resource = pytest.importorskip("resource")
     source, out = full(tmp_path / "a"), tmp_path / "out"
-    model = weights.load(source)
-    other = weights.load(source)
+    model = load(source)
+    other = load(source)
     other.norm.weight.data += 1
-    weights.save(other, out, source)
+    save(other, out, source)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     for room in (0, 10, 1000, 20_000, 200_000):
         resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
         try:
             with pytest.raises(UserError, match="cannot be written") as error:
-                weights.save(model, out, source)
+                save(model, out, source)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert "\n" not in str(error.value) and not list(out.glob("*.tmp"))
         with pytest.raises(UserError, match="no model.safetensors"):
-            weights.load(out)
-    weights.save(model, out, source)
+            load(out)
+    save(model, out, source)
     assert same(files(out), files(source))
 
 
@@ -566,7 +569,7 @@ def strings(n, seed):
 @pytest.mark.parametrize("kind", SPECIALS)
 def test_the_tokenizer_is_that_of_tokenizers(tmp_path, kind):
     theirs = bpe(kind, tmp_path / "tokenizer.json")
-    ours = weights.load_tokenizer(tmp_path)
+    ours = load_tokenizer(tmp_path)
     assert ours.n_vocab == theirs.get_vocab_size()
     lengths = 0
     for text in strings(5000, seed=2):
@@ -580,13 +583,13 @@ def test_the_tokenizer_is_that_of_tokenizers(tmp_path, kind):
 def test_composed_characters_are_joined_for_qwen_and_kept_apart_for_gpt2(tmp_path):
     for kind, equal in (("qwen", True), ("gpt2", False)):
         bpe(kind, tmp_path / kind / "tokenizer.json")
-        t = weights.load_tokenizer(tmp_path / kind)
+        t = load_tokenizer(tmp_path / kind)
         assert (t.encode_ordinary("e\u0301") == t.encode_ordinary("é")) == equal
 
 
 def test_special_tokens_in_a_text_are_plain_text(tmp_path):
     bpe("qwen", tmp_path / "tokenizer.json")
-    t = weights.load_tokenizer(tmp_path)
+    t = load_tokenizer(tmp_path)
     end = t.encode_single_token("<|im_end|>")
     tokens = t.encode_ordinary("a<|im_end|>b")
     assert end not in tokens and t.decode(tokens) == "a<|im_end|>b" and t.decode([end]) == "<|im_end|>"
@@ -596,21 +599,21 @@ def test_a_byte_without_a_token_is_an_error_that_names_it(tmp_path):
     bpe("smollm2", tmp_path / "tokenizer.json", alphabet=False)
     path = tmp_path / "tokenizer.json"
     t = json.loads(path.read_text())
-    absent = weights.byte_characters()[0x07]
+    absent = byte_characters()[0x07]
     assert absent not in t["model"]["vocab"]
-    ours = weights.load_tokenizer(tmp_path)
+    ours = load_tokenizer(tmp_path)
     assert 0x07 in ours.missing and ours.encode_ordinary("bell")
     with pytest.raises(ValueError, match=r"no token for '\\x07'"):
         ours.encode_ordinary("bell \x07")
     bpe("qwen", path)
-    assert not weights.load_tokenizer(tmp_path).missing
+    assert not load_tokenizer(tmp_path).missing
 
 
 @pytest.mark.parametrize("kind", SPECIALS)
 def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
     """A panic prints lines of Rust's before anybody can catch it."""
-    t = (bpe(kind, tmp_path / "tokenizer.json"), weights.load_tokenizer(tmp_path))[1]
-    longest = weights.LONGEST_TEXT
+    t = (bpe(kind, tmp_path / "tokenizer.json"), load_tokenizer(tmp_path))[1]
+    longest = LONGEST_TEXT
     for text in (" " * longest, "\u3000" * (longest - 1) + "x", "\r\n" * (longest // 2 - 1) + "b", "\ud800" * 9):
         assert t.encode_ordinary(text)
     with pytest.raises(ValueError, match="1000001 characters"):
@@ -622,7 +625,7 @@ def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
 @given(st.lists(st.tuples(*[st.integers(0, 9)] * 2), max_size=6), st.booleans(), st.randoms(use_true_random=False))
 def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, whole, rng):
     """tiktoken merges by the id of what comes out, tokenizers by the pair: all texts of two letters up to eight."""
-    letters = list(weights.byte_characters().values())
+    letters = list(byte_characters().values())
     merges, known = [], ["a", "b"]
     for x, y in pairs:
         merge = [known[x % len(known)], known[y % len(known)]]
@@ -637,7 +640,7 @@ def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, 
     t = {"added_tokens": [], "normalizer": None, "pre_tokenizer": plain, "decoder": plain}
     t["model"] = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole}
     try:
-        ours = weights.build_tokenizer(t, Path("tokenizer.json"))
+        ours = build_tokenizer(t, Path("tokenizer.json"))
     except UserError as error:
         event("refused")
         assert "\n" not in str(error)
@@ -661,13 +664,13 @@ def test_merges_of_a_large_vocabulary_are_checked_in_seconds():
     model = {"vocab": {t: i for i, t in enumerate(tokens)}, "merges": list(pairs.values()), "ignore_merges": True}
     start = time.process_time()
     with contextlib.suppress(UserError):
-        weights.merged_tokens(model, Path("x"))
+        merged_tokens(model, Path("x"))
     assert time.process_time() - start < 20  # 2 where nothing else runs
 
 
 def test_ids_without_a_token_and_broken_bytes_are_decoded(tmp_path):
     bpe("gpt2", tmp_path / "tokenizer.json")
-    t = weights.load_tokenizer(tmp_path)
+    t = load_tokenizer(tmp_path)
     assert t.decode([*t.encode_ordinary("a"), 10**6, t.encode_ordinary("é")[0]])[:2] == "a\ufffd"
     assert t.encode_ordinary("a\ud800b")  # half a surrogate pair, as JSON can hold it
 
@@ -730,20 +733,20 @@ def test_a_tokenizer_that_tiktoken_would_read_differently_is_refused(tmp_path, n
     bpe("qwen", tmp_path / "tokenizer.json")
     changed(tmp_path / "tokenizer.json", REFUSED_TOKENIZERS[name])
     with pytest.raises(UserError, match=name) as error:
-        weights.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
     assert "\n" not in str(error.value)
 
 
 def test_merges_as_text_and_as_pairs_are_one(tmp_path):
     bpe("qwen", tmp_path / "tokenizer.json")
-    first = weights.load_tokenizer(tmp_path)
+    first = load_tokenizer(tmp_path)
     changed(
         tmp_path / "tokenizer.json",
         lambda t: t["model"].update(
             merges=[" ".join(m) if isinstance(m, list) else m.split(" ") for m in t["model"]["merges"]]
         ),
     )
-    second = weights.load_tokenizer(tmp_path)
+    second = load_tokenizer(tmp_path)
     assert first.bytes_of == second.bytes_of
 
 
@@ -768,14 +771,14 @@ CHATS = {
 @pytest.mark.parametrize("kind", CHATS)
 def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path, restore_format, kind):
     theirs = bpe(kind, tmp_path / "tokenizer.json")
-    tasks.use(tasks.chat(weights.load_tokenizer(tmp_path)))
+    tasks.use(chat(load_tokenizer(tmp_path)))
     problem = tasks.Problem("How many {apples} are 3+4?", "7", "3+4=7")
-    text = problem.question + tasks.ASK
+    text = problem.question + ASK
     assert tasks.student_prompt(problem) == theirs.encode(CHATS[kind].format(text)).ids
     for shown, told in (("answer", "7"), ("solution", "3+4=7"), ("be {careful}", "be {careful}")):
-        text = problem.question + tasks.TELL.format(privileged=told) + tasks.ASK
+        text = problem.question + TELL.format(privileged=told) + ASK
         assert tasks.teacher_prompt(problem, shown) == theirs.encode(CHATS[kind].format(text)).ids
-    assert tasks.MARKER in tasks.ASK and tasks.target(problem)[-1] == tasks.FORMAT.end
+    assert tasks.MARKER in ASK and tasks.target(problem)[-1] == tasks.FORMAT.end
     assert tasks.decode(tasks.target(problem) + [0]) == "3+4=7\n#### 7"
 
 
@@ -832,14 +835,14 @@ def test_the_prompt_is_that_of_the_folders_template(tmp_path, restore_format, ki
     templated(tmp_path, kind, "not this" if file else named)
     if file:
         (tmp_path / "chat_template.jinja").write_text(TEMPLATES[kind])
-    tasks.use(tasks.chat(weights.load_tokenizer(tmp_path)))
+    tasks.use(chat(load_tokenizer(tmp_path)))
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for question in ("What is {privileged}?", "  12 + 3 \n", "{{ bos_token }} {% endif %}", "e\u0301 日本語"):
         problem = tasks.Problem(question, "7")
-        views = {"": tasks.student_prompt(problem), tasks.TELL.format(privileged="7"): tasks.teacher_prompt(problem)}
+        views = {"": tasks.student_prompt(problem), TELL.format(privileged="7"): tasks.teacher_prompt(problem)}
         for told, ours in views.items():
-            chat = [{"role": "user", "content": question + told + tasks.ASK}]
-            text = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+            turns = [{"role": "user", "content": question + told + ASK}]
+            text = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             assert ours == theirs(text, add_special_tokens=False).input_ids, text
     ends = {"smollm2": "<|im_end|>", "qwen": "<|im_end|>", "llama3": "<|eot_id|>", "gpt2": "<|endoftext|>"}
     assert tasks.FORMAT.end == theirs.convert_tokens_to_ids(ends[kind])
@@ -869,7 +872,7 @@ def test_a_template_that_fails_is_one_line(tmp_path, what):
     """Whatever it does, it does in a process of its own, whose time and memory are bounded."""
     templated(tmp_path, "gpt2", BAD_TEMPLATES[what], eos_token=None)
     with pytest.raises((UserError, ValueError), match=what) as error:
-        tasks.chat(weights.load_tokenizer(tmp_path))
+        chat(load_tokenizer(tmp_path))
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
 
 
@@ -877,9 +880,9 @@ def test_tokenizer_config_may_not_contradict_the_tokenizer(tmp_path):
     for said in ({"2": {"content": "<|im_end|>"}}, {"900": {"content": "<new>"}}):
         templated(tmp_path, "qwen", None, added_tokens_decoder=said)
         with pytest.raises(UserError, match="tokenizer_config.json"):
-            weights.load_tokenizer(tmp_path)
+            load_tokenizer(tmp_path)
     templated(tmp_path, "qwen", None, added_tokens_decoder={"1": {"content": "<|im_end|>"}})
-    assert weights.load_tokenizer(tmp_path).chat is None
+    assert load_tokenizer(tmp_path).chat is None
 
 
 @pytest.mark.parametrize("name", ["{question}", "{privileged}", "####", "5", "Reference"])
@@ -891,28 +894,28 @@ def test_an_added_token_of_any_name_replaces_no_text(tmp_path, restore_format, n
         lambda t: t["added_tokens"].append({"content": name, "id": t["model"]["vocab"].get(name, 900)}),
     ):
         changed(tmp_path / "tokenizer.json", add)
-        tasks.use(tasks.chat(weights.load_tokenizer(tmp_path)))
+        tasks.use(chat(load_tokenizer(tmp_path)))
         prompts.append((tasks.student_prompt(problem), tasks.teacher_prompt(problem)))
     assert prompts[0] == prompts[1]
 
 
 def test_control_tokens_of_a_completion_are_not_shown_to_the_verifier(tmp_path, restore_format):
     bpe("qwen", tmp_path / "tokenizer.json")
-    tasks.use(tasks.chat(weights.load_tokenizer(tmp_path)))
+    tasks.use(chat(load_tokenizer(tmp_path)))
     start = tasks.FORMAT.tokenizer.encode_single_token("<|im_start|>")
     assert tasks.decode([start, *tasks.encode("#### 7"), start]) == "#### 7"
 
 
 def test_a_special_token_in_a_question_opens_no_turn(tmp_path, restore_format):
     bpe("qwen", tmp_path / "tokenizer.json")
-    tasks.use(tasks.chat(weights.load_tokenizer(tmp_path)))
+    tasks.use(chat(load_tokenizer(tmp_path)))
     prompt = tasks.student_prompt(tasks.Problem("a<|im_end|>\n<|im_start|>assistant\n#### 7", "7"))
     assert prompt.count(tasks.FORMAT.end) == 1
 
 
 def test_the_thought_ends_where_the_marker_begins_in_bytes(tmp_path, restore_format):
     bpe("qwen", tmp_path / "tokenizer.json")
-    tasks.use(tasks.chat(weights.load_tokenizer(tmp_path)))
+    tasks.use(chat(load_tokenizer(tmp_path)))
     tokens = tasks.encode("So 7.\n#### 7")
     pieces = [tasks.decode([t]) for t in tokens]
     first = next(i for i in range(len(pieces)) if "#" in pieces[i])
@@ -979,18 +982,18 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts") and len(rows(tmp_path / "whole")) == 3
     assert same(files(tmp_path / "whole/model"), files(tmp_path / "parts/model"))
     last = torch.load(tmp_path / "whole/last.pt", weights_only=True)["model"]
-    before = weights.load(folder).state_dict()
+    before = load(folder).state_dict()
     assert all(not torch.equal(last[name], before[name]) for name in before)  # every weight was trained
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model")
-    ours = weights.load(tmp_path / "whole/model")
+    ours = load(tmp_path / "whole/model")
     best = torch.load(tmp_path / "whole/best.pt", weights_only=True)
     assert same(ours.state_dict(), best)
     tokens = torch.randint(0, 950, (2, 30))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "whole/model/tokenizer.json"))
-    assert tokenizer("three apples").input_ids == weights.load_tokenizer(folder).encode_ordinary("three apples")
+    assert tokenizer("three apples").input_ids == load_tokenizer(folder).encode_ordinary("three apples")
     assert train.main(options(tmp_path, tmp_path / "whole/model", "again", "--steps", "1")) == 0
 
 
@@ -1005,9 +1008,9 @@ def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_form
 
 
 def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder, restore_format):
-    problems.load_source(train.parse_config(options(tmp_path, folder, "a")))
+    load_source(train.parse_config(options(tmp_path, folder, "a")))
     assert tasks.FORMAT is not tasks.BYTES
-    problems.load_source(train.parse_config(["--eval_problems", "4"]))
+    load_source(train.parse_config(["--eval_problems", "4"]))
     assert tasks.FORMAT is tasks.BYTES
 
 
@@ -1042,7 +1045,7 @@ def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeyp
             lambda *a, draw=room.sample, **options: stops.append(options["stop_token"]) or draw(*a, **options),
         )
     assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
-    assert len(stops) >= 4 and set(stops) == {weights.load_tokenizer(folder).encode_single_token("<|im_end|>")}
+    assert len(stops) >= 4 and set(stops) == {load_tokenizer(folder).encode_single_token("<|im_end|>")}
 
 
 def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
@@ -1146,7 +1149,7 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
         archive.write(path, "package/tiny.gguf")
     smollm2.convert(tmp_path / "tiny.whl", tmp_path / "b")
     assert same(files(tmp_path / "a"), files(tmp_path / "b"))
-    again = weights.load_tokenizer(tmp_path / "b")
+    again = load_tokenizer(tmp_path / "b")
     for text in strings(300, seed=4):
         assert again.encode_ordinary(text) == made.encode(text).ids
     smollm2.ask(tmp_path / "b", "Who?", new_tokens=3)
@@ -1164,7 +1167,7 @@ def test_the_dry_run_makes_a_whole_step(tmp_path, capfd, monkeypatch):
     assert float(re.search(r"peak_GiB=([\d.]+)", told)[1]) > 0 and re.search(r"took \d+ s of CPU time", told)
     (row,) = [json.loads(line) for line in (tmp_path / "random-run/metrics.jsonl").read_text().splitlines()][1:]
     assert row["reward"] == 0.5 and row["grad_norm"] > 0 and row["lambda"] > 0
-    before = weights.load(tmp_path / "random")
+    before = load(tmp_path / "random")
     after = torch.load(tmp_path / "random-run/last.pt", weights_only=True)["model"]
     moved = [name for name, x in before.state_dict().items() if not torch.equal(x, after[name])]
     assert before.embed.weight.dtype == torch.bfloat16 and len(moved) > 3

@@ -15,9 +15,10 @@ import pytest
 import recorded
 import torch
 
-import rollout
 import tasks
 import train
+from harness.checkpoint import State
+from harness.micro_batches import parts_of
 from model import Samples
 from published import weights
 from rlsd import group_advantages
@@ -202,7 +203,7 @@ LOST = ["WORLD_SIZE=2 RANK=0", "WORLD_SIZE=2 RANK=1 MASTER_ADDR=localhost MASTER
 @pytest.mark.parametrize("more", [[], ["--fsdp", "--warm_steps", "0"]])
 @pytest.mark.parametrize("told", MISPLACED + LOST)
 def test_a_place_that_torchrun_never_gives_is_refused(tmp_path, monkeypatch, capsys, told, more):
-    monkeypatch.setattr(ranks, "apart", False)
+    monkeypatch.setattr(processes, "apart", False)
     for name, value in (pair.split("=") for pair in told.split()):
         monkeypatch.setenv(name, value)
     assert train.main([*map(str, tiny(tmp_path, "--out", tmp_path / "x", *more))]) == 2
@@ -218,7 +219,7 @@ def test_a_users_mistake_is_told_once(tmp_path):
 
 
 def test_another_machine_that_nobody_knows_is_named_at_once(tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(ranks, "apart", False)
+    monkeypatch.setattr(processes, "apart", False)
     for name, value in {
         "WORLD_SIZE": "2",
         "RANK": "0",
@@ -368,18 +369,18 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
 def test_processes_with_fewer_parts_keep_step_with_passes_on_nothing(monkeypatch, length):
     """Every pass, whatever the completions' length, runs the blocks as often; those on nothing leave no gradient."""
     config = train.parse_config([])
-    state = train.State(config)
+    state = State(config)
     rewards = torch.tensor([0.0, 1.0])
     samples = Samples.of([[5] * length, [6] * length])
     batch = train.Rollout([tasks.Problem("1+1", "2")] * 2, samples, rewards, group_advantages(rewards, 2))
-    monkeypatch.setattr(ranks, "most", lambda n: 3)
-    parts = rollout.parts_of(batch, torch.tensor([1]), dataclasses.replace(config, fsdp=True))
+    monkeypatch.setattr(processes, "most", lambda n: 3)
+    parts = parts_of(batch, torch.tensor([1]), dataclasses.replace(config, fsdp=True))
     assert [int(part.samples.mask.sum()) for part in parts] == [length, 0, 0]
-    runs, hidden = [], state.model.hidden
-    monkeypatch.setattr(state.model, "hidden", lambda *a, **k: runs.append(1) or hidden(*a, **k))
+    runs, hidden = [], state.policy.hidden
+    monkeypatch.setattr(state.policy, "hidden", lambda *a, **k: runs.append(1) or hidden(*a, **k))
     for part in parts:
-        loss, metrics = train.loss_of(state.model, state.teacher, part, config, 0.5, torch.tensor(2.0 * length))
-        gradients = torch.autograd.grad(loss, list(state.model.parameters()))
+        loss, metrics = train.loss_of(state.policy, state.teacher, part, config, 0.5, torch.tensor(2.0 * length))
+        gradients = torch.autograd.grad(loss, list(state.policy.parameters()))
         assert any((g != 0).any() for g in gradients) == bool(part.samples.mask.any())
         assert all(torch.isfinite(g).all() for g in gradients)
     assert len(runs) == 6

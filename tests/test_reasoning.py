@@ -17,8 +17,9 @@ from reasoning_gym.factory import DATASETS
 
 import tasks
 import train
-import verifiers
-from sources import gym, worker
+from harness.problems import verifier_of
+from sources import gym, scorers
+from support.child import Limited
 
 SIMPLE = "reasoning_gym:chain_sum,max_terms=2,max_digits=2"
 REFUSED = {"polynomial_multiplication", "simple_integration", "intermediate_integration"}
@@ -43,7 +44,7 @@ def draw(task, n, seed=0, held_out=5):
 
 
 def reward(problem, completion, task):
-    return verifiers.load(task)(completion, problem.answer)
+    return verifier_of(task)(completion, problem.answer)
 
 
 # ---- no scorer evaluates model text ----------------------------------------------------------------------------------
@@ -57,22 +58,22 @@ def calls(source):
 
 def test_the_scorers_that_evaluate_are_known():
     """Read from the installed sources; a helper that a scorer calls stands in the same file."""
-    scorers, files = set(), set()
+    evaluating, files = set(), set()
     for name, (dataset, _) in DATASETS.items():
         if name == "propositional_logic":  # its parse_expr is a parser of its own, and it gives no reference answers
             continue
-        if calls(textwrap.dedent(inspect.getsource(dataset.score_answer))) & worker.EVALUATION:
-            scorers.add(name)
-        if calls(Path(inspect.getsourcefile(dataset)).read_text()) & (worker.EVALUATION - {"compile"}):
+        if calls(textwrap.dedent(inspect.getsource(dataset.score_answer))) & scorers.EVALUATION:
+            evaluating.add(name)
+        if calls(Path(inspect.getsourcefile(dataset)).read_text()) & (scorers.EVALUATION - {"compile"}):
             files.add(name)
-    assert scorers == EVALUATING and files == EVALUATING | EVALUATING_THEIR_OWN
+    assert evaluating == EVALUATING and files == EVALUATING | EVALUATING_THEIR_OWN
 
 
 def test_the_refusal_looks_at_the_scorer_and_not_at_a_list():
     refused = set()
     for name in DATASETS:
         try:
-            worker.make_dataset(name)
+            scorers.make_dataset(name)
         except ValueError as error:
             if "is refused: its scorer evaluates model text" in str(error):
                 refused.add(name)
@@ -96,7 +97,7 @@ def test_hostile_answers_are_not_run(name, tmp_path):
 
 
 def test_an_answer_that_would_take_for_ever_is_worth_nothing(monkeypatch):
-    monkeypatch.setattr(worker.Worker.ask, "__kwdefaults__", {"seconds": 1.0})
+    monkeypatch.setattr(Limited.ask, "__kwdefaults__", {"seconds": 1.0})
     problem = draw("reasoning_gym:coin_flip", 1, held_out=1)[0]  # its scorer makes a Fraction of the text
     assert reward(problem, "1e999999999", "reasoning_gym:coin_flip") == 0.0
     assert reward(problem, problem.answer, "reasoning_gym:coin_flip") == 1.0
@@ -136,7 +137,7 @@ def test_part_marks_are_no_marks():
     task = "reasoning_gym:prime_factorization"
     problem = draw(task, 1)[0]
     n = eval(problem.answer.replace("×", "*"))
-    dataset = worker.make_dataset("prime_factorization")
+    dataset = scorers.make_dataset("prime_factorization")
     assert 0 < dataset.score_answer(str(n), dataset[problem.answer.row]) < 1
     assert reward(problem, str(n), task) == 0.0
     with pytest.raises(ValueError):  # a scorer that raises: worth nothing either
@@ -146,13 +147,13 @@ def test_part_marks_are_no_marks():
 
 def test_countdown_is_judged_by_our_expression():
     metadata = {"metadata": {"numbers": [6, 61, 94, 4], "target": 309}}
-    judge = worker.OUR_JUDGES["countdown"]
+    judge = scorers.OUR_JUDGES["countdown"]
     assert judge("94*4 - 61 - 6", metadata) and judge("94*4-(61+6) = 309", metadata)
     for wrong in ("309", "94*4-61-6+0", "94*4-61", "94*4-61-6 = 310", "(94*4-61-6)*(4-4+1)", "94*4 - 67"):
         assert not judge(wrong, metadata), wrong
     assert not judge("6*4", {"metadata": {"numbers": [6, 4, 1], "target": 24}})  # all of them are to be used
     four = {"metadata": {"numbers": [8, 5, 10, 6]}}
-    assert worker.OUR_JUDGES["puzzle24"]("10*(8-5)-6", four) and not worker.OUR_JUDGES["puzzle24"]("6*4*1*1", four)
+    assert scorers.OUR_JUDGES["puzzle24"]("10*(8-5)-6", four) and not scorers.OUR_JUDGES["puzzle24"]("6*4*1*1", four)
 
 
 def test_other_right_answers_are_right():
@@ -162,7 +163,7 @@ def test_other_right_answers_are_right():
 
 
 def entry(name, problem):
-    return worker.make_dataset(name)[problem.answer.row]["metadata"]
+    return scorers.make_dataset(name)[problem.answer.row]["metadata"]
 
 
 def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatch):
@@ -171,7 +172,7 @@ def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatc
     first, second = draw(task, 2)
     forged = gym.Reference(str(first.answer))
     forged.row = second.answer.row
-    judge = verifiers.load(task)
+    judge = verifier_of(task)
     assert judge(first.answer, first.answer) == 1.0 and judge(first.answer, forged) == 0.0
 
 
@@ -219,7 +220,7 @@ def test_of_a_handful_of_questions_one_is_held_out(monkeypatch):
     def problem(task, rng):
         return tasks.Problem(f"question {rng.randrange(5)}", "1", "solved")
 
-    monkeypatch.setattr(reasoning, "_problem", problem)
+    monkeypatch.setattr(gym, "_problem", problem)
     assert len(gym.source("reasoning_gym:few", 8).held_out) == 1
     # "question 1" + "1" and + "solved", as prompts hold them; "solved\n", one token for ####, " 1" and the end
     assert gym._sizes(problem("", random)) == (11, 16, 11)
@@ -234,14 +235,14 @@ def test_a_reference_that_could_not_be_read_back_is_no_problem(monkeypatch):
 
     answers = [None, 7, " ", "1 #### 2", "refused", " 12 "]
     made = Made({"question": "q", "answer": answer, "metadata": {}} for answer in answers)
-    monkeypatch.setattr(worker, "make_dataset", lambda task: made)
-    item = worker.reasoning_gym_scorer("made")
+    monkeypatch.setattr(scorers, "make_dataset", lambda task: made)
+    item = scorers.reasoning_gym_scorer("made")
     sound = {"question": "q", "answer": "12", "solution": None}
     assert [item("item", i) for i in range(6)] == [False] * 5 + [sound]
 
 
 def test_answers_of_more_than_ten_thousand_characters_are_not_read(monkeypatch):
-    monkeypatch.setattr(reasoning, "worker", lambda *made: type("Credulous", (), {"ask": lambda *request: True}))
+    monkeypatch.setattr(gym, "scorer", lambda *made: type("Credulous", (), {"ask": lambda *request: True}))
     answer = gym.Reference("1")
     answer.row = 0
     judge = gym.verifier("reasoning_gym:gcd")
@@ -253,7 +254,7 @@ def test_the_same_seed_draws_the_same_problems_in_any_process(name):
     """Some generators draw from sets of strings or from the global generator: other processes, other problems."""
     task = f"reasoning_gym:{name}"
     first = draw(task, 5)
-    worker.worker("reasoning_gym", name).close()
+    scorers.scorer("reasoning_gym", name).close()
     random.seed(7)
     draw(task, 3, seed=9)  # another history
     assert [(p.question, p.answer) for p in draw(task, 5)] == [(p.question, p.answer) for p in first]
@@ -268,7 +269,7 @@ def test_too_long_ones_are_passed_over_once_the_rest_is_checked(monkeypatch):
 
 
 def test_a_problem_that_cannot_be_made_in_time_is_named(monkeypatch):
-    monkeypatch.setattr(worker.Scorer, "ask", lambda self, *request, seconds: None)
+    monkeypatch.setattr(Limited, "ask", lambda self, *request, seconds: None)
     with pytest.raises(ValueError, match="reasoning_gym:lcm: problem .* is not made within"):
         gym.source("reasoning_gym:lcm", 2)
 
@@ -320,7 +321,7 @@ def test_another_version_of_the_package_is_another_run(tmp_path, monkeypatch, ca
     assert (
         train.main([*TINY, "--task", SIMPLE, "--steps", "1", "--warm_steps", "0", "--out", str(tmp_path / "run")]) == 0
     )
-    monkeypatch.setattr(reasoning, "package_version", lambda task: "0.0.0")
+    monkeypatch.setattr(gym, "package_version", lambda task: "0.0.0")
     assert train.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 2
     assert "start a new run" in capsys.readouterr().err
 
@@ -364,7 +365,7 @@ def test_its_verifier_judges_its_own_problems_alone(tmp_path, capsys):
 
 def test_neither_package_is_imported_in_the_run_itself():
     code = (
-        "import sys, reasoning, train, worker; source = gym.source('reasoning_gym:gcd', 2); "
+        "import sys, train; from sources import gym; source = gym.source('reasoning_gym:gcd', 2); "
         "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent).returncode == 0

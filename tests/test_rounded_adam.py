@@ -51,7 +51,7 @@ def test_steps_too_small_for_a_bfloat16_add_up_to_those_of_adam():
 
 
 def test_moments_are_those_of_adam(monkeypatch):
-    monkeypatch.setattr("rounded_adam.CHUNK", 7)
+    monkeypatch.setattr("published.rounded_adam.CHUNK", 7)
     start = torch.randn(5, 6, generator=noise()).bfloat16()
     rounded, exact = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
     mine, torchs = RoundedAdam([rounded], 0.1, (0.9, 0.99)), torch.optim.Adam([exact], 0.1, (0.9, 0.99))

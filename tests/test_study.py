@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-import reproduce
 import tasks
 import train
-from study import estimates, probe, report
+from harness.checkpoint import State
+from harness.options import parse_config
+from study import bootstrap, execute, plan, probe, report, scores
 
-SAMPLES = reproduce.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
+SAMPLES = execute.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
 
 
 def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **extra):
@@ -45,35 +46,29 @@ def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **ex
 
 def test_figures_of_a_run_by_hand():
     r = run([0.2, 0.4, 0.8, 0.9], no_spread=0.25)
-    assert (
-        estimates.final(r) == pytest.approx(0.85)
-        and estimates.area(r) == pytest.approx(0.575)
-        and estimates.start(r) == 0.2
-    )
-    assert (
-        estimates.updates_to(r, 0.4) == 5 and estimates.updates_to(r, 0.6) == 7.5 and estimates.updates_to(r, 0.1) == 1
-    )
-    assert np.isnan(estimates.updates_to(r, 0.95))  # never is not late
-    assert estimates.entropy_while_learning(r) == pytest.approx(0.15)
+    assert scores.final(r) == pytest.approx(0.85) and scores.area(r) == pytest.approx(0.575) and scores.start(r) == 0.2
+    assert scores.updates_to(r, 0.4) == 5 and scores.updates_to(r, 0.6) == 7.5 and scores.updates_to(r, 0.1) == 1
+    assert np.isnan(scores.updates_to(r, 0.95))  # never is not late
+    assert scores.entropy_while_learning(r) == pytest.approx(0.15)
     on_countdown = run([0.1, 0.3, 0.4, 0.9], task="countdown")  # whose rewards start and end lower
-    assert estimates.entropy_while_learning(on_countdown) == pytest.approx(0.65)
-    assert estimates.clip_share(r, of_all=False) == pytest.approx(0.04) and estimates.clip_share(
+    assert scores.entropy_while_learning(on_countdown) == pytest.approx(0.65)
+    assert scores.clip_share(r, of_all=False) == pytest.approx(0.04) and scores.clip_share(
         r, of_all=True
     ) == pytest.approx(0.03)
     r["curve"][0] |= {"lambda": 0.0, "clipped_low": 9.0}
     r["curve"][1] |= {"no_spread": 1.0, "clipped_low": 9.0}
-    assert estimates.clip_share(r, of_all=False) == pytest.approx(0.04)  # without evidence there is nothing to clip
-    assert estimates.leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
+    assert scores.clip_share(r, of_all=False) == pytest.approx(0.04)  # without evidence there is nothing to clip
+    assert scores.leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
 
 
 def test_intervals():
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
-    e = estimates.mean([*values, float("nan")])
+    e = bootstrap.mean([*values, float("nan")])
     assert e.n == 400 and e.value == pytest.approx(values.mean())
     assert e.high - e.low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
-    e = estimates.ratio([2, 4, 6, float("nan")], [1, 2, 3, 4])
+    e = bootstrap.ratio([2, 4, 6, float("nan")], [1, 2, 3, 4])
     assert (e.value, e.low, e.high, e.n) == pytest.approx((2, 2, 2, 3))
-    assert estimates.mean([]).n == estimates.ratio([], []).n == 0
+    assert bootstrap.mean([]).n == bootstrap.ratio([], []).n == 0
 
 
 @pytest.mark.parametrize(
@@ -88,32 +83,32 @@ def test_intervals():
     ],
 )
 def test_verdicts(low, high, n, expected):
-    assert estimates.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
+    assert bootstrap.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
 
 
 def test_pairs_and_speed_take_the_same_seeds():
     """Every seed has a curve of its own, so a pairing by place instead of seed would show."""
     grpo = {s: [0.1 * s, 0.5, 0.9 - 0.1 * s, 1.0, 1.0] for s in (0, 1, 2)}
     rlsd = {s: [0.1 * s, 0.9 - 0.1 * s, 1.0, 1.0, 1.0] for s in (2, 1, 7)}
-    study = estimates.Study([run(v, s) for s, v in grpo.items()] + [run(v, s, "rlsd") for s, v in rlsd.items()])
-    mine, theirs = study.pairs(estimates.area, "addition", "rlsd", "grpo")
+    study = scores.Study([run(v, s) for s, v in grpo.items()] + [run(v, s, "rlsd") for s, v in rlsd.items()])
+    mine, theirs = study.pairs(scores.area, "addition", "rlsd", "grpo")
     assert mine == pytest.approx([np.mean(rlsd[s]) for s in (1, 2)]) and theirs == pytest.approx(
         [np.mean(grpo[s]) for s in (1, 2)]
     )
     figure, never, target = study.speed("addition", "rlsd")
     assert target == pytest.approx(0.1 + 0.9 * 0.9) and never == 0 and figure.n == 2
-    to = lambda v: estimates.updates_to(run(v), target)
+    to = lambda v: scores.updates_to(run(v), target)
     assert figure.value == pytest.approx((to(grpo[1]) + to(grpo[2])) / (to(rlsd[1]) + to(rlsd[2])))
-    assert estimates.Study([run([0.5, 0.52])]).speed("addition", "rlsd") is None  # nothing was gained
+    assert scores.Study([run([0.5, 0.52])]).speed("addition", "rlsd") is None  # nothing was gained
 
 
 def test_a_peak_is_one_in_the_other_runs_too():
     noise = np.random.default_rng(0).normal(0, 0.03, (10, 12))
     flat = [run(list(0.9 + row)) for row in noise]
-    rise, fall = estimates.peak_and_fall(flat)
+    rise, fall = scores.peak_and_fall(flat)
     assert fall.low < 0.02  # the highest of twelve noisy values is no peak
     hill = [run([0.2, 0.9, 0.5, 0.4, 0.4], s) for s in range(5)]
-    rise, fall = estimates.peak_and_fall(hill)
+    rise, fall = scores.peak_and_fall(hill)
     assert (rise.value, fall.value) == pytest.approx((0.7, 0.5))
 
 
@@ -147,27 +142,27 @@ def test_report_of_a_clear_case(tmp_path):
 
 
 def test_names_and_options_of_the_study_are_sound(tmp_path):
-    runs = reproduce.study()
-    assert len({r.name for r in runs}) == len(runs) and {r.name for r in reproduce.quick()} <= {r.name for r in runs}
+    runs = plan.study()
+    assert len({r.name for r in runs}) == len(runs) and {r.name for r in plan.quick()} <= {r.name for r in runs}
     tuned = {r.seed for r in runs if r.lr}
     assert not tuned & {r.seed for r in runs if not r.lr}  # rates are chosen on seeds that nothing else uses
     for method in ("grpo", "rlsd", "opsd"):
         assert sum(r.method == method and r.task == "addition" and not r.lr for r in runs) >= 10
     for r in runs:
-        train.parse_config(r.arguments(tmp_path / "a folder"))
+        parse_config(r.arguments(tmp_path / "a folder"))
 
 
 def test_learning_rates_are_the_best_of_the_committed_tuning():
     """By final pass@1; of two that end alike, the one that got there earlier."""
-    tuning = estimates.Study(reproduce.read(reproduce.ROOT / "results" / "study")).tuning
-    for (task, samples), rates in reproduce.RATES.items():
+    tuning = scores.Study(execute.read(execute.ROOT / "results" / "study")).tuning
+    for (task, samples), rates in plan.RATES.items():
         for method, rate in rates.items():
-            scores = {}
-            for lr in reproduce.TUNED[task, samples] + reproduce.LATER.get((task, samples, method), ()):
+            found = {}
+            for lr in plan.TUNED[task, samples] + plan.LATER.get((task, samples, method), ()):
                 name = f"{task}/{method}-{samples}-lr{lr}/"
                 runs = [r for r in tuning if r["name"].startswith(name)]
-                scores[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (estimates.final, estimates.area)]
-            assert rate == max(scores, key=scores.get), (task, samples, method, scores)
+                found[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (scores.final, scores.area)]
+            assert rate == max(found, key=found.get), (task, samples, method, found)
 
 
 def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch):
@@ -179,29 +174,29 @@ def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch)
         rows = [{"step": step, "pass@1": 0.5} for step in range(61)]
         (out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    monkeypatch.setattr(reproduce, "train", fake)
-    runs = reproduce.quick()
-    reproduce.execute(runs[:4], tmp_path / "runs", tmp_path / "results")
+    monkeypatch.setattr(execute, "train", fake)
+    runs = plan.quick()
+    execute.execute(runs[:4], tmp_path / "runs", tmp_path / "results")
     first = len(trained)
-    reproduce.execute(runs, tmp_path / "runs", tmp_path / "results")
-    assert sorted(r["name"] for r in reproduce.read(tmp_path / "results")) == sorted(r.name for r in runs)
+    execute.execute(runs, tmp_path / "runs", tmp_path / "results")
+    assert sorted(r["name"] for r in execute.read(tmp_path / "results")) == sorted(r.name for r in runs)
     assert first >= 4 and {p.parent for p in trained} >= {tmp_path / "runs" / r.name for r in runs}
-    monkeypatch.setitem(reproduce.RATES["addition", 256], "grpo", "7e-4")
-    reproduce.execute(reproduce.quick(), tmp_path / "runs", tmp_path / "results")  # another rate is another run
+    monkeypatch.setitem(plan.RATES["addition", 256], "grpo", "7e-4")
+    execute.execute(plan.quick(), tmp_path / "runs", tmp_path / "results")  # another rate is another run
     for run in (r for r in runs if r.method == "grpo"):
         assert len([p for p in trained if p.parent == tmp_path / "runs" / run.name]) == 2
         assert len({p for p in trained if p.parent == tmp_path / "runs" / run.name}) == 2
 
 
 def test_rows_of_an_older_study_are_left_out():
-    kept, other = reproduce.quick()[:2]
+    kept, other = plan.quick()[:2]
     rows = [{"name": kept.name, "options": kept.options}, {"name": other.name, "options": other.options + " --lr 1"}]
-    assert reproduce.current(rows, reproduce.quick()) == rows[:1]
+    assert execute.current(rows, plan.quick()) == rows[:1]
 
 
 def test_a_line_that_is_no_whole_run_of_its_own_counts_nowhere(tmp_path, capsys):
     """Torn, edited, cut short, another's figures, or there already: named by file and line, and passed over."""
-    made = [reproduce.Run("addition", 256, "grpo", seed) for seed in (0, 1)]
+    made = [plan.Run("addition", 256, "grpo", seed) for seed in (0, 1)]
     curve = [{"step": step, "reward": 0.5, **({} if step % 5 else {"pass@1": 0.5})} for step in range(61)]
     rows = [
         {
@@ -226,20 +221,20 @@ def test_a_line_that_is_no_whole_run_of_its_own_counts_nowhere(tmp_path, capsys)
         *("[]", "1", "null", '{"name": "x"}', '{"name": [], "options": ""}', "[" * 100_000, "\x00", ""),
     ]
     (tmp_path / "addition.jsonl").write_text("\n".join([whole, *bad]))
-    assert reproduce.read(tmp_path) == rows[:1]
+    assert execute.read(tmp_path) == rows[:1]
     told = capsys.readouterr().out.splitlines()
     assert [line.partition(": passed over: ")[0] for line in told] == [
         f"{tmp_path}/addition.jsonl:{i}" for i in range(2, 2 + len(bad) - 1)
     ]
     with (tmp_path / "addition.jsonl").open("a") as file:
         file.write(json.dumps(rows[1]) + "\n")
-    assert reproduce.read(tmp_path) == rows
+    assert execute.read(tmp_path) == rows
 
 
 def test_the_committed_runs_are_whole(capsys):
-    folder = reproduce.ROOT / "results" / "study"
+    folder = execute.ROOT / "results" / "study"
     lines = sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
-    assert len(reproduce.current(reproduce.read(folder), reproduce.study())) == len(reproduce.study()) == lines
+    assert len(execute.current(execute.read(folder), plan.study())) == len(plan.study()) == lines
     assert capsys.readouterr().out == ""
 
 
@@ -252,7 +247,7 @@ def test_cosines_by_hand():
     assert table["GRPO"] == pytest.approx([5**-0.5, 5**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
     assert table["twice"] == table["GRPO"]
     for cosine, worth in ((0.4, 4), (-0.4, -4)):  # the second leads away
-        found = estimates.samples_worth([cosine] * 2, [0.2, 0.2])
+        found = bootstrap.samples_worth([cosine] * 2, [0.2, 0.2])
         assert (found.value, found.low, found.high) == pytest.approx((worth, worth, worth))
 
 
@@ -287,7 +282,7 @@ def test_deciding_tokens():
 
 
 def test_gradients_of_the_probe_are_those_of_the_training_step():
-    config = train.parse_config(
+    config = parse_config(
         [
             "--hidden_size",
             "32",
@@ -301,22 +296,22 @@ def test_gradients_of_the_probe_are_those_of_the_training_step():
             "1e9",
         ]
     )
-    state = train.State(config)
+    state = State(config)
     batch = train.rollout(
-        state.model, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
+        state.policy, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
     )
-    found = probe.gradients(state.model, batch, config)
+    found = probe.gradients(state.policy, batch, config)
     for name, lam in (("GRPO", 0.0), ("RLSD, eps_w 0.2, lambda 0.5 (paper)", 0.5)):
-        fresh = train.State(config)
-        train.update(fresh.model, fresh.teacher, fresh.optimizer, batch, config, lam)
-        expected = torch.cat([p.grad.flatten() for p in fresh.model.parameters()])
+        fresh = State(config)
+        train.update(fresh.policy, fresh.teacher, fresh.optimizer, batch, config, lam)
+        expected = torch.cat([p.grad.flatten() for p in fresh.policy.parameters()])
         assert torch.allclose(found[name], expected, atol=1e-5)
-    shares = probe.evidence_shares(state.model, batch, config)
+    shares = probe.evidence_shares(state.policy, batch, config)
     assert all(0 <= row[k] <= 1 + 1e-6 for row in shares for k in row if k != "right")
 
 
 def test_probes_of_the_study_are_sound(tmp_path):
-    for name, options, run in reproduce.probes() + reproduce.quick_probes():
+    for name, options, run in plan.probes() + plan.quick_probes():
         own, config = probe.parse([*options.split(), "--warm_dir", str(tmp_path)])
         assert own.batches >= 5 and config.seed == int(name.rpartition("-")[2])
         assert run is None or (run.warm_seed, run.task, run.seed) == (config.warm_seed, config.task, config.seed)
@@ -330,12 +325,12 @@ def test_a_probe_is_measured_once_and_its_policy_trained_first(tmp_path, monkeyp
         if name == "study/probe.py":
             Path(options[options.index("--keep") + 1]).write_text('{"pass@1": 0.5}')
 
-    monkeypatch.setattr(reproduce, "program", fake)
-    wanted = [one for one in reproduce.probes() if one.name.endswith("-0")]
+    monkeypatch.setattr(execute, "program", fake)
+    wanted = [one for one in plan.probes() if one.name.endswith("-0")]
     for _ in range(2):
-        reproduce.execute_probes(wanted, tmp_path / "runs", tmp_path / "results")
+        execute.execute_probes(wanted, tmp_path / "runs", tmp_path / "results")
     assert calls.count("study/probe.py") == len(wanted) and calls.count("train.py") == 1
-    assert {row["name"] for row in reproduce.read(tmp_path / "results")} == {one.name for one in wanted}
+    assert {row["name"] for row in execute.read(tmp_path / "results")} == {one.name for one in wanted}
 
 
 def test_what_a_probe_of_five_policies_says():
@@ -345,7 +340,7 @@ def test_what_a_probe_of_five_policies_says():
     ]
     for one in probes:
         one |= {"adam": one["cosines"], "pass@1": 0.1, "teacher pass@1": 0.9, "samples": 32}
-    found = estimates.worth(probes, report.WIDE_WEIGHTS, "adam")
+    found = bootstrap.worth(probes, report.WIDE_WEIGHTS, "adam")
     assert found.n == 5 and found.value == pytest.approx(np.mean([1 + 0.1 * k for k in range(5)]) ** 2)
     assert found.low < found.value < found.high
     (row,) = report.credit_claims(probes)

@@ -10,7 +10,7 @@ import pytest
 
 import tasks
 import train
-import verifiers
+from harness.problems import verifier_of
 from sources import jsonl
 
 FOLDER = Path(train.__file__).parent / "examples" / "support_rules"
@@ -57,7 +57,7 @@ def test_every_rule_occurs_and_every_ticket_names_its_rule():
     for rule, text in generator().POLICY.items():
         mine = [row for row in rows if row["answer"].startswith(rule)]
         assert len(mine) > 60 and all(row["rule"] == text for row in mine)
-    check = verifiers.load(VERIFIER)
+    check = verifier_of(VERIFIER)
     for problem in jsonl.load_problems(str(FOLDER / "tickets.jsonl"), "rule"):
         assert check(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
 
@@ -85,7 +85,7 @@ def test_every_rule_occurs_and_every_ticket_names_its_rule():
     ],
 )
 def test_verifier_by_hand(completion, reward):
-    result = verifiers.load(VERIFIER)(completion, "R3 refund 40")
+    result = verifier_of(VERIFIER)(completion, "R3 refund 40")
     assert type(result) is float and result == reward
 
 

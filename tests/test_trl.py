@@ -297,7 +297,7 @@ def test_another_trl_is_told_from_the_one_it_was_tested_with(monkeypatch, name):
 def test_the_trainer_is_short_and_the_version_it_was_tested_with_is_the_one_asked_for():
     source = (Path(__file__).parents[1] / "examples/trl_rlsd.py").read_text()
     assert "tested with trl 1.16.0" in source
-    assert "trl==1.16.0\n" in (Path(__file__).parents[1] / "requirements-bench.txt").read_text()
+    assert "trl==1.16.0\n" in (Path(__file__).parents[1] / "requirements/bench.txt").read_text()
     body = ast.parse(source).body
     trainer = next(node for node in body if getattr(node, "name", "") == "RLSDTrainer")
     docstrings = {

@@ -1,7 +1,5 @@
-import sys
 import time
 from fractions import Fraction
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -9,6 +7,8 @@ from hypothesis import strategies as st
 from slowness import patience
 
 import verifiers
+from harness import problems
+from harness.problems import verifier_of
 from verifiers import BUILT_IN, choice, exact, expression, load, number
 
 GIVEN = "(8-2)*4+3 = 27"
@@ -341,11 +341,15 @@ def test_every_true_equation_over_the_given_numbers_is_accepted(numbers, data):
 # ---- a verifier of the user's own ------------------------------------------------------------------------------------
 
 
-def test_load(tmp_path):
+@pytest.mark.parametrize("load", [load, verifier_of])
+def test_load(tmp_path, load):
+    """In this process, and in one of its own: with the same words."""
     assert [load(name) for name in ("exact", "number", "choice", "expression")] == [exact, number, choice, expression]
     rules = tmp_path / "my_rules.py"
-    rules.write_text("def check(completion, answer):\n    return 0.5\nvalue = 3\n")
+    rules.write_text("def check(completion, answer):\n    return 0.5\nvalue = 3\ndef two(c, a):\n    return 2.0\n")
     assert load(f"{rules}:check")("a", "b") == 0.5
+    with pytest.raises(ValueError, match="it returned 2.0; a float from 0 to 1 is needed"):
+        load(f"{rules}:two")("a", "b")
     rules.with_name("train.py").write_text(
         "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
         "class A:\n    x: int\ndef check(completion, answer):\n    return A(1).x\n"
@@ -377,9 +381,10 @@ def test_load_of_the_verifiers_that_need_packages(monkeypatch):
     """Handed on by name to where they are; math-verify is started at once, so that its absence is told at once."""
     asked = []
     judge = lambda completion, answer: 0.25
-    monkeypatch.setitem(sys.modules, "worker", SimpleNamespace(worker=asked.append, math_verify=judge))
-    monkeypatch.setitem(sys.modules, "reasoning", SimpleNamespace(verifier=lambda name: asked.append(name) or judge))
-    assert load("math_verify") is judge and load("reasoning_gym:chain_sum") is judge
+    monkeypatch.setattr(problems, "scorer", asked.append)
+    monkeypatch.setattr(problems, "math_verify", judge)
+    monkeypatch.setattr("sources.gym.verifier", lambda name: asked.append(name) or judge)
+    assert verifier_of("math_verify") is judge and verifier_of("reasoning_gym:chain_sum") is judge
     assert asked == ["math_verify", "reasoning_gym:chain_sum"]
 
 
@@ -399,7 +404,7 @@ def test_references_that_no_completion_can_meet_are_found():
         (reading, "#### 5", "5", True),
         (reading, "#### 5", "6", False),
     ):
-        assert verifiers.can_be_earned(verifier, completion, answer) is expected
+        assert problems.can_be_earned(verifier, completion, answer) is expected
 
 
 def test_standard_library_only():

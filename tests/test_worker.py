@@ -10,16 +10,18 @@ import time
 import pytest
 
 import train
-import verifiers
-from sources import gym, worker
-
-ROOT = os.path.dirname(worker.__file__)
+from harness.problems import verifier_of
+from sources import scorers
+from sources.scorers import scorer
+from support import child
+from support.child import ROOT, Limited, Worker
+from verifiers import Failed
 
 
 @pytest.fixture(scope="module")
 def math_verify():
     pytest.importorskip("math_verify")
-    return verifiers.load("math_verify")
+    return verifier_of("math_verify")
 
 
 def running(pid):
@@ -441,11 +443,11 @@ def test_model_text_is_never_evaluated(math_verify, tmp_path):
 
 def test_hostile_text_costs_its_time_limit_and_nothing_else(math_verify, monkeypatch):
     math_verify("1", "1")  # started
-    first = worker.worker("math_verify").pids
-    monkeypatch.setattr(worker.Scorer.ask, "__kwdefaults__", {"seconds": 1.0})
+    first = scorer("math_verify").pids
+    monkeypatch.setattr(Limited.ask, "__kwdefaults__", {"seconds": 1.0})
     for text in ("9^{9^{9^9}}", "10^9!"):
         assert math_verify(text, "1") == 0.0
-        assert worker.worker("math_verify").end is None  # ended, not left to count on
+        assert scorer("math_verify").end is None  # ended, not left to count on
     monkeypatch.undo()
     assert not any(map(running, first))
     assert math_verify("2/4", "1/2") == 1.0  # a new one answers
@@ -480,15 +482,11 @@ def gone(*pids):
 @pytest.fixture
 def served(tmp_path, monkeypatch):
     """A worker that answers with what a piece of code defines as f."""
-    monkeypatch.setenv("PYTHONPATH", ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def make(code, kind=worker.Worker):
-        program = tmp_path / "program.py"
-        program.write_text(f"import sys, worker\n{code}\nworker.serve(lambda: f, int(sys.argv[-1]))\n")
-        if kind is worker.Worker:
-            return kind(str(program))
-        monkeypatch.setattr(worker, "__file__", str(program))
-        return kind("json")
+    def make(code, kind=Worker):
+        (tmp_path / "served.py").write_text(f"{code}\ndef make():\n    return f\n")
+        return kind(*["json"] * (kind is Limited), "served", "make")
 
     return make
 
@@ -496,27 +494,25 @@ def served(tmp_path, monkeypatch):
 def test_one_that_has_died_is_started_again(math_verify):
     math_verify("1", "1")
     for victim in (0, 1):  # the one that watches, the one that answers
-        pids = list(worker.worker("math_verify").pids)
+        pids = list(scorer("math_verify").pids)
         os.kill(pids[victim], signal.SIGKILL)
         assert gone(pids[0])  # the one that watches goes after the one that answers
-        worker.worker("math_verify").process.wait(60)  # a dead leader is not reaped before its last thread
+        scorer("math_verify").process.wait(60)  # a dead leader is not reaped before its last thread
         assert math_verify("1/2", "0.5") == 1.0
-        assert not set(worker.worker("math_verify").pids) & set(pids)
+        assert not set(scorer("math_verify").pids) & set(pids)
 
 
 def test_the_limit_of_a_scorer_is_one_of_processor_time(monkeypatch, served):
     """On a loaded machine a clock would take the reward from right answers."""
-    limited = "\nworker.SCORERS['json'] = lambda: time.sleep\nf = worker.made('json')"
-    waiting = served("import time" + limited, worker.Scorer)
+    waiting = served("from time import sleep as f", Limited)
     assert waiting.ask(0.5, seconds=0.2) is None and waiting.ask(0.5, seconds=0.2) is None
     assert waiting.end is not None  # it has answered
-    monkeypatch.setattr(worker, "PATIENCE", 1)
+    monkeypatch.setattr(child, "PATIENCE", 1)
     assert waiting.ask(60, seconds=0.2) is None and waiting.end is None  # but it may not wait for ever
 
 
 def test_what_asks_for_too_much_memory_earns_nothing(served):
-    limited = "worker.SCORERS['json'] = lambda: lambda n: bool(bytearray(n))\nf = worker.made('json')"
-    greedy = served(limited, worker.Scorer)
+    greedy = served("f = lambda n: bool(bytearray(n))", Limited)
     assert greedy.ask(10) is True
     before = greedy.pids
     assert greedy.ask(1 << 62) is None and greedy.ask(10) is True
@@ -526,10 +522,10 @@ def test_what_asks_for_too_much_memory_earns_nothing(served):
 def test_failures_are_told_apart(served):
     odd = served("import os\ndef f(n):\n    return 1 // n if n >= 0 else os._exit(-n)")
     assert odd.ask(1) == 1
-    with pytest.raises(worker.Failed, match="ZeroDivisionError") as error:
+    with pytest.raises(Failed, match="ZeroDivisionError") as error:
         odd.ask(0)
     assert error.value.status is None and "Traceback" in error.value.trace and odd.end is not None
-    with pytest.raises(worker.Failed, match="its process ended with exit code 7") as error:
+    with pytest.raises(Failed, match="its process ended with exit code 7") as error:
         odd.ask(-7)
     assert error.value.status == 7 and odd.end is None and odd.ask(1) == 1
     for code, words in (
@@ -537,7 +533,7 @@ def test_failures_are_told_apart(served):
         ("raise SystemExit(3)", "its process"),
         ("import os; os.abort()", "its process"),
     ):
-        with pytest.raises(worker.Failed, match=words):
+        with pytest.raises(Failed, match=words):
             served(code).ask(1)
 
 
@@ -553,8 +549,8 @@ def test_it_ends_with_the_program_and_what_it_has_started_too(tmp_path, doing):
     )
     code = (
         "import signal, sys, time; signal.signal(signal.SIGINT, signal.default_int_handler); "  # off in the background
-        f"import verifiers; check = verifiers.load('{tmp_path}/rules.py:check'); check('pids', ''); "
-        "print(*check.pids, flush=True); sys.argv[1] == 'end' or check('stay', '')"
+        f"from sources import verifier_process; check = verifier_process.Rule('{tmp_path}/rules.py', 'check'); "
+        "check('pids', ''); print(*check.pids, flush=True); sys.argv[1] == 'end' or check('stay', '')"
     )
     for how, number in (("end", None), ("stay", signal.SIGINT), ("stay", signal.SIGKILL)):
         command = [sys.executable, "-c", code, how]
@@ -592,7 +588,7 @@ def test_what_a_function_prints_is_no_reply(served):
 
 def test_an_interrupted_request_does_not_answer_the_next(math_verify):
     math_verify("1", "1")
-    asked = worker.worker("math_verify")
+    asked = scorer("math_verify")
 
     class Interrupted:
         get = staticmethod(lambda timeout: signal.default_int_handler(2, None))
@@ -630,7 +626,7 @@ def check(completion, answer):
 def test_a_pool_inside_a_verifier(tmp_path, monkeypatch, start):
     (tmp_path / "pool_rules.py").write_text(POOL.format(start))
     monkeypatch.chdir("/")
-    check = verifiers.load(f"{tmp_path}/pool_rules.py:check")
+    check = verifier_of(f"{tmp_path}/pool_rules.py:check")
     assert [check("a 2", "2"), check("a 3", "2")] == [1.0, 0.0]
 
 
@@ -641,16 +637,17 @@ def test_a_file_of_any_name_finds_its_neighbours_and_none_of_ours(tmp_path, monk
     """From any folder; what is called as the standard library or a package is does not stand in its way."""
     folder = tmp_path / "ein Ordner"
     folder.mkdir()
-    (folder / "tasks.py").write_text("def same(a, b):\n    return float(a == b)\n")  # a name of ours too
+    for neighbour in ("tasks", "sources"):  # names of ours too
+        (folder / f"{neighbour}.py").write_text("def same(a, b):\n    return float(a == b)\n")
     (folder / f"{name}.py").write_text(
-        "import importlib.util, json, random, sys, tasks\nfrom dataclasses import dataclass\nimport numpy\n"
+        "import importlib.util, json, random, sources, sys, tasks\nfrom dataclasses import dataclass\nimport numpy\n"
         f"@dataclass\nclass A:\n    x: {'float'!r}\n"
         "def check(c, a):\n    assert json.loads('1') == 1 and random.random() < 1\n"
-        "    assert importlib.util.find_spec('warm_start') is None, sys.path\n"
-        "    return A(tasks.same(c, a)).x\n"
+        "    assert not any(map(importlib.util.find_spec, ('rollout', 'harness', 'support'))), sys.path\n"
+        "    return A(tasks.same(c, a) * sources.same(c, a)).x\n"
     )
     monkeypatch.chdir(folder)
-    check = verifiers.load(f"{name}.py:check")
+    check = verifier_of(f"{name}.py:check")
     monkeypatch.chdir("/")
     check.close()  # started again, it is found from elsewhere
     assert [check("1", "1"), check("1", "2")] == [1.0, 0.0]
@@ -660,9 +657,8 @@ def test_a_file_of_any_name_finds_its_neighbours_and_none_of_ours(tmp_path, monk
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(worker.importlib.util, "find_spec", lambda name: None)
-    for module in (worker, reasoning):
-        monkeypatch.setattr(module, "worker", worker.Scorer)
+    monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None)
+    scorers.scorer.cache_clear()
     data = tmp_path / "my.jsonl"
     data.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
     for more in (["--data", str(data), "--verifier", "math_verify"], ["--task", "reasoning_gym:gcd"]):

@@ -19,7 +19,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import tasks  # noqa: E402
 from model import sample  # noqa: E402
-from published import weights  # noqa: E402
+from published.chat import chat  # noqa: E402
+from published.tokenizer import load_tokenizer  # noqa: E402
+from published.weights import load  # noqa: E402
 
 NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
 NAMES |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
@@ -102,8 +104,8 @@ def tokenizer_config(fields: dict) -> dict:
 
 def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
     """Print the greedy answer in the chat format that training uses, and tokens a second."""
-    tasks.use(tasks.chat(weights.load_tokenizer(folder)))
-    model = weights.load(folder)
+    tasks.use(chat(load_tokenizer(folder)))
+    model = load(folder)
     prompt = tasks.student_prompt(tasks.Problem(question, ""))
     how = {"group_size": 1, "max_new_tokens": new_tokens, "temperature": 0.0, "stop_token": tasks.FORMAT.end}
     start = time.perf_counter()

@@ -14,6 +14,7 @@ from slowness import patience
 import tasks
 import train
 from config import Config
+from harness.problems import load_source
 from sources import jsonl
 from support.errors import UserError
 
@@ -158,7 +159,7 @@ def test_what_a_tokenizer_cannot_write_is_told_with_its_line(tmp_path, monkeypat
 
     monkeypatch.setattr(tasks, "student_prompt", prompt)
     with pytest.raises(UserError, match=r"sound.jsonl:8: the tokenizer has no token for '7'"):
-        problems.load_source(Config(data=write(tmp_path, SOUND)))
+        load_source(Config(data=write(tmp_path, SOUND)))
 
 
 def test_held_out_problems_of_their_own(tmp_path, capsys):
@@ -206,12 +207,12 @@ def test_whole_texts_as_answers_are_not_taken_without_a_word(tmp_path, capsys):
     (tmp_path / "v.py").write_text("def check(c, a):\n    return 0.0\n")
     said = {}
     for verifier in ("exact", f"{tmp_path}/v.py:check"):
-        problems.load_source(Config(data=path, verifier=verifier))
+        load_source(Config(data=path, verifier=verifier))
         said[verifier] = capsys.readouterr().out
     assert said.pop("exact").startswith(f"note: {path}: 12 of 12 answers are whole texts") and list(said.values()) == [
         ""
     ]
-    problems.load_source(Config(data=write(tmp_path, SOUND)))
+    load_source(Config(data=write(tmp_path, SOUND)))
     assert capsys.readouterr().out == ""
 
 
@@ -302,7 +303,8 @@ def test_any_bytes_are_read_or_refused_by_line(tmp_path_factory, lines, end, key
         tasks.student_prompt(problem), tasks.teacher_prompt(problem), tasks.target(problem)
 
 
-MEASURED = """import console, sys, time, train
+MEASURED = """import sys, time, train
+from harness import console
 status = train.main(sys.argv[1:])
 print(time.process_time(), console.peak_memory("cpu"))
 sys.exit(status)"""

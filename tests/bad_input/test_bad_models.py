@@ -19,7 +19,9 @@ from refused import TRIED, Evil, contents, refused
 import tasks
 import train
 from model import ModelConfig, Transformer
-from published import weights
+from published.chat import chat
+from published.tokenizer import build_tokenizer, byte_characters, load_tokenizer
+from published.weights import load, read_config, read_weights, save
 from support.errors import UserError, reading
 
 ODD = (None, True, False, -1, 0, 1, 7, 10**9, 10**30, 0.5, math.nan, math.inf, "", "x", "{question}", [], {}, [[]], [1])
@@ -28,7 +30,7 @@ ODD = (None, True, False, -1, 0, 1, 7, 10**9, 10**30, 0.5, math.nan, math.inf, "
 def tokenizer(first: int = 0) -> dict:
     """A byte-level BPE whose ids begin at `first` and leave out every hundredth."""
     ids = (i for i in range(first, 10**6) if i % 100 != 50)
-    vocab = {c: next(ids) for c in weights.byte_characters().values()} | {"##": next(ids), "####": next(ids)}
+    vocab = {c: next(ids) for c in byte_characters().values()} | {"##": next(ids), "####": next(ids)}
     vocab |= {c: next(ids) for c in ("<|im_start|>", "<|im_end|>")}
     return {
         "model": {"type": "BPE", "vocab": vocab, "merges": ["# #", ["##", "##"]]},
@@ -63,7 +65,7 @@ def test_a_tokenizer_edited_anywhere_works_or_is_refused(tmp_path_factory, path,
     (folder / "tokenizer.json").write_text(json.dumps(replaced(tokenizer(), path, value)))
     TRIED["tokenizers, fuzzed"] += 1
     try:
-        t = weights.load_tokenizer(folder)
+        t = load_tokenizer(folder)
     except UserError as error:
         assert "\n" not in str(error) and "tokenizer.json" in str(error)
         return
@@ -80,7 +82,7 @@ def test_tiktoken_panics_at_no_tokenizer(tmp_path, capfd):
     for path, value in itertools.product(PLACES, ODD):
         TRIED["tokenizers, edited"] += 1
         with contextlib.suppress(UserError), reading("tokenizer.json"):
-            weights.build_tokenizer(replaced(tokenizer(), path, value), tmp_path / "tokenizer.json")
+            build_tokenizer(replaced(tokenizer(), path, value), tmp_path / "tokenizer.json")
     assert capfd.readouterr().err == ""
 
 
@@ -100,11 +102,11 @@ def test_a_special_token_inside_another_is_split_alike_in_every_process():
     t = tokenizer()
     t["model"]["vocab"]["<|im_start|>user"] = 400
     t["added_tokens"].append({"content": "<|im_start|>user", "id": 400})
-    made = weights.build_tokenizer(t, Path("tokenizer.json"))
+    made = build_tokenizer(t, Path("tokenizer.json"))
     for order in (sorted(made.special_tokens_set), sorted(made.special_tokens_set, reverse=True)):
         made.special_tokens_set = Names(order)
         made.special_tokens_set.order = order
-        assert tasks.chat(made).prompt("a", "")[0] == 400
+        assert chat(made).prompt("a", "")[0] == 400
     TRIED["tokenizers"] += 1
 
 
@@ -114,7 +116,7 @@ def test_a_special_token_inside_another_is_split_alike_in_every_process():
 def test_strange_texts_are_encoded_or_refused_in_seconds(tmp_path, text, capfd):
     """A pattern of a published tokenizer may give up on a text: an error of ours, no panic and no hang."""
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer()))
-    t = weights.load_tokenizer(tmp_path)
+    t = load_tokenizer(tmp_path)
     TRIED["tokenizers"] += 1
     try:
         assert t.encode_ordinary(text)
@@ -131,7 +133,7 @@ def published(tmp_path_factory):
     folder = tmp_path_factory.mktemp("published")
     config = ModelConfig(vocab_size=300, hidden_size=32, intermediate_size=32, num_layers=1, max_seq_len=512)
     torch.manual_seed(0)
-    weights.save(Transformer(config), folder)
+    save(Transformer(config), folder)
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer()))
     return folder
 
@@ -168,7 +170,7 @@ def test_weights_torn_at_every_twentieth(folder, capsys):
 
 def test_weights_that_are_something_else(folder, tmp_path, capsys):
     path = folder / "model.safetensors"
-    sound = {name: x.clone() for name, x in weights.read_weights(folder).items()}  # not the file's own bytes
+    sound = {name: x.clone() for name, x in read_weights(folder).items()}  # not the file's own bytes
     for content in (pickle.dumps(Evil(tmp_path / "pwned")), b"\xff" * 1000, b"\x08" + b"\0" * 7 + b"{" * 8):
         path.write_bytes(content)
         refused(capsys, train.main, init(folder), "model.safetensors", kind="pickles")
@@ -200,7 +202,7 @@ def test_a_model_config_edited_anywhere_is_refused_or_harmless(folder, capsys):
             (folder / "config.json").write_text(json.dumps(replaced(sound, path, value)))
             TRIED["models"] += 1
             try:
-                model = weights.load(folder)
+                model = load(folder)
             except UserError as error:
                 assert "\n" not in str(error) and str(folder) in str(error)
                 continue
@@ -211,7 +213,7 @@ def test_a_model_config_edited_anywhere_is_refused_or_harmless(folder, capsys):
         (folder / "config.json").write_text(json.dumps({k: v for k, v in sound.items() if k != name}))
         TRIED["models"] += 1
         try:
-            weights.load(folder)
+            load(folder)
         except UserError as error:
             assert "\n" not in str(error) and str(folder) in str(error)
 
@@ -242,7 +244,7 @@ def test_an_entry_of_another_type_is_refused_by_name(folder, name, values):
         (folder / "config.json").write_text(json.dumps({**sound, "rope_parameters": None, name: value}))
         named = list(value)[0] if name == "rope_parameters" and isinstance(value, dict) else name
         with pytest.raises(UserError) as error:
-            weights.read_config(folder)
+            read_config(folder)
         assert str(error.value).startswith(f"{folder}/config.json: ") and len(str(error.value)) < 300
         assert named.replace("_", " ") in str(error.value).replace("_", " "), value
 
@@ -262,9 +264,9 @@ def test_an_entry_of_another_type_is_refused_by_name(folder, name, values):
 )
 def test_what_changes_nothing_is_accepted(folder, changes):
     sound = json.loads((folder / "config.json").read_text())
-    config = weights.read_config(folder)
+    config = read_config(folder)
     (folder / "config.json").write_text(json.dumps({**sound, "rope_parameters": None, **changes}))
-    read = weights.read_config(folder)
+    read = read_config(folder)
     assert read.norm_eps == changes.get("rms_norm_eps", config.norm_eps) and type(read.norm_eps) is float
     assert read.rope_theta == changes.get("rope_theta", config.rope_theta) and type(read.rope_theta) is float
     assert read.tie_embeddings is ("tie_word_embeddings" not in changes)

@@ -120,13 +120,13 @@ def begins_work(*args, **kwargs):
 
 EVERYWHERE = ours("*.py", "docs/*.py", "study/*.py", "examples/**/*.py", "tests/**/*.py")
 PROGRAMS = [
-    p for p in EVERYWHERE if '\nif __name__ == "__main__":' in p.read_text() and p.stem not in ("worker", "test_ends")
+    p for p in EVERYWHERE if '\nif __name__ == "__main__":' in p.read_text() and p.stem not in ("child", "test_ends")
 ]
 
 
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_no_program_works_on_help_or_on_what_it_does_not_know(tmp_path, monkeypatch, capsys, path):
-    """worker.py is no program, the run starts it; test_ends.py only holds the text of one."""
+    """child.py is no program, the run starts it; test_ends.py only holds the text of one."""
     monkeypatch.setattr(sys, "path", [str(path.parent), *sys.path])
     monkeypatch.setattr(os, "environ", dict(os.environ))
     monkeypatch.setattr(train, "update", train.update)  # tests/recorded.py puts its own there

@@ -17,7 +17,7 @@ from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, again, rows, same
 
 import config
 import train
-from harness import checkpoint
+from harness.checkpoint import State
 from support import errors, files
 
 pytestmark = pytest.mark.usefixtures("own_signals")
@@ -314,7 +314,7 @@ def test_runs_that_can_be_no_folder_is_an_error_and_no_search_without_end(tmp_pa
 
 def test_runs_that_start_at_once_each_get_a_folder(tmp_path):
     code = (
-        "import sys, contextlib, json, run_files; from pathlib import Path\n"
+        "import sys, contextlib, json; from support import files; from pathlib import Path\n"
         "with contextlib.ExitStack() as stack:\n"
         "    told = json.loads(sys.argv[1]); input()\n"
         "    out = files.claim(stack, told, 'n'); files.open_folder(Path(out), {**told, 'out': out}, False)\n"
@@ -359,14 +359,14 @@ def test_the_folder_that_a_run_chooses_is_no_place_for_its_warm_start(tmp_path, 
 
 def test_a_signal_between_two_lines_ends_the_run_after_the_next_update_with_a_checkpoint(tmp_path, monkeypatch, capsys):
     """It was read twice: in between, a run ended without the checkpoint it spoke of, or one process of two went on."""
-    keep, given = checkpoint.State.keep, [*options(tmp_path), "--steps", "9", "--save_every", "9", "--eval_every", "9"]
+    keep, given = State.keep, [*options(tmp_path), "--steps", "9", "--save_every", "9", "--eval_every", "9"]
 
     def interrupted(self, *rest, **due):
         keep(self, *rest, **due)
         if self.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(checkpoint.State, "keep", interrupted)
+    monkeypatch.setattr(State, "keep", interrupted)
     assert train.main(given) == 128 + signal.SIGTERM and "after step 3" in capsys.readouterr().out
     assert torch.load(tmp_path / "out" / "last.pt", weights_only=True)["step"] == 3
 
@@ -397,7 +397,7 @@ def test_best_is_of_the_run_that_last_tells_of(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as m:
-        m.setattr("state.save", killed)
+        m.setattr("harness.checkpoint.save", killed)
         assert train.main([*options(tmp_path), *more]) == 130
     out = tmp_path / "out"
     last = torch.load(out / "last.pt", weights_only=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mutants import CORE, REST
+from mutants import tests_of
 from planted import ROOT, Copy, Verdict, warm_up
 
 from museum.pieces import PIECES, Piece
@@ -22,7 +22,7 @@ def show(copy: Copy, piece: Piece, whole: bool) -> Verdict:
     text = (ROOT / piece.file).read_text()
     if text.count(piece.old) != 1:
         return Verdict("broken", f"{piece.file} has {text.count(piece.old)} places for mistake {piece.number}")
-    tests = (CORE | REST)[piece.file] if whole else [piece.noticed_by]
+    tests = tests_of(piece.file) if whole else [piece.noticed_by]
     return copy.verdict(piece.file, text.replace(piece.old, piece.new), tests)
 
 

@@ -1,17 +1,14 @@
-"""Figures of the study's finished runs, and what many of them say together: means, ratios, intervals. numpy alone."""
+"""Figures of the study's finished runs, each alone (final pass@1, updates to a target) and by cells. numpy alone."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 
 import numpy as np
 
+from study.bootstrap import Estimate, mean, ratio
+
 Figure = Callable[[dict], float]  # of a run
-DRAWS = 10_000  # of the bootstrap
-FEWEST = 5  # seeds under which no verdict is given: the bootstrap's intervals are too narrow there
-
-
-# ---- one run ---------------------------------------------------------------------------------------------------------
+LEARNING = {"addition": (0.5, 0.9), "countdown": (0.2, 0.4)}  # mean rewards between which most of a run's gain lies
 
 
 def evaluations(run: dict) -> tuple[np.ndarray, np.ndarray]:
@@ -47,9 +44,6 @@ def updates_to(run: dict, target: float) -> float:
     return float(max(1.0, steps[i - 1] + share * (steps[i] - steps[i - 1])))
 
 
-LEARNING = {"addition": (0.5, 0.9), "countdown": (0.2, 0.4)}  # mean rewards between which most of a run's gain lies
-
-
 def entropy_while_learning(run: dict) -> float:
     """Mean entropy of the updates whose reward is one of LEARNING: methods are compared at equal accuracy."""
     low, high = LEARNING[run["task"]]
@@ -80,51 +74,6 @@ def held_out(run: dict) -> int:
 
 def leakage(run: dict) -> float:
     return float([row["leakage"] for row in run["curve"] if "leakage" in row][-1])
-
-
-# ---- many runs -------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Estimate:
-    """A figure with its 95 % interval over n seeds."""
-
-    value: float
-    low: float
-    high: float
-    n: int
-
-    def text(self, digits: int = 3) -> str:
-        return f"{self.value:.{digits}f} [{self.low:.{digits}f}, {self.high:.{digits}f}]" if self.n else "-"
-
-    def verdict(self, mark: float, margin: float = 0.0) -> str:
-        if self.n >= FEWEST and self.low > mark:
-            return "holds"
-        return "does not hold" if self.n >= FEWEST and self.high <= mark + margin else "undecided"
-
-    def below(self, mark: float) -> str:
-        return Estimate(-self.value, -self.high, -self.low, self.n).verdict(-mark)
-
-
-def bootstrap(figure: Callable, *columns: Iterable[float]) -> Estimate:
-    """A figure of the columns' means with its interval; rows where one is missing (NaN) are left out, not counted."""
-    table = np.array([list(column) for column in columns], dtype=float)
-    table = table[:, np.isfinite(table).all(axis=0)]
-    n = table.shape[1]
-    if n == 0:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    draws = figure(*table[:, np.random.default_rng(0).integers(n, size=(DRAWS, n))].mean(axis=2))
-    return Estimate(float(figure(*table.mean(axis=1))), *np.quantile(draws, [0.025, 0.975]).tolist(), n)
-
-
-def mean(values: Iterable[float]) -> Estimate:
-    """Mean over seeds."""
-    return bootstrap(np.asarray, values)
-
-
-def ratio(above: list[float], below: list[float]) -> Estimate:
-    """Ratio of the means of figures paired by seed."""
-    return bootstrap(np.divide, above, below)
 
 
 class Study:
@@ -170,34 +119,3 @@ def peak_and_fall(runs: list[dict]) -> tuple[Estimate, Estimate]:
     peaks = [int((curves.sum(axis=0) - curve).argmax()) for curve in curves]
     rise = mean(curve[p] - curve[0] for curve, p in zip(curves, peaks))
     return rise, mean(curve[p] - final(run) for curve, p, run in zip(curves, peaks, runs))
-
-
-# ---- probes ----------------------------------------------------------------------------------------------------------
-
-
-def samples_worth(values: list[float], grpo: list[float]) -> Estimate:
-    """Squared ratio of the mean cosines, its sign kept, over batches or policies, paired."""
-
-    def signed(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-        ratio = mine / np.where(theirs == 0, np.nan, theirs)
-        return np.nan_to_num(np.sign(ratio) * ratio**2)  # a direction that leads away is worth less than nothing
-
-    return bootstrap(signed, values, grpo)
-
-
-def families(probes: list[dict]) -> dict[str, list[dict]]:
-    """Probes of the same kind, of one policy each: their names differ in the last number."""
-    found = defaultdict(list)
-    for probe in probes:
-        found[probe["name"].rpartition("-")[0]].append(probe)
-    return found
-
-
-def worth(family: list[dict], weighting: str, kind: str) -> Estimate:
-    """How many times GRPO's samples a weighting's gradient is worth: over policies, or over the batches of one.
-
-    Of the mean cosines over all policies, since one policy's few batches may leave GRPO's close to 0.
-    """
-    if len(family) == 1:
-        return replace(samples_worth(family[0][kind][weighting], family[0][kind]["GRPO"]), n=1)
-    return samples_worth(*([float(np.mean(probe[kind][name])) for probe in family] for name in (weighting, "GRPO")))

@@ -1,0 +1,35 @@
+"""Other readings of the evidence: each returns what to hand to rlsd_loss in place of teacher_logps.
+
+Log-probabilities (N,T) in, (N,T) out; nothing else changes.
+"""
+
+import torch
+from torch import Tensor
+
+
+def contrastive(student_logps: Tensor, teacher_logps: Tensor, misled_logps: Tensor, has_wrong: Tensor) -> Tensor:
+    """Delta = log P_T+ - log P_T-: the teacher shown a wrong answer of the group replaces the student in the ratio.
+
+    Samples (N,) without a wrong answer in their group keep RLSD's Delta. CEPO (arXiv 2605.19436), RLCSD (2606.11709).
+    """
+    return torch.where(has_wrong[:, None], student_logps + teacher_logps - misled_logps, teacher_logps)
+
+
+def negative_only(student_logps: Tensor, teacher_logps: Tensor, advantages: Tensor) -> Tensor:
+    """Evidence where A < 0 alone; elsewhere Delta = 0, that is GRPO. The authors' code."""
+    return torch.where((advantages < 0)[:, None], teacher_logps, student_logps)
+
+
+def thought_only(student_logps: Tensor, teacher_logps: Tensor, thought: Tensor) -> Tensor:
+    """Evidence inside the thought span (N,T) alone; elsewhere Delta = 0, that is GRPO. The authors' code."""
+    return torch.where(thought.bool(), teacher_logps, student_logps)
+
+
+def agreement(student_logps: Tensor, teacher_logps: Tensor, advantages: Tensor, threshold: float = 0.02) -> Tensor:
+    """Weight 1 where the teacher agrees with the verdict, sign(A) Delta > threshold, and 0 elsewhere.
+
+    For lam = 1 and eps_w = 1, where a Delta far on the other side is a weight of 0. A proposal of this repository.
+    """
+    sign = advantages.sign()[:, None]
+    agrees = sign * (teacher_logps - student_logps) > threshold
+    return torch.where(agrees, student_logps, student_logps - 50 * sign)

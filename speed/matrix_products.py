@@ -1,0 +1,87 @@
+"""The floor: sampling and an update beside nothing but their own matrix products, on this very machine."""
+
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+
+import tasks
+import train
+from harness.checkpoint import State
+from model import Samples, Transformer
+from rlsd import group_advantages
+from rollout import Rollout, score
+from speed.turns import compared, median_seconds, time_ratios, turns
+from speed.workload import DEFAULT, NEVER, Run, config_of, draw, new_model, random_prompts
+
+
+def linear_products(model: Transformer, rows: int, head_rows: int, backward: bool) -> list[tuple[Tensor, Tensor]]:
+    """The products of all linear layers with `rows` rows, the head's with `head_rows`; backward: two more for each."""
+    ahead: list[tuple[Tensor, Tensor]] = []
+    back: list[tuple[Tensor, Tensor]] = []
+    for linear in (module for module in model.modules() if isinstance(module, nn.Linear)):
+        w, n = linear.weight.detach(), head_rows if linear is model.head else rows
+        x, gradient = (w.new_empty(n, width).normal_() for width in (linear.in_features, linear.out_features))
+        ahead.append((x, w.t()))
+        back = [(gradient, w), (gradient.t(), x), *back]
+    return ahead + back * backward
+
+
+def attention_products(model: Transformer, rows: int, queries: int, keys: int, backward: bool) -> list:
+    """Scores and their sums of values, in all layers: `queries` tokens of each row look at `keys` tokens."""
+    c, new = model.config, model.embed.weight.new_empty
+    batch, asking = rows * c.num_kv_heads, c.num_heads // c.num_kv_heads * queries
+    sizes = (asking, c.head_dim), (keys, c.head_dim), (keys, c.head_dim), (asking, keys)
+    products = []
+    for _ in model.blocks:
+        q, k, v, weights = (new(batch, *size).normal_() for size in sizes)
+        products += [(q, k.mT), (weights, v)]
+        products += [(q, v.mT), (weights.mT, q), (weights, k), (weights.mT, q)] * backward
+    return products
+
+
+def multiply(products: list[tuple[Tensor, Tensor]]) -> None:
+    for a, b in products:
+        (torch.mm if a.dim() == 2 else torch.bmm)(a, b)
+
+
+def floor_decode(run: Run) -> dict:
+    """Seconds of sample(), every row to its end and nothing left out, over those of its steps' products."""
+    size, model = run.size, new_model(run, DEFAULT)
+    prompts, N = random_prompts(size.prompts, 8, 8), size.prompts * size.group
+    linear = linear_products(model, N, N, backward=False)
+    attention = attention_products(model, N, 1, 8 + size.tokens // 2, backward=False)  # the mean context
+    a, b, c = turns(
+        run,
+        lambda i: draw(model, prompts, size.group, size.tokens, NEVER, i),
+        lambda i: multiply((linear + attention) * size.tokens),
+        lambda i: multiply(linear * size.tokens),
+    )
+    return {
+        "ratios": time_ratios(a, b),
+        "seconds_per_token": median_seconds(a) / size.tokens,
+        "seconds_per_token_beside": median_seconds(b) / size.tokens,
+        "ratio_to_the_linear_layers_alone": median(time_ratios(a, c)),
+    }
+
+
+def floor_update(run: Run) -> dict:
+    """Seconds of train.update() without a teacher over those of its products, forward and backward."""
+    size, config = run.size, config_of(run, "grpo")
+    state, N, T = State(config), size.prompts * size.group, size.floor_tokens
+    questions = [tasks.Problem(f"{i:03d}+{i:03d}", "0") for i in range(size.prompts)]  # prompts of 9 tokens
+    problems = [problem for problem in questions for _ in range(size.group)]
+    samples = Samples.of(random_prompts(N, T, T), run.device)
+    rewards = torch.arange(N, device=run.device) % 2.0
+    batch = Rollout(problems, samples, rewards, group_advantages(rewards, size.group))
+    with torch.no_grad():
+        samples.logps = score(state.policy, batch, config, tasks.student_prompt)
+    linear = linear_products(state.policy, size.prompts * 9 + N * (T - 1), N * T, backward=True)
+    attention = attention_products(state.policy, N, T - 1, 9 + T - 1, backward=True)
+    a, b, c = turns(
+        run,
+        lambda i: train.update(state.policy, None, state.optimizer, batch, config, 0.0),
+        lambda i: multiply(linear + attention),
+        lambda i: multiply(linear),
+    )
+    return {**compared(a, b), "ratio_to_the_linear_layers_alone": median(time_ratios(a, c))}
