@@ -21,9 +21,11 @@ import torch
 import sample
 import tasks
 from config import Config
-from credit.page import Sample, Token, page
+from credit import answers, terminal
+from credit.page import page
 from credit.questions import find_problem
-from harness.checkpoint import build_model
+from credit.tokens import Sample, Token, bounds, depth, visible
+from harness.models import build_model
 from model import Samples, token_logps
 from support.files import save
 from verifiers import expression
@@ -80,13 +82,21 @@ def refused(*argv, capsys):
     return err
 
 
+def spied(monkeypatch):
+    """The batches whose credit is worked out from here on."""
+    batches, credited = [], answers.credited
+    monkeypatch.setattr(
+        answers, "credited", lambda s, t, batch, *how: batches.append(batch) or credited(s, t, batch, *how)
+    )
+    return batches
+
+
 # ---- the credit ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lam, eps_w", [(0.5, 0.2), (1.0, 4.0), (0.0, 0.2)])
 def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, eps_w):
-    batches, credited = [], page.credited
-    monkeypatch.setattr(credit, "credited", lambda m, batch, c: batches.append(batch) or credited(m, batch, c))
+    batches = spied(monkeypatch)
     printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
     figures = [line.split()[-5:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
     model = sample.load_run(run, trusted(run)).model
@@ -120,8 +130,8 @@ def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
     run = make_run(tmp_path / "run")
     rules = tmp_path / "run" / "rules.py"
     rules.write_text("n = []\ndef check(completion, answer):\n    n.append(1)\n    return float(len(n) == 10)\n")
-    drawn, rollout = [], sample.rollout
-    monkeypatch.setattr(sample, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
+    drawn, rollout = [], answers.rollout
+    monkeypatch.setattr(answers, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
     printed = ask(run, "47+85", capsys=capsys)
     assert "group 3: 1 of 4 samples right; those before it had equal rewards: A = 0" in printed
     assert len({str(batch.samples.tokens.tolist()) for batch in drawn}) == 3
@@ -240,21 +250,21 @@ class Page(HTMLParser):
 
 
 def test_hostile_text_is_text_on_the_page():
-    text = page.page("<b>title</b> $low", ["<i>fact</i>"], [hostile(1.0), hostile(-1.0)], Config())
-    page = Page(text)
+    text = page("<b>title</b> $low", ["<i>fact</i>"], [hostile(1.0), hostile(-1.0)], Config())
+    read = Page(text)
     allowed = set(
         "html head meta title style body h1 h2 h3 ul li div span section p b i br table caption tr th td code".split()
     )
-    assert {tag for tag, _ in page.tags} <= allowed
-    assert {name for _, attrs in page.tags for name in attrs} <= {
+    assert {tag for tag, _ in read.tags} <= allowed
+    assert {name for _, attrs in read.tags for name in attrs} <= {
         "lang", "charset", "http-equiv", "content", "name", "class", "style", "tabindex"
     }  # fmt: skip
     for shown in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', r"\x1b[2J\x07", r"\u202eabc", "&amp;"):
         farthest = shown == HOSTILE[0]  # of equals the first: its figures are open
-        assert page.text.count(shown) == 6 + 2 * farthest, shown  # two samples, each as RLSD, as GRPO and in the table
-    assert "<b>title</b> $low" in page.text and "<i>fact</i>" in page.text and "$title" in page.text
+        assert read.text.count(shown) == 6 + 2 * farthest, shown  # two samples, each as RLSD, as GRPO and in the table
+    assert "<b>title</b> $low" in read.text and "<i>fact</i>" in read.text and "$title" in read.text
     assert "\x1b" not in text and "‮" not in text
-    assert dict(page.tags)["meta"] and "default-src 'none'" in text and "://" not in text and "url(" not in text
+    assert dict(read.tags)["meta"] and "default-src 'none'" in text and "://" not in text and "url(" not in text
 
 
 def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
@@ -292,34 +302,33 @@ def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypa
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
-    painted = page.in_colour(hostile(advantage), Config())
+    painted = terminal.in_colour(hostile(advantage), Config())
     plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
-    assert plain == "".join(map(page.visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
-    blue, orange = (set(map(str, page.INK[sign])) for sign in (1, -1))
+    assert plain == "".join(map(visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
+    blue, orange = (set(map(str, terminal.INK[sign])) for sign in (1, -1))
     assert set(re.findall(r"48;5;(\d+)", painted)) <= (blue if advantage > 0 else orange)
 
 
 def test_depth_runs_from_bound_to_bound():
     for lam, eps_w, low, high in ((0.5, 0.2, 0.9, 1.1), (1.0, 4.0, 0.0, 5.0), (0.25, 4.0, 0.75, 2.0)):
         config = Config(rlsd_lambda=lam, rlsd_reweight_clip_range=eps_w)
-        assert page.bounds(config) == pytest.approx((low, high))
+        assert bounds(config) == pytest.approx((low, high))
         for sign in (1.0, -1.0):
-            at = lambda m: page.depth(Sample(1.0, sign, []), Token("", 1, 1, 0, 1, sign * m), config)
+            at = lambda m: depth(Sample(1.0, sign, []), Token("", 1, 1, 0, 1, sign * m), config)
             assert [at(m) for m in (low, 1.0, high)] == pytest.approx([-1, 0, 1])
             assert at((1 + high) / 2) == pytest.approx(0.5)
-    assert page.depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
+    assert depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
 
 
 def test_a_pipe_gets_the_text_of_each_sample_too(run, capsys, monkeypatch):
-    drawn, credited = [], page.credited
-    monkeypatch.setattr(credit, "credited", lambda m, batch, c: drawn.append(batch) or credited(m, batch, c))
+    drawn = spied(monkeypatch)
     printed = ask(run, "47+85", capsys=capsys)
-    texts = [page.visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
+    texts = [visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
     assert printed.startswith("question: 47+85\n") and len(texts) == 2
     assert re.findall(r"^completion: (.*)$", printed, re.MULTILINE) == texts
     assert [line for line in printed.splitlines() if ": reward " in line][0].startswith("right: reward 1, ")
     odd = Sample(1.0, 1.0, hostile(1.0).tokens, "".join(HOSTILE) + "\u2028\u200b\nwrong: reward 0")
-    text = page.as_figures(odd)
+    text = terminal.as_figures(odd)
     assert all(line.isprintable() for line in text.split("\n")) and text.count("\n") == 1 + len(HOSTILE)
 
 
