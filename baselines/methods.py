@@ -24,7 +24,7 @@ from verifiers import MARKER, final_answer
 
 
 def moving(batch, config: Config) -> Tensor:
-    """The samples (M,) that move the policy: with an advantage (rlsd, grpo), a right neighbour (sdpo), or any reward."""
+    """The samples (M,) that move the policy: with an advantage (rlsd, grpo), a right neighbour (sdpo), any reward."""
     if config.method in ("rlsd", "grpo"):
         return batch.advantages.nonzero().squeeze(1)
     moves = ~batch.rewards.isnan()

@@ -97,7 +97,7 @@ class Run:
                 files.append(self.out / "samples.jsonl", {"step": step, **row})
 
     def log(self, step: int, batch: Rollout, lam: float, metrics: dict[str, float]) -> None:
-        """The update's line; evaluation and checkpoint where they are due; the run's end after Ctrl-C, or if hopeless."""
+        """The update's line; evaluation and checkpoint where they are due; the end after Ctrl-C, or if hopeless."""
         config = self.config
         if not is_finite(metrics):
             keep_skipped(batch, metrics, step, config)
