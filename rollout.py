@@ -113,7 +113,7 @@ def evidence(teacher: Transformer, batch: Rollout, config: Config, student_logps
     if config.rlsd_negative_only:
         teacher_logps = readings.negative_only(student_logps, teacher_logps, batch.advantages)
     if config.rlsd_thought_only:
-        thought = tasks.thought_mask(batch.samples.tokens)
+        thought = readings.thought_mask(batch.samples.tokens)
         teacher_logps = readings.thought_only(student_logps, teacher_logps, thought)
     return teacher_logps
 

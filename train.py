@@ -15,6 +15,7 @@ import sys
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 import tasks
 from baselines import methods
@@ -53,12 +54,7 @@ def train(config: Config) -> int:
 
 
 def update(
-    policy: Transformer,
-    teacher: Transformer | None,
-    optimizer: torch.optim.Optimizer,
-    batch: Rollout,
-    config: Config,
-    lam: float,
+    policy: Transformer, teacher: Transformer | None, optimizer: Optimizer, batch: Rollout, config: Config, lam: float
 ) -> dict[str, float]:
     """One optimizer step on the mean over all completion tokens -> loss, gradient norm before clipping, means.
 

@@ -3,8 +3,13 @@
 Log-probabilities (N,T) in, (N,T) out; nothing else changes.
 """
 
+from itertools import accumulate
+
 import torch
 from torch import Tensor
+
+import tasks
+from verifiers import MARKER, THOUGHT
 
 
 def contrastive(student_logps: Tensor, teacher_logps: Tensor, misled_logps: Tensor, has_wrong: Tensor) -> Tensor:
@@ -33,3 +38,14 @@ def agreement(student_logps: Tensor, teacher_logps: Tensor, advantages: Tensor, 
     sign = advantages.sign()[:, None]
     agrees = sign * (teacher_logps - student_logps) > threshold
     return torch.where(agrees, student_logps, student_logps - 50 * sign)
+
+
+def thought_mask(tokens: Tensor) -> Tensor:
+    """True on the tokens (N,T) before the first answer marker: the thought, where the answer is not yet given."""
+    rows = []
+    for row in tokens.tolist():  # by bytes: a tokenizer may cut the marker anywhere, or join it to its neighbours
+        pieces = [tasks.FORMAT.tokenizer.decode_single_token_bytes(token) for token in row]
+        text = b"".join(pieces)
+        marker = text.find(MARKER.encode(), max(0, text.rfind(THOUGHT[1].encode())))
+        rows.append([marker < 0 or end <= marker for end in accumulate(map(len, pieces))])
+    return torch.tensor(rows, device=tokens.device)

@@ -266,7 +266,7 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     logps = rollout.score(state.policy, batch, config, student_prompt).detach()
     by_teacher = rollout.score(state.teacher, batch, config, teacher_prompt).detach()
     got = rollout.evidence(state.teacher, batch, config, logps)
-    third = tasks.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
+    third = readings.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
     args = calls[0][0]
     assert (
         len(calls) == 1
@@ -279,8 +279,8 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
 
 def test_the_thought_ends_at_the_answer_marker():
     tokens = Samples.of([tasks.encode("ab\n#### 1") + [tasks.END], tasks.encode("abc")]).tokens
-    assert tasks.thought_mask(tokens).tolist() == [[True] * 3 + [False] * 4, [True] * 7]
-    (quoting,) = tasks.thought_mask(Samples.of([tasks.encode("<think>#### 7</think>#### 1")]).tokens).tolist()
+    assert readings.thought_mask(tokens).tolist() == [[True] * 3 + [False] * 4, [True] * 7]
+    (quoting,) = readings.thought_mask(Samples.of([tasks.encode("<think>#### 7</think>#### 1")]).tokens).tolist()
     assert quoting == [True] * 18 + [False] * 3  # what the thought quotes is not the answer
 
 

@@ -20,7 +20,7 @@ from harness import console, curves, evaluation, warm_start
 from harness.checkpoint import State
 from harness.models import build_model
 from model import Samples
-from support import files
+from support import files, judge
 
 pytestmark = pytest.mark.usefixtures("own_signals")
 ROOT = Path(train.__file__).parent

@@ -24,6 +24,7 @@ import model as model_file  # noqa: E402
 import sample as sample_file  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
+from baselines import readings  # noqa: E402
 from harness import evaluation  # noqa: E402
 from harness.problems import load_source  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
@@ -919,7 +920,7 @@ def test_the_thought_ends_where_the_marker_begins_in_bytes(tmp_path, restore_for
     tokens = tasks.encode("So 7.\n#### 7")
     pieces = [tasks.decode([t]) for t in tokens]
     first = next(i for i in range(len(pieces)) if "#" in pieces[i])
-    mask = tasks.thought_mask(torch.tensor([tokens, tokens[:1] * len(tokens)]))
+    mask = readings.thought_mask(torch.tensor([tokens, tokens[:1] * len(tokens)]))
     assert (
         mask.tolist() == [[i < first for i in range(len(tokens))], [True] * len(tokens)] and 0 < first < len(tokens) - 1
     )
