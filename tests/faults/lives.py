@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from harness import run  # noqa: E402
 
 STEPS, SAVE_EVERY = 8, 3
 SMALL = (
@@ -175,8 +176,8 @@ class Life:
         for name, text in (("warm_start", "warm start"), ("rollout", "rollout"), ("update", "update")):
             setattr(train, name, phase.follow(getattr(train, name), text))
         for name in ("evaluate", "evaluate_teacher"):
-            setattr(train, name, phase.follow(getattr(train, name), "evaluation"))
-        train.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
+            setattr(run, name, phase.follow(getattr(run, name), "evaluation"))
+        run.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
         disk = Disk(folder, phase, fault, at)
         disk.install()
         phase.set("between")
