@@ -39,10 +39,12 @@ def explained(size: Callable[[], int] = lambda: 1) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not (whose := whose_memory(error)):
             raise
-        where, options = PLACES.get(place := place_of(error), (f"the update with {size()} samples a pass", ""))
-        if place == "update":
+        if (place := place_of(error)) == "update":
+            where = f"the update with {size()} samples a pass"
             options = "--max_new_tokens" if size() == 1 else "--micro_batch (or add --halve_micro_batch)"
             options += ", or add --gradient_checkpointing"
+        else:
+            where, options = PLACES[place]
         raise UserError(f"the {whose} memory is too small in {where}: lower {options}") from error
 
 

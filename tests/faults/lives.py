@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from harness import console, run  # noqa: E402
+from harness import run  # noqa: E402
 
 STEPS, SAVE_EVERY = 8, 3
 SMALL = (
@@ -177,7 +177,7 @@ class Life:
             setattr(train, name, phase.follow(getattr(train, name), text))
         for name in ("evaluate", "evaluate_teacher"):
             setattr(run, name, phase.follow(getattr(run, name), "evaluation"))
-        console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
+        run.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
         disk = Disk(folder, phase, fault, at)
         disk.install()
         phase.set("between")
