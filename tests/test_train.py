@@ -408,9 +408,7 @@ def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
     original = evaluation.sample
     monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seen.append(k["at_once"]) or original(*a, **k))
     evaluation.evaluate(state.policy, source, verifiers.load("number"), config)
-    evaluation.evaluate(
-        state.policy, source, verifiers.load("number"), dataclasses.replace(config, micro_tokens=0)
-    )
+    evaluation.evaluate(state.policy, source, verifiers.load("number"), dataclasses.replace(config, micro_tokens=0))
     assert seen == [8, 8, 0, 0]
 
 
@@ -421,9 +419,7 @@ def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypa
     scored, denominators = [], []
     original, loss = rollout.token_logps, train.rlsd_loss
     monkeypatch.setattr(rollout, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
-    monkeypatch.setattr(
-        train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k)
-    )
+    monkeypatch.setattr(train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
     train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert scored == [4, 4] and denominators == [int(batch.samples.mask.sum())]
     scored.clear()
