@@ -98,8 +98,8 @@ PIECES = [
         "mean of per-micro-batch means",
         "the gradient depends on --micro_batch",
         "train.py",
-        ', "denominator": tokens}',
-        "}",
+        ", denominator=tokens)",
+        ")",
         "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
     ),
     Piece(
