@@ -21,6 +21,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
 import model as model_file  # noqa: E402
+import rollout  # noqa: E402
 import sample as sample_file  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
@@ -1039,7 +1040,7 @@ def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, rest
 
 def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeypatch):
     stops = []
-    for room in (train, evaluation):
+    for room in (rollout, evaluation):
         monkeypatch.setattr(
             room,
             "sample",
