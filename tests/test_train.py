@@ -23,12 +23,12 @@ import verifiers
 from config import Config
 from harness import console, evaluation, warm_start
 from harness.checkpoint import State, export
-from harness.micro_batches import micro_batches
 from harness.models import build_model
 from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss, token_advantages
 from support import files
+from support.micro_batches import micro_batches
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
@@ -408,9 +408,7 @@ def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
     original = evaluation.sample
     monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seen.append(k["at_once"]) or original(*a, **k))
     evaluation.evaluate(state.policy, source, verifiers.load("number"), config)
-    evaluation.evaluate(
-        state.policy, source, verifiers.load("number"), dataclasses.replace(config, micro_tokens=0)
-    )
+    evaluation.evaluate(state.policy, source, verifiers.load("number"), dataclasses.replace(config, micro_tokens=0))
     assert seen == [8, 8, 0, 0]
 
 
@@ -421,9 +419,7 @@ def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypa
     scored, denominators = [], []
     original, loss = rollout.token_logps, train.rlsd_loss
     monkeypatch.setattr(rollout, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
-    monkeypatch.setattr(
-        train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k)
-    )
+    monkeypatch.setattr(train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
     train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert scored == [4, 4] and denominators == [int(batch.samples.mask.sum())]
     scored.clear()
@@ -700,7 +696,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def interrupted(config, stack):
+    def interrupted(config):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", interrupted)
