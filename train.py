@@ -15,7 +15,6 @@ import sys
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 import tasks
 from baselines import methods
@@ -23,6 +22,7 @@ from config import Config
 from harness.options import parse_config
 from harness.run import Run
 from model import Transformer
+from published.rounded_adam import Optimizer
 from rlsd import lambda_at, rlsd_loss
 from rollout import Rollout, evidence, parts_of, rollout, score
 from support.numbers import nan_loss, nothing_moves
@@ -86,14 +86,14 @@ def loss_of(
     """The loss of the configured method on (a part of) a batch of `tokens` tokens in all, and rlsd_loss's metrics."""
     if config.method in ("opsd", "sdpo", "opd"):
         return methods.distillation(policy, teacher, batch, config, tokens), {}
-    samples = batch.samples
+    old, advantages, mask = batch.samples.logps, batch.advantages, batch.samples.mask
     logps = score(policy, batch, config, tasks.student_prompt)  # (N, T), the only one with a gradient
-    teacher_logps = evidence(teacher, batch, config, logps.detach()) if lam > 0 else None  # (N, T)
-    how = {"lam": lam, "eps_w": config.rlsd_reweight_clip_range, "denominator": tokens}
+    teacher_logps = evidence(teacher, batch, config, logps.detach()) if teacher and lam > 0 else None  # (N, T)
+    eps_w = config.rlsd_reweight_clip_range
     try:
-        loss, metrics = rlsd_loss(logps, samples.logps, teacher_logps, batch.advantages, samples.mask, **how)
+        loss, metrics = rlsd_loss(logps, old, teacher_logps, advantages, mask, lam=lam, eps_w=eps_w, denominator=tokens)
     except ValueError:
-        loss, metrics = nan_loss(samples.mask, logps, samples.logps, teacher_logps), {}
+        loss, metrics = nan_loss(mask, logps, old, teacher_logps), {}
     if config.method == "grpo+opsd":
         loss = loss + config.opsd_weight * methods.distillation(policy, teacher, batch, config, tokens)
     return loss, metrics
@@ -109,8 +109,9 @@ def sync(teacher: Transformer | None, policy: Transformer, step: int, config: Co
 
 
 @torch.no_grad()
-def move(teacher: Transformer, policy: Transformer, share: float) -> None:
+def move(teacher: Transformer | None, policy: Transformer, share: float) -> None:
     """Move the teacher's weights towards the policy's; share 1 copies them."""
+    assert teacher is not None  # every method but grpo has one
     for mine, policys in zip(teacher.parameters(), policy.parameters()):
         mine.lerp_(policys, share)
 

@@ -31,8 +31,9 @@ def moving(batch, config: Config) -> Tensor:
     return moves.nonzero().squeeze(1)
 
 
-def distillation(policy: Transformer, teacher: Transformer, batch, config: Config, tokens: Tensor) -> Tensor:
+def distillation(policy: Transformer, teacher: Transformer | None, batch, config: Config, tokens: Tensor) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples, over `tokens` tokens in all."""
+    assert teacher is not None  # every method but grpo has one
     plain = [tasks.student_prompt(problem) for problem in batch.problems]
     shown = plain
     if config.method != "opd":

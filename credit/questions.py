@@ -30,9 +30,8 @@ def made_addition(question: str, filler: int) -> tasks.Problem:
     a, b = match.groups()
     problem = tasks.Problem(f"{a}+{b}", str(int(a) + int(b)))
     columns = len(a) == len(b) and a[0] != "0" != b[0]
-    return (
-        careless.addition(problem, random.Random(0), 0.0, filler) if columns else problem
-    )  # never a slip: worked, and right
+    # never a slip: worked, and right
+    return careless.addition(problem, random.Random(0), 0.0, filler) if columns else problem
 
 
 def made_countdown(question: str, filler: int) -> tasks.Problem | None:

@@ -80,7 +80,7 @@ def credited_samples(
     with torch.no_grad(), processes.whole(model):  # also without spread: all processes do, or none
         logps = score(model, pair, config, tasks.student_prompt)
     with torch.no_grad(), processes.whole(teacher):
-        teacher_logps = evidence(teacher, pair, config, logps) if lam > 0 else logps
+        teacher_logps = evidence(teacher, pair, config, logps) if teacher is not None and lam > 0 else logps
     rows: list[dict] = [
         {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}
         for problem, tokens, reward in zip(pair.problems, texts, pair.rewards.tolist())

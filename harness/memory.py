@@ -92,7 +92,7 @@ def halving(update: Callable, config: Config) -> Callable:
 
     def again(policy, teacher, optimizer, batch: Rollout, config: Config, lam: float) -> dict[str, float]:
         while True:
-            size = samples_a_pass(batch, config)
+            size = samples_a_pass(len(batch.problems), config)
             try:
                 return update(policy, teacher, optimizer, batch, config, lam)
             except (MemoryError, RuntimeError) as error:
@@ -105,5 +105,5 @@ def halving(update: Callable, config: Config) -> Callable:
     return again if config.halve_micro_batch else update
 
 
-def samples_a_pass(batch: Rollout, config: Config) -> int:
-    return min(config.micro_batch or len(batch.problems), len(batch.problems))
+def samples_a_pass(samples: int, config: Config) -> int:
+    return min(config.micro_batch or samples, samples)

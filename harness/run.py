@@ -32,13 +32,13 @@ class Run:
     """
 
     def __init__(self, config: Config):
-        self.config, self.batch = config, None
+        self.config, self.samples = config, 1
 
     def __enter__(self) -> "Run":
         config = self.config
         with contextlib.ExitStack() as stack:
             stack.enter_context(console.interruptible())
-            stack.enter_context(memory.explained(lambda: memory.samples_a_pass(self.batch, config)))
+            stack.enter_context(memory.explained(lambda: memory.samples_a_pass(self.samples, config)))
             self.source, self.verifier = load_source(config)
             config.warm_steps = steps_for(config, self.source)
             processes.apart = True
@@ -95,13 +95,13 @@ class Run:
 
     def show(self, step: int, batch: Rollout, lam: float) -> None:
         """Where an evaluation is due: two samples of the batch with their credit, to samples.jsonl."""
-        self.batch = batch
+        self.samples = len(batch.problems)
         if step % self.config.eval_every == 0:
             for row in credited_samples(self.policy, self.teacher, batch, self.config, lam):
                 files.append(self.out / "samples.jsonl", {"step": step, **row})
 
     def log(self, step: int, batch: Rollout, lam: float, metrics: dict[str, float]) -> None:
-        """The update's line; evaluation and checkpoint where they are due; the run's end after Ctrl-C, or if hopeless."""
+        """The update's line; evaluation and checkpoint where they are due; the end after Ctrl-C, or if hopeless."""
         config = self.config
         if not is_finite(metrics):
             keep_skipped(batch, metrics, step, config)

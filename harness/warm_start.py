@@ -132,7 +132,10 @@ def warm_start_key(config: Config) -> str:
         "task chain filler data privileged_key device bf16 init hidden_size num_layers max_seq_len eval_problems "
         "warm_steps warm_batch warm_lr warm_teacher_share warm_slip warm_teacher_slip warm_cite"
     ).split()
-    rooms = "model tasks rollout verifiers harness/problems harness/models harness/warm_start sources/jsonl sources/careless".split()
+    rooms = (
+        "model tasks rollout verifiers harness/problems harness/models harness/warm_start "
+        "sources/jsonl sources/careless"
+    ).split()
     files = [Path(tasks.__file__).parent / f"{name}.py" for name in rooms]
     files += [Path(gym.__file__), Path(scorers.__file__)] if config.task.startswith(gym.PREFIX) else []
     files += [Path(config.data)] if config.data else []

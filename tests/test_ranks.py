@@ -144,7 +144,7 @@ for failing in (0, 1, 2):  # all learn of it, and process 0 alone is to say so
         assert str(error) == "/nowhere/at/all: No such file or directory" and processes.speaks() == (r == 0)
 assert processes.most(15 if r == 1 else 0) == 15
 assert processes.most(2 - r) == 2
-assert processes.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
+assert processes.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # all fell
 assert processes.gather(torch.zeros(0, 4)).shape == (0, 4) and processes.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
 assert processes.total(own) == 3 and own == r
