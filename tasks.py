@@ -173,7 +173,7 @@ class Source:
     train: int = 0  # different problems to train on; 0: no end of them
 
 
-GENERATORS = {"addition": (addition, "number"), "countdown": (countdown, "expression")}
+GENERATORS: dict[str, tuple] = {"addition": (addition, "number"), "countdown": (countdown, "expression")}
 
 
 def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Source:
