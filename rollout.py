@@ -17,7 +17,7 @@ from baselines import methods, readings
 from config import Config
 from model import Samples, Transformer, sample, token_logps
 from rlsd import group_advantages
-from support import judge, processes
+from support import judge, micro_batches, processes
 from tasks import Problem, Source
 from verifiers import Verifier, reward_of
 
@@ -116,6 +116,13 @@ def evidence(teacher: Transformer, batch: Rollout, config: Config, student_logps
         thought = readings.thought_mask(batch.samples.tokens)
         teacher_logps = readings.thought_only(student_logps, teacher_logps, thought)
     return teacher_logps
+
+
+def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
+    """The given samples (M,), in parts of one forward and backward pass each: all at once, unless an option says so."""
+    if config.micro_batch or config.micro_tokens or config.fsdp:
+        return micro_batches.parts_of(batch, rows, config)
+    return [batch.rows(rows)]
 
 
 def takes_hints(config: Config) -> bool:

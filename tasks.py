@@ -59,13 +59,7 @@ class Format:
 
 
 BYTES = Format(TOKENIZER, ROLES[0], ROLES[2], ROLES[3], lambda q, shown: [q, REFERENCE, shown] if shown else [q])
-FORMAT = BYTES
-
-
-def use(format: Format) -> None:
-    """Make every prompt and completion from here on in this format; a process trains one model."""
-    global FORMAT
-    FORMAT = format
+FORMAT = BYTES  # of every prompt and completion; set once, as a process trains one model
 
 
 def encode(text: str) -> list[int]:
@@ -179,8 +173,7 @@ class Source:
     train: int = 0  # different problems to train on; 0: no end of them
 
 
-GENERATORS: dict[str, tuple[Callable[..., Problem], str]]
-GENERATORS = {"addition": (addition, "number"), "countdown": (countdown, "expression")}
+GENERATORS: dict[str, tuple] = {"addition": (addition, "number"), "countdown": (countdown, "expression")}
 
 
 def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Source:

@@ -19,14 +19,12 @@ from torch import Tensor
 import tasks
 from baselines import methods
 from config import Config
-from harness.checkpoint import Optimizer
-from harness.micro_batches import parts_of
 from harness.options import parse_config
 from harness.run import Run
-from harness.warm_start import warm_start
 from model import Transformer
+from published.rounded_adam import Optimizer
 from rlsd import lambda_at, rlsd_loss
-from rollout import Rollout, evidence, rollout, score
+from rollout import Rollout, evidence, parts_of, rollout, score
 from support.numbers import nan_loss, nothing_moves
 from support.processes import add_up, total, total_norm
 from support.program import program
@@ -37,7 +35,7 @@ def train(config: Config) -> int:
     with Run(config) as run:
         policy, teacher, optimizer = run.policy, run.teacher, run.optimizer
         if not config.resume:
-            warm_start(policy, run.source, config, run.interrupt)
+            run.warm_start()  # supervised steps, in both views
             if config.method not in ("grpo", "opd"):  # opd's teacher is another model
                 move(teacher, policy, share=1.0)
             run.start()  # the first evaluation, in both views
@@ -61,14 +59,13 @@ def update(
     Nothing is stepped where loss or gradient is not finite: that would spoil every weight.
     """
     mask = batch.samples.mask  # (N, T)
-    rows = methods.moving(batch, config) if config.method not in ("rlsd", "grpo") else batch.advantages.nonzero()[:, 0]
+    rows = batch.advantages.nonzero()[:, 0] if config.method in ("rlsd", "grpo") else methods.moving(batch, config)
     tokens, scored = total(mask.sum()), total(mask[rows].sum())  # samples without advantage count, and move nothing
     if scored == 0:
         return nothing_moves(batch, tokens)
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    in_parts = config.micro_batch or config.micro_tokens or config.fsdp
-    for part in parts_of(batch, rows, config) if in_parts else [batch.rows(rows)]:
+    for part in parts_of(batch, rows, config):
         loss, means = loss_of(policy, teacher, part, config, lam, tokens)
         loss.backward()
         metrics["loss"] += loss.item()
@@ -119,7 +116,7 @@ def move(teacher: Transformer | None, policy: Transformer, share: float) -> None
         mine.lerp_(policys, share)
 
 
-@program
+@program(left="--resume goes on from the last checkpoint, if any")
 def main(argv: list[str]) -> int:
     return train(parse_config(argv, __doc__))
 

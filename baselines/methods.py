@@ -24,9 +24,7 @@ from verifiers import MARKER, final_answer
 
 
 def moving(batch, config: Config) -> Tensor:
-    """The samples (M,) that move the policy: with an advantage (rlsd, grpo), a right neighbour (sdpo), any reward."""
-    if config.method in ("rlsd", "grpo"):
-        return batch.advantages.nonzero().squeeze(1)
+    """The samples (M,) that move the policy without an advantage: with a right neighbour (sdpo), or any reward."""
     moves = ~batch.rewards.isnan()
     if config.method == "sdpo":
         moves &= torch.tensor([hint is not None for hint in batch.hints], device=moves.device)

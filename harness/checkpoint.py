@@ -17,7 +17,6 @@ from support.errors import reading
 from support.files import check_finite, fill, load, metrics_of, save, to_disk
 
 MAY_CHANGE = (*CHANGEABLE, "out", "resume", "warm_dir")  # between the parts of one run
-Optimizer = torch.optim.Optimizer | RoundedAdam
 
 
 class State:

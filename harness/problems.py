@@ -21,7 +21,7 @@ from verifiers import BUILT_IN, MARKER, Verifier
 def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
     """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
     try:
-        tasks.use(chat(load_tokenizer(config.init)) if config.init else tasks.BYTES)
+        tasks.FORMAT = chat(load_tokenizer(config.init)) if config.init else tasks.BYTES
         if config.data:
             source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
         elif config.task.startswith(gym.PREFIX):

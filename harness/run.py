@@ -17,7 +17,7 @@ from harness.evaluation import credited_samples, evaluate, evaluate_teacher
 from harness.models import check_weights
 from harness.options import FILES, config_of, fingerprint_of
 from harness.problems import load_source
-from harness.warm_start import steps_for, try_targets
+from harness.warm_start import steps_for, try_targets, warm_start
 from harness.watch import Watch, is_finite, keep_skipped
 from rollout import Rollout
 from support import files, processes, shards
@@ -63,6 +63,10 @@ class Run:
                 console.finish(self.out)
             processes.stop()
         return None
+
+    def warm_start(self) -> None:
+        """Imitate worked examples, in both views: what pretraining is to a language model."""
+        warm_start(self.policy, self.source, self.config, self.interrupt)
 
     def start(self) -> None:
         """Evaluate the policy before its first update, in both views, and keep it."""

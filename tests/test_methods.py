@@ -10,10 +10,10 @@ import tasks
 import train
 from baselines import losses, methods, readings
 from harness.checkpoint import State
-from harness.micro_batches import longest_view
 from harness.models import build_model
 from model import Samples
 from rlsd import group_advantages
+from support.micro_batches import longest_view
 from tasks import Problem, prompt, student_prompt, teacher_prompt
 
 HALF = "return float(sum(map(ord, completion)) % 2)"

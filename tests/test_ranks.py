@@ -18,11 +18,11 @@ import torch
 import tasks
 import train
 from harness.checkpoint import State
-from harness.micro_batches import parts_of
 from model import Samples
 from published import weights
 from rlsd import group_advantages
 from support import processes
+from support.micro_batches import parts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [

@@ -23,12 +23,12 @@ import verifiers
 from config import Config
 from harness import console, evaluation, warm_start
 from harness.checkpoint import State, export
-from harness.micro_batches import micro_batches
 from harness.models import build_model
 from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss, token_advantages
 from support import files
+from support.micro_batches import micro_batches
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
@@ -696,7 +696,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def interrupted(config, stack):
+    def interrupted(config):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", interrupted)
