@@ -100,10 +100,16 @@ def score(model: Transformer, batch: Rollout, config: Config, view: Callable[[Pr
 
 
 @torch.no_grad()
-def evidence(teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor) -> Tensor:
-    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13); then as it is read."""
+def evidence(
+    teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor, teacher_logps: Tensor | None = None
+) -> Tensor:
+    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13); then as it is read.
+
+    teacher_logps: log P_T before it is read, where it is known already.
+    """
     view = lambda problem: tasks.teacher_view(problem, config.privileged)
-    teacher_logps = score(teacher, batch, config, view)  # (N, T)
+    if teacher_logps is None:
+        teacher_logps = score(teacher, batch, config, view)  # (N, T)
     if config.evidence == "contrastive":
         misled_logps = score(teacher, methods.with_hints(batch), config, view)
         has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)

@@ -1,5 +1,6 @@
 """The problem behind a question: one of the run's own, or one worked out from its text where the task is built in."""
 
+import dataclasses
 import random
 import re
 
@@ -21,6 +22,23 @@ def find_problem(source: tasks.Source, config: Config, question: str) -> tasks.P
     if words in known or config.data or config.task not in MADE:
         return known.get(words)
     return MADE[config.task](words, config.filler)
+
+
+def completed(config: Config, question: str, found: tasks.Problem | None, answer: str, reference: str) -> tasks.Problem:
+    """The problem to ask, the answer and the teacher's text given put in; UserError where something lacks, or room."""
+    asked = repr(question[:60])
+    if found is None and not answer:
+        raise UserError(f"{asked} is none of the run's problems: give its reference answer with --answer")
+    problem = tasks.Problem(found.question if found else question, answer) if answer or not found else found
+    problem = dataclasses.replace(problem, privileged=reference) if reference else problem
+    shows_the_answer = config.privileged == "answer" and not config.privileged_key
+    if not (problem.privileged or shows_the_answer or (problem.solution and not config.privileged_key)):
+        raise UserError(f"{asked} has nothing to show the run's teacher: give it with --reference")
+    longest = max(len(tasks.teacher_view(problem, config.privileged)), len(tasks.student_prompt(problem)))
+    room = config.max_seq_len - config.max_new_tokens
+    if longest > room:
+        raise UserError(f"{asked} makes a prompt of {longest} tokens, and the run has room for {room}: ask less")
+    return problem
 
 
 def made_addition(question: str, filler: int) -> tasks.Problem:

@@ -1,5 +1,6 @@
 """How good the policy is on held-out problems, in either view, and where its credit falls."""
 
+import contextlib
 import math
 from statistics import fmean as mean
 
@@ -7,9 +8,9 @@ import torch
 
 import tasks
 from config import Config
+from credit.tokens import Sample, credited
 from model import Samples, Transformer, sample
-from rlsd import token_advantages
-from rollout import Rollout, evidence, sampling, score, verify
+from rollout import Rollout, sampling, verify
 from support import processes
 from verifiers import Verifier
 
@@ -64,7 +65,7 @@ def error_count(name: str, rewards: list[float], config: Config) -> dict[str, fl
 
 
 def credited_samples(
-    model: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float
+    policy: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float
 ) -> list[dict]:
     """One right and one wrong sample of the first group with spread, with the credit of each token; else any two."""
     spread = batch.advantages.nonzero().squeeze(1)
@@ -76,18 +77,14 @@ def credited_samples(
     texts = batch.samples.tokens[picked].tolist()  # those of a dropped sample are there, and masked
     texts = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in texts]
     pair.samples = Samples.of(texts, pair.rewards.device)
-    mask = pair.samples.mask
-    with torch.no_grad(), processes.whole(model):  # also without spread: all processes do, or none
-        logps = score(model, pair, config, tasks.student_prompt)
-    with torch.no_grad(), processes.whole(teacher):
-        teacher_logps = evidence(teacher, pair, config, logps) if teacher is not None and lam > 0 else logps
     rows: list[dict] = [
         {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}
         for problem, tokens, reward in zip(pair.problems, texts, pair.rewards.tolist())
     ]
-    if len(spread) and (teacher_logps - logps)[mask].isfinite().all():
-        credit = token_advantages(pair.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
-        for row, tokens, values in zip(rows, texts, credit.tolist()):
-            row["tokens"] = [tasks.FORMAT.tokenizer.decode([t]) for t in tokens]
-            row["credit"] = [round(c, 4) for c in values[: len(tokens)]]
+    samples: list[Sample] = []
+    with contextlib.suppress(ValueError):  # log-probabilities that are not finite
+        samples = credited(policy, teacher if lam > 0 else None, pair, config, lam)  # all processes do, or none
+    for row, tokens, shown in zip(rows, texts, samples if len(spread) else ()):
+        row["tokens"] = [tasks.FORMAT.tokenizer.decode([t]) for t in tokens]
+        row["credit"] = [round(token.a_hat, 4) for token in shown.tokens]
     return rows

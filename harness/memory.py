@@ -23,6 +23,7 @@ PLACES = {  # a function in which memory may end: what it is called, and the opt
     "rollout": ("the rollout", "--prompts_per_step, --group_size or --max_new_tokens"),
     "held_out_samples": ("the evaluation", "--eval_problems or --max_new_tokens"),
     "warm_start": ("the warm start", "--warm_batch"),
+    "load_run": ("the run", "its sizes, in a run of your own"),  # of sample.py
     "step": ("the optimizer's step", "--hidden_size or --num_layers (it may be half done: nothing is saved)"),
     "": ("the run", "--hidden_size, --num_layers, --prompts_per_step or --group_size, or take a smaller --init"),
 }
