@@ -26,7 +26,7 @@ from verifiers import Verifier, reward_of
 class Rollout:
     """N samples, the group_size of one question next to each other; problems has one entry a sample.
 
-    A sample whose verifier failed may be dropped: its reward is nan, its advantage 0, its mask empty (support/judge.py).
+    A sample whose verifier failed may be dropped: its reward is nan, its advantage 0, its mask empty.
     hints: privileged text that the group itself supplies, a sample's each; None where there is none.
     """
 

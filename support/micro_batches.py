@@ -9,7 +9,7 @@ from support import processes
 
 
 def parts_of(batch, rows: torch.Tensor, config: Config) -> list:
-    """The rows of a batch (rollout.Rollout), in order, in parts of one forward and backward pass each (`micro_batches`).
+    """The rows of a batch (rollout.Rollout), in order, in parts of one forward and backward pass each.
 
     With --fsdp all processes run a block together, and as often: where there are fewer parts, on nothing. Completions
     of one token, or dropped ones, would not run the blocks twice as others do (model.completion_states): they get pads.

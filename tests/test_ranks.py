@@ -114,9 +114,9 @@ def test_gradients_and_samples_are_those_of_one_process(tmp_path, monkeypatch):
     groups = [question for question, _ in one["samples"][::4]]
     assert any(a == b for a, b in zip(groups, groups[1:]))
     assert one["gradient"].norm() > 0.01
-    for processes in found.values():
-        assert sorted(s for process in processes for s in process["samples"]) == sorted(one["samples"])
-        for process in processes:
+    for several in found.values():
+        assert sorted(s for process in several for s in process["samples"]) == sorted(one["samples"])
+        for process in several:
             assert (process["gradient"] - one["gradient"]).norm() < 1e-6 * one["gradient"].norm()
 
 
