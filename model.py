@@ -79,9 +79,8 @@ class KVCache:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; q, k and v come from one product."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, c: ModelConfig):
         super().__init__()
-        c = config
         self.heads, self.kv_heads, self.head_dim = c.num_heads, c.num_kv_heads, c.head_dim
         self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=False)
         self.out = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)

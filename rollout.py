@@ -37,10 +37,6 @@ class Rollout:
     hints: list[str | None] = field(default_factory=list)
     verifier_errors: int = 0
 
-    def right_and_wrong(self) -> Tensor:
-        """The sample of the highest and that of the lowest reward; dropped ones (nan) are neither."""
-        return torch.stack([self.rewards.nan_to_num(-1.0).argmax(), self.rewards.nan_to_num(2.0).argmin()])
-
     def rows(self, index: Tensor) -> "Rollout":
         """The given samples (M,), their completions cut to the longest of them."""
         picked = index.tolist()
@@ -100,28 +96,13 @@ def score(model: Transformer, batch: Rollout, config: Config, view: Callable[[Pr
 
 
 @torch.no_grad()
-def evidence(
-    teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor, teacher_logps: Tensor | None = None
-) -> Tensor:
-    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13); then as it is read.
-
-    teacher_logps: log P_T before it is read, where it is known already.
-    """
+def evidence(teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor) -> Tensor:
+    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13), as the options read it."""
     view = lambda problem: tasks.teacher_view(problem, config.privileged)
-    if teacher_logps is None:
-        teacher_logps = score(teacher, batch, config, view)  # (N, T)
-    if config.evidence == "contrastive":
-        misled_logps = score(teacher, methods.with_hints(batch), config, view)
-        has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)
-        teacher_logps = readings.contrastive(student_logps, teacher_logps, misled_logps, has_wrong)
-    if config.evidence == "agreement":
-        teacher_logps = readings.agreement(student_logps, teacher_logps, batch.advantages)
-    if config.rlsd_negative_only:
-        teacher_logps = readings.negative_only(student_logps, teacher_logps, batch.advantages)
-    if config.rlsd_thought_only:
-        thought = readings.thought_mask(batch.samples.tokens)
-        teacher_logps = readings.thought_only(student_logps, teacher_logps, thought)
-    return teacher_logps
+    teacher_logps = score(teacher, batch, config, view)  # (N, T)
+    if config.evidence == "plain" and not (config.rlsd_negative_only or config.rlsd_thought_only):
+        return teacher_logps
+    return readings.read(batch, config, student_logps, teacher_logps, lambda other: score(teacher, other, config, view))
 
 
 def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:

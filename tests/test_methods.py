@@ -9,6 +9,7 @@ import rollout
 import tasks
 import train
 from baselines import losses, methods, readings
+from credit.tokens import right_and_wrong
 from harness.checkpoint import State
 from harness.models import build_model
 from model import Samples
@@ -157,9 +158,7 @@ def group(texts, rewards, size):
     [([0.5, 0.2, 0.9, 0.1], [2, 3]), ([math.nan, 0.2, 0.9, 0.1], [2, 3]), ([0.3, math.nan, 0.6, math.nan], [2, 0])],
 )
 def test_right_and_wrong_are_the_best_and_the_worst_that_were_judged(rewards, picked):
-    batch = group(["a", "b", "c", "d"], [0.0] * 4, 4)
-    batch.rewards = torch.tensor(rewards)
-    assert batch.right_and_wrong().tolist() == picked
+    assert right_and_wrong(torch.tensor(rewards)).tolist() == picked
 
 
 def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
