@@ -495,7 +495,7 @@ def test_a_signal_in_any_phase_ends_with_a_checkpoint(
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_says_how_to_begin_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "warm_start", lambda *args: 1 / 0)
+    monkeypatch.setattr(harness.run, "warm_start", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(options(tmp_path))
     monkeypatch.undo()
