@@ -97,7 +97,7 @@ def score(model: Transformer, batch: Rollout, config: Config, view: Callable[[Pr
 
 @torch.no_grad()
 def evidence(teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor) -> Tensor:
-    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13), as the options read it."""
+    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13), as options read it."""
     view = lambda problem: tasks.teacher_view(problem, config.privileged)
     teacher_logps = score(teacher, batch, config, view)  # (N, T)
     if config.evidence == "plain" and not (config.rlsd_negative_only or config.rlsd_thought_only):
