@@ -20,7 +20,7 @@ import tasks
 from baselines import methods
 from config import Config
 from harness.options import parse_config
-from harness.run import Run
+from harness.run import LEFT, Run
 from model import Transformer
 from published.rounded_adam import Optimizer
 from rlsd import lambda_at, rlsd_loss
@@ -116,7 +116,7 @@ def move(teacher: Transformer | None, policy: Transformer, share: float) -> None
         mine.lerp_(policys, share)
 
 
-@program(left="--resume goes on from the last checkpoint, if any")
+@program(left=LEFT)
 def main(argv: list[str]) -> int:
     return train(parse_config(argv, __doc__))
 

@@ -23,6 +23,8 @@ from rollout import Rollout
 from support import files, processes, shards
 from support.errors import UserError, visible
 
+LEFT = "--resume goes on from the last checkpoint, if any"  # what a run leaves that is broken off
+
 
 class Run:
     """One training run, opened by `with`: new, or taken up again where its last checkpoint left it.

@@ -117,7 +117,7 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)
 
 
-@pytest.mark.parametrize("method", ["rlsd", "grpo", "opsd", "grpo+opsd", "sdpo", "opd"])
+@pytest.mark.parametrize("method", ["opsd", "grpo+opsd", "sdpo", "opd"])
 def test_a_dropped_sample_moves_nothing(method):
     """Also where a right sample of its group could be shown to the teacher."""
     rewards = torch.tensor([math.nan, 1.0, 0.0, math.nan])
