@@ -43,7 +43,7 @@ def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
 
 
 def verifier_of(name: str, seconds: float = 0.0) -> Verifier:
-    """As `verifiers.load`; a file of the user's, "math_verify" and "reasoning_gym:NAME" in processes of their own; `seconds` an answer."""
+    """As `verifiers.load`, but a file of the user's in a process of its own, `seconds` an answer; packages' as well."""
     if name == "math_verify":
         scorer("math_verify")  # says if the package is missing
     if name.startswith(gym.PREFIX):
