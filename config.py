@@ -1,4 +1,4 @@
-"""The options of a run: one dataclass, in the groups that --help shows. harness/options.py reads and checks them."""
+"""The options of a run: one dataclass, in the groups that --help shows."""
 
 import dataclasses
 from dataclasses import dataclass

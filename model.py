@@ -79,9 +79,8 @@ class KVCache:
 class Attention(nn.Module):
     """Grouped-query attention with rotary positions; q, k and v come from one product."""
 
-    def __init__(self, config: ModelConfig):
+    def __init__(self, c: ModelConfig):
         super().__init__()
-        c = config
         self.heads, self.kv_heads, self.head_dim = c.num_heads, c.num_kv_heads, c.head_dim
         self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=False)
         self.out = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
@@ -160,13 +159,9 @@ class Transformer(nn.Module):
         return self.head(self.hidden(tokens))
 
     def hidden(
-        self,
-        tokens: Tensor,
-        positions: Tensor | None = None,
-        caches: list[KVCache] | None = None,
-        mask: Tensor | None = None,
+        self, tokens: Tensor, positions: Tensor | None = None, caches: list | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """Final hidden states (B,T,hidden) of tokens (B,T) at positions (B,T), default 0..T-1."""
+        """Final hidden states (B,T,hidden) of tokens (B,T) at positions (B,T), default 0..T-1; a KVCache a layer."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
@@ -266,17 +261,10 @@ def sample(
 
 
 def _decode(
-    model: Transformer,
-    prompts: list[list[int]],
-    group_size: int,
-    temperature: float,
-    stop_token: int,
-    noise: Tensor,
-    tokens: Tensor,
-    logps: Tensor,
-    lengths: Tensor,
+    model: Transformer, prompts: list[list[int]], group_size: int, temperature: float, stop_token: int, *rows_of: Tensor
 ) -> None:
     """Fill tokens (N,T), logps (N,T) and lengths (N,) from noise (N,T), token by token."""
+    noise, tokens, logps, lengths = rows_of
     N, T = noise.shape
     logits, caches, positions, mask = _prefill(model, prompts, group_size, T)
     rows = torch.arange(N, device=noise.device)  # those still running; `caches`, `positions`, `mask` hold these alone
@@ -415,6 +403,5 @@ def _check_prompts(model: Transformer, prompts: list[list[int]], new_tokens: int
         raise ValueError("prompts: at least one prompt is needed, and none may be empty")
     longest = max(len(prompt) for prompt in prompts)
     if longest + new_tokens > model.config.max_seq_len:
-        raise ValueError(
-            f"prompts: {longest} prompt tokens + {new_tokens} new ones exceed max_seq_len {model.config.max_seq_len}"
-        )
+        room = f"max_seq_len {model.config.max_seq_len}"
+        raise ValueError(f"prompts: {longest} prompt tokens + {new_tokens} new ones exceed {room}")

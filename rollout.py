@@ -17,7 +17,7 @@ from baselines import methods, readings
 from config import Config
 from model import Samples, Transformer, sample, token_logps
 from rlsd import group_advantages
-from support import judge, processes
+from support import judge, micro_batches, processes
 from tasks import Problem, Source
 from verifiers import Verifier, reward_of
 
@@ -26,7 +26,7 @@ from verifiers import Verifier, reward_of
 class Rollout:
     """N samples, the group_size of one question next to each other; problems has one entry a sample.
 
-    A sample whose verifier failed may be dropped: its reward is nan, its advantage 0, its mask empty (support/judge.py).
+    A sample whose verifier failed may be dropped: its reward is nan, its advantage 0, its mask empty.
     hints: privileged text that the group itself supplies, a sample's each; None where there is none.
     """
 
@@ -36,10 +36,6 @@ class Rollout:
     advantages: Tensor  # (N,)
     hints: list[str | None] = field(default_factory=list)
     verifier_errors: int = 0
-
-    def right_and_wrong(self) -> Tensor:
-        """The sample of the highest and that of the lowest reward; dropped ones (nan) are neither."""
-        return torch.stack([self.rewards.nan_to_num(-1.0).argmax(), self.rewards.nan_to_num(2.0).argmin()])
 
     def rows(self, index: Tensor) -> "Rollout":
         """The given samples (M,), their completions cut to the longest of them."""
@@ -100,28 +96,20 @@ def score(model: Transformer, batch: Rollout, config: Config, view: Callable[[Pr
 
 
 @torch.no_grad()
-def evidence(
-    teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor, teacher_logps: Tensor | None = None
-) -> Tensor:
-    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13); then as it is read.
-
-    teacher_logps: log P_T before it is read, where it is known already.
-    """
+def evidence(teacher: Transformer, batch: Rollout, config: Config, student_logps: Tensor) -> Tensor:
+    """log P_T (N,T): the same completions after the prompt that shows the reference (Eq. 13), as options read it."""
     view = lambda problem: tasks.teacher_view(problem, config.privileged)
-    if teacher_logps is None:
-        teacher_logps = score(teacher, batch, config, view)  # (N, T)
-    if config.evidence == "contrastive":
-        misled_logps = score(teacher, methods.with_hints(batch), config, view)
-        has_wrong = torch.tensor([hint is not None for hint in batch.hints], device=student_logps.device)
-        teacher_logps = readings.contrastive(student_logps, teacher_logps, misled_logps, has_wrong)
-    if config.evidence == "agreement":
-        teacher_logps = readings.agreement(student_logps, teacher_logps, batch.advantages)
-    if config.rlsd_negative_only:
-        teacher_logps = readings.negative_only(student_logps, teacher_logps, batch.advantages)
-    if config.rlsd_thought_only:
-        thought = tasks.thought_mask(batch.samples.tokens)
-        teacher_logps = readings.thought_only(student_logps, teacher_logps, thought)
-    return teacher_logps
+    teacher_logps = score(teacher, batch, config, view)  # (N, T)
+    if config.evidence == "plain" and not (config.rlsd_negative_only or config.rlsd_thought_only):
+        return teacher_logps
+    return readings.read(batch, config, student_logps, teacher_logps, lambda other: score(teacher, other, config, view))
+
+
+def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
+    """The given samples (M,), in parts of one forward and backward pass each: all at once, unless an option says so."""
+    if config.micro_batch or config.micro_tokens or config.fsdp:
+        return micro_batches.parts_of(batch, rows, config)
+    return [batch.rows(rows)]
 
 
 def takes_hints(config: Config) -> bool:

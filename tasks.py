@@ -5,13 +5,11 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import accumulate, groupby
+from itertools import groupby
 
 import tiktoken
-import torch
-from torch import Tensor
 
-from verifiers import MARKER, THOUGHT
+from verifiers import MARKER
 
 CITATION = "reference says"  # how a completion cites the reference; a student that was shown none should never
 ROLES = ("<|user|>", "<|reference|>", "<|assistant|>", "<|end|>")
@@ -61,13 +59,7 @@ class Format:
 
 
 BYTES = Format(TOKENIZER, ROLES[0], ROLES[2], ROLES[3], lambda q, shown: [q, REFERENCE, shown] if shown else [q])
-FORMAT = BYTES
-
-
-def use(format: Format) -> None:
-    """Make every prompt and completion from here on in this format; a process trains one model."""
-    global FORMAT
-    FORMAT = format
+FORMAT = BYTES  # of every prompt and completion; set once, as a process trains one model
 
 
 def encode(text: str) -> list[int]:
@@ -116,33 +108,22 @@ def target(problem: Problem, cite: bool = False) -> list[int]:
     return encode("\n".join(filter(None, lines))) + [FORMAT.end]
 
 
-def thought_mask(tokens: Tensor) -> Tensor:
-    """True on the tokens (N,T) before the first answer marker: the thought, where the answer is not yet given."""
-    rows = []
-    for row in tokens.tolist():  # by bytes: a tokenizer may cut the marker anywhere, or join it to its neighbours
-        pieces = [FORMAT.tokenizer.decode_single_token_bytes(token) for token in row]
-        text = b"".join(pieces)
-        marker = text.find(MARKER.encode(), max(0, text.rfind(THOUGHT[1].encode())))
-        rows.append([marker < 0 or end <= marker for end in accumulate(map(len, pieces))])
-    return torch.tensor(rows, device=tokens.device)
-
-
 # ---- problems --------------------------------------------------------------------------------------------------------
 
 
 def addition(rng: random.Random, chain: int = 4, filler: int = 0) -> Problem:
     """Two numbers of `chain` digits, added column by column from the right, the carry taken along in each result."""
     a, b = (rng.randint(10 ** (chain - 1), 10**chain - 1) for _ in range(2))
-    return Problem(f"{a}+{b}", str(a + b), _worded(_columns(str(a), str(b), lambda: True)[0], rng, filler))
+    return Problem(f"{a}+{b}", str(a + b), worded(columns(str(a), str(b), lambda: True)[0], rng, filler))
 
 
-def _worded(solution: str, rng: random.Random, filler: int) -> str:
+def worded(solution: str, rng: random.Random, filler: int) -> str:
     """Put `filler` letters of free choice, and a space, before each step: wording that does not matter."""
     word = lambda: "".join(rng.choices("abcdefgh", k=filler)) + " " if filler else ""
     return "\n".join(word() + line for line in solution.splitlines())
 
 
-def _columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
+def columns(a: str, b: str, remember: Callable[[], bool]) -> tuple[str, str]:
     """The worked columns of a + b and the sum they lead to; a carry is taken along where remember() is true."""
     lines, carry, total = [], 0, ""
     for x, y in zip(reversed(a), reversed(b)):
@@ -160,11 +141,11 @@ def countdown(rng: random.Random, chain: int = 0, filler: int = 0) -> Problem:
     value, numbers = 0, [0]
     while value in numbers:  # copying one of them would do
         numbers = [rng.randint(1, 20) for _ in range(chain or rng.choice((3, 4)))]
-        value, text, solution = _combine(numbers, rng)
-    return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", _worded(solution, rng, filler))
+        value, text, solution = combine(numbers, rng)
+    return Problem(f"{value} from {' '.join(map(str, numbers))}", f"{text} = {value}", worded(solution, rng, filler))
 
 
-def _combine(numbers: list[int], rng: random.Random) -> tuple[int, str, str]:
+def combine(numbers: list[int], rng: random.Random) -> tuple[int, str, str]:
     """Merge random pairs by random operations, results kept in 1..99: final value, expression, a line a step."""
     while True:
         terms, lines = [(n, str(n)) for n in numbers], []
@@ -181,41 +162,18 @@ def _combine(numbers: list[int], rng: random.Random) -> tuple[int, str, str]:
             return value, text[1:-1], "\n".join(lines)
 
 
-def careless_addition(problem: Problem, rng: random.Random, slip: float, filler: int = 0) -> Problem:
-    """The same sum by somebody who forgets each carry with probability `slip`, and goes on from there."""
-    a, b = problem.question.split("+")
-    solution, total = _columns(a, b, lambda: rng.random() >= slip)
-    return Problem(problem.question, total, _worded(solution, rng, filler))
-
-
-def careless_countdown(problem: Problem, rng: random.Random, slip: float, filler: int = 0) -> Problem:
-    """With probability `slip` the same numbers combined at random, wherever that leads."""
-    if rng.random() >= slip:
-        return problem
-    numbers = [int(n) for n in problem.question.split(" from ")[1].split()]
-    value, text, solution = _combine(numbers, rng)
-    return Problem(problem.question, f"{text} = {value}", _worded(solution, rng, filler))
-
-
 @dataclass(frozen=True)
 class Source:
-    """Where problems come from: n at a time for training, and a held-out list that shares no question with them.
-
-    careless(problem, rng, slip) works a problem with a beginner's mistakes: what the warm start shows the student.
-    """
+    """Where problems come from: n at a time for training, and a held-out list that shares no question with them."""
 
     draw: Callable[[random.Random, int], list[Problem]]
     held_out: list[Problem]
     known: list[Problem]  # every problem that is known in advance, to be checked before anything is trained
     verifier: str
-    careless: Callable[[Problem, random.Random, float], Problem] = lambda problem, rng, slip: problem
     train: int = 0  # different problems to train on; 0: no end of them
 
 
-GENERATORS: dict[str, tuple[Callable[..., Problem], Callable[..., Problem], str]] = {
-    "addition": (addition, careless_addition, "number"),
-    "countdown": (countdown, careless_countdown, "expression"),
-}
+GENERATORS: dict[str, tuple] = {"addition": (addition, "number"), "countdown": (countdown, "expression")}
 
 
 def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Source:
@@ -225,7 +183,7 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
     """
     if task not in GENERATORS:
         raise ValueError(f"--task {task!r} is none of {', '.join(GENERATORS)}, nor like reasoning_gym:NAME")
-    function, careless, verifier = GENERATORS[task]
+    function, verifier = GENERATORS[task]
     generate = partial(function, filler=filler, **({"chain": chain} if chain else {}))
     numbers = lambda problem: tuple(sorted(re.findall(r"\d+", problem.question)))  # 12+34 and 34+12 are one problem
     rng, problems = random.Random(f"held out {task}"), dict[tuple[str, ...], Problem]()
@@ -246,4 +204,4 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
         return drawn
 
     listed = list(problems.values())
-    return Source(draw, listed, listed + draw(rng, 500), verifier, partial(careless, filler=filler))
+    return Source(draw, listed, listed + draw(rng, 500), verifier)

@@ -19,13 +19,12 @@ from torch import Tensor
 import tasks
 from baselines import methods
 from config import Config
-from harness.micro_batches import parts_of
 from harness.options import parse_config
-from harness.run import Run
-from harness.warm_start import warm_start
+from harness.run import LEFT, Run
 from model import Transformer
+from published.rounded_adam import Optimizer
 from rlsd import lambda_at, rlsd_loss
-from rollout import Rollout, evidence, rollout, score
+from rollout import Rollout, evidence, parts_of, rollout, score
 from support.numbers import nan_loss, nothing_moves
 from support.processes import add_up, total, total_norm
 from support.program import program
@@ -36,7 +35,7 @@ def train(config: Config) -> int:
     with Run(config) as run:
         policy, teacher, optimizer = run.policy, run.teacher, run.optimizer
         if not config.resume:
-            warm_start(policy, run.source, config, run.interrupt)
+            run.warm_start()  # supervised steps, in both views
             if config.method not in ("grpo", "opd"):  # opd's teacher is another model
                 move(teacher, policy, share=1.0)
             run.start()  # the first evaluation, in both views
@@ -53,26 +52,20 @@ def train(config: Config) -> int:
 
 
 def update(
-    policy: Transformer,
-    teacher: Transformer | None,
-    optimizer: torch.optim.Optimizer,
-    batch: Rollout,
-    config: Config,
-    lam: float,
+    policy: Transformer, teacher: Transformer | None, optimizer: Optimizer, batch: Rollout, config: Config, lam: float
 ) -> dict[str, float]:
     """One optimizer step on the mean over all completion tokens -> loss, gradient norm before clipping, means.
 
     Nothing is stepped where loss or gradient is not finite: that would spoil every weight.
     """
     mask = batch.samples.mask  # (N, T)
-    rows = methods.moving(batch, config) if config.method not in ("rlsd", "grpo") else batch.advantages.nonzero()[:, 0]
+    rows = batch.advantages.nonzero()[:, 0] if config.method in ("rlsd", "grpo") else methods.moving(batch, config)
     tokens, scored = total(mask.sum()), total(mask[rows].sum())  # samples without advantage count, and move nothing
     if scored == 0:
         return nothing_moves(batch, tokens)
     metrics = {"loss": 0.0}
     optimizer.zero_grad()
-    in_parts = config.micro_batch or config.micro_tokens or config.fsdp
-    for part in parts_of(batch, rows, config) if in_parts else [batch.rows(rows)]:
+    for part in parts_of(batch, rows, config):
         loss, means = loss_of(policy, teacher, part, config, lam, tokens)
         loss.backward()
         metrics["loss"] += loss.item()
@@ -93,14 +86,14 @@ def loss_of(
     """The loss of the configured method on (a part of) a batch of `tokens` tokens in all, and rlsd_loss's metrics."""
     if config.method in ("opsd", "sdpo", "opd"):
         return methods.distillation(policy, teacher, batch, config, tokens), {}
-    samples = batch.samples
+    old, advantages, mask = batch.samples.logps, batch.advantages, batch.samples.mask
     logps = score(policy, batch, config, tasks.student_prompt)  # (N, T), the only one with a gradient
-    teacher_logps = evidence(teacher, batch, config, logps.detach()) if lam > 0 else None  # (N, T)
-    how = {"lam": lam, "eps_w": config.rlsd_reweight_clip_range, "denominator": tokens}
+    teacher_logps = evidence(teacher, batch, config, logps.detach()) if teacher and lam > 0 else None  # (N, T)
+    eps_w = config.rlsd_reweight_clip_range
     try:
-        loss, metrics = rlsd_loss(logps, samples.logps, teacher_logps, batch.advantages, samples.mask, **how)
+        loss, metrics = rlsd_loss(logps, old, teacher_logps, advantages, mask, lam=lam, eps_w=eps_w, denominator=tokens)
     except ValueError:
-        loss, metrics = nan_loss(samples.mask, logps, samples.logps, teacher_logps), {}
+        loss, metrics = nan_loss(mask, logps, old, teacher_logps), {}
     if config.method == "grpo+opsd":
         loss = loss + config.opsd_weight * methods.distillation(policy, teacher, batch, config, tokens)
     return loss, metrics
@@ -116,13 +109,14 @@ def sync(teacher: Transformer | None, policy: Transformer, step: int, config: Co
 
 
 @torch.no_grad()
-def move(teacher: Transformer, policy: Transformer, share: float) -> None:
+def move(teacher: Transformer | None, policy: Transformer, share: float) -> None:
     """Move the teacher's weights towards the policy's; share 1 copies them."""
+    assert teacher is not None  # every method but grpo has one
     for mine, policys in zip(teacher.parameters(), policy.parameters()):
         mine.lerp_(policys, share)
 
 
-@program
+@program(left=LEFT)
 def main(argv: list[str]) -> int:
     return train(parse_config(argv, __doc__))
 

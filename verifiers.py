@@ -1,10 +1,9 @@
 """Reward functions: (completion, reference answer) -> reward in [0, 1].
 
-Model text is data. Nothing here evaluates or compiles it, nothing raises, and every call is bounded in time and memory:
-whatever is malformed scores 0.0. The final answer is what follows the one `####` of a completion, to its end, or the
-whole completion where there is none; two markers are two answers and score 0.0. A thought, up to `</think>`, is not
-looked at; one without an end leaves no answer. `number`, `choice` and `expression` see through what is put around the
-whole of an answer (`bare`).
+Model text is data: it is never evaluated or compiled, and whatever is malformed or long scores 0.0. The final answer is
+what follows the one `####` of a completion, or the whole of it where there is none; two markers are two answers and
+score 0.0. A thought, up to `</think>`, is not looked at; one without an end leaves no answer. `number`, `choice` and
+`expression` see through what is put around the whole of an answer (`bare`).
 """
 
 import ast

@@ -24,17 +24,16 @@ from verifiers import MARKER, final_answer
 
 
 def moving(batch, config: Config) -> Tensor:
-    """The samples (M,) that move the policy: with an advantage (rlsd, grpo), a right neighbour (sdpo), or any reward."""
-    if config.method in ("rlsd", "grpo"):
-        return batch.advantages.nonzero().squeeze(1)
+    """The samples (M,) that move the policy without an advantage: with a right neighbour (sdpo), or any reward."""
     moves = ~batch.rewards.isnan()
     if config.method == "sdpo":
         moves &= torch.tensor([hint is not None for hint in batch.hints], device=moves.device)
     return moves.nonzero().squeeze(1)
 
 
-def distillation(policy: Transformer, teacher: Transformer, batch, config: Config, tokens: Tensor) -> Tensor:
+def distillation(policy: Transformer, teacher: Transformer | None, batch, config: Config, tokens: Tensor) -> Tensor:
     """opsd_loss, sdpo_loss or opd_loss on every token of the student's own samples, over `tokens` tokens in all."""
+    assert teacher is not None  # every method but grpo has one
     plain = [tasks.student_prompt(problem) for problem in batch.problems]
     shown = plain
     if config.method != "opd":

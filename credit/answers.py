@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from config import Config
-from credit.tokens import Sample, credited
+from credit.tokens import Sample, credited, right_and_wrong
 from model import Transformer
 from rollout import rollout
 from support.errors import reading
@@ -38,7 +38,7 @@ def ask(run: Trained, problem: Problem, tries: int) -> tuple[list[str], list[Sam
     if shown is None:
         return [f"{tries} groups, and the verifier has failed on every sample: no reward, no credit"], []
     spread = bool(shown.advantages.any())
-    pair = shown.rows(shown.right_and_wrong() if spread else torch.tensor([0]))
+    pair = shown.rows(right_and_wrong(shown.rewards) if spread else torch.tensor([0]))
     with reading(f"{run.weights} gives no probabilities"):  # weights that are finite, and too large
         samples = credited(run.model, run.model, pair, config, config.rlsd_lambda)
     right = f"{int((shown.rewards == 1).sum())} of {len(shown.rewards)} samples right"

@@ -6,6 +6,7 @@ import re
 
 import tasks
 from config import Config
+from sources import careless
 from support.errors import UserError
 
 SEARCH = 20_000  # random combinations tried for a countdown target; five numbers took at most 5,000
@@ -20,7 +21,7 @@ def find_problem(source: tasks.Source, config: Config, question: str) -> tasks.P
     known = {" ".join(problem.question.split()): problem for problem in source.known}
     if words in known or config.data or config.task not in MADE:
         return known.get(words)
-    return MADE[config.task](source, words)
+    return MADE[config.task](words, config.filler)
 
 
 def completed(config: Config, question: str, found: tasks.Problem | None, answer: str, reference: str) -> tasks.Problem:
@@ -40,17 +41,18 @@ def completed(config: Config, question: str, found: tasks.Problem | None, answer
     return problem
 
 
-def made_addition(source: tasks.Source, question: str) -> tasks.Problem:
+def made_addition(question: str, filler: int) -> tasks.Problem:
     match = re.fullmatch(r"(\d{1,40}) ?\+ ?(\d{1,40})", question, re.ASCII)
     if not match:
         raise UserError(f"{question[:60]!r} is no question of this run's task: ask like 4785+3626")
     a, b = match.groups()
     problem = tasks.Problem(f"{a}+{b}", str(int(a) + int(b)))
     columns = len(a) == len(b) and a[0] != "0" != b[0]
-    return source.careless(problem, random.Random(0), 0.0) if columns else problem  # never a slip: worked, and right
+    # never a slip: worked, and right
+    return careless.addition(problem, random.Random(0), 0.0, filler) if columns else problem
 
 
-def made_countdown(source: tasks.Source, question: str) -> tasks.Problem | None:
+def made_countdown(question: str, filler: int) -> tasks.Problem | None:
     match = re.fullmatch(r"(\d{1,2}) from ([1-9]\d?(?: [1-9]\d?){1,5})", question, re.ASCII)
     if not match:
         raise UserError(
@@ -58,7 +60,7 @@ def made_countdown(source: tasks.Source, question: str) -> tasks.Problem | None:
         )
     problem, rng = tasks.Problem(question, ""), random.Random(0)
     for _ in range(SEARCH):
-        found = source.careless(problem, rng, 1.0)  # always a slip: the numbers combined at random
+        found = careless.countdown(problem, rng, 1.0, filler)  # always a slip: the numbers combined at random
         if found.answer.endswith(f"= {int(match[1])}"):
             return found
     return None

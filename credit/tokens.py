@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 import tasks
 from config import Config
@@ -51,6 +52,11 @@ class Sample:
         return f"{verdict}: reward {self.reward:.4g}, A = {self.advantage:+.4f}, {effect}"
 
 
+def right_and_wrong(rewards: Tensor) -> Tensor:
+    """The sample of the highest and that of the lowest of rewards (N,); dropped ones (nan) are neither."""
+    return torch.stack([rewards.nan_to_num(-1.0).argmax(), rewards.nan_to_num(2.0).argmin()])
+
+
 @torch.no_grad()
 def credited(
     student: Transformer, teacher: Transformer | None, batch: Rollout, config: Config, lam: float
@@ -67,7 +73,7 @@ def credited(
     if teacher is not None:
         with processes.whole(teacher):
             shown = score(teacher, batch, config, lambda problem: tasks.teacher_view(problem, config.privileged))
-            teacher_logps = evidence(teacher, batch, config, logps, shown)
+            teacher_logps = evidence(teacher, batch, config, logps)
     weights, deltas = evidence_weights(batch.advantages, teacher_logps, logps, mask)
     a_hat = token_advantages(batch.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
     figures = torch.stack([logps.exp(), shown.exp(), deltas, weights, a_hat], dim=2).tolist()

@@ -23,7 +23,7 @@ EXERCISES = {  # name: file, the line as it is, the line as it is tried
     "std": ("rlsd.py", "torch.where(no_spread, 0.0, centred / (std + eps))", "torch.where(no_spread, 0.0, centred)"),
     "teacher": (
         "rollout.py",
-        "teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))",
+        "teacher_logps = score(teacher, batch, config, view)",
         "teacher_logps = score(teacher, batch, config, tasks.student_prompt)",
     ),
     "direction": ("rlsd.py", "loss = -surrogate.sum()", "loss = surrogate.sum()"),

@@ -30,7 +30,7 @@ QUESTION, NEW_TOKENS, ROUNDS = "Why is the sky blue?", 64, 5
 
 def sampling_speed(folder: Path) -> dict[str, float]:
     """Sampled tokens a second of processor time, prompt included; the median of the rounds, for 1 row and for 16."""
-    tasks.use(chat(load_tokenizer(folder)))
+    tasks.FORMAT = chat(load_tokenizer(folder))
     model, prompt = load(folder), tasks.student_prompt(tasks.Problem(QUESTION, ""))
     speeds: dict[int, list[float]] = {1: [], 16: []}
     for _ in range(ROUNDS):

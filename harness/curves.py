@@ -1,4 +1,4 @@
-"""The curves of runs as one picture: a panel for each figure, a line for each run or, in a band, each setting's seeds."""
+"""The curves of runs as one picture: a panel for each figure, a line for each run, or a band for a setting's seeds."""
 
 import json
 import os

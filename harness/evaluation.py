@@ -8,7 +8,7 @@ import torch
 
 import tasks
 from config import Config
-from credit.tokens import Sample, credited
+from credit.tokens import Sample, credited, right_and_wrong
 from model import Samples, Transformer, sample
 from rollout import Rollout, sampling, verify
 from support import processes
@@ -72,7 +72,7 @@ def credited_samples(
     picked = batch.rewards.isnan().sort(stable=True).indices[:2]
     if len(spread):
         first = int(spread[0]) // config.group_size * config.group_size
-        picked = first + batch.rows(torch.arange(first, first + config.group_size)).right_and_wrong()
+        picked = first + right_and_wrong(batch.rewards[first : first + config.group_size])
     pair, end = batch.rows(picked), tasks.FORMAT.end
     texts = batch.samples.tokens[picked].tolist()  # those of a dropped sample are there, and masked
     texts = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in texts]

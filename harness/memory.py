@@ -40,10 +40,12 @@ def explained(size: Callable[[], int] = lambda: 1) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not (whose := whose_memory(error)):
             raise
-        where, options = PLACES.get(place := place_of(error), (f"the update with {size()} samples a pass", ""))
-        if place == "update":
+        if (place := place_of(error)) == "update":
+            where = f"the update with {size()} samples a pass"
             options = "--max_new_tokens" if size() == 1 else "--micro_batch (or add --halve_micro_batch)"
             options += ", or add --gradient_checkpointing"
+        else:
+            where, options = PLACES[place]
         raise UserError(f"the {whose} memory is too small in {where}: lower {options}") from error
 
 
@@ -91,7 +93,7 @@ def halving(update: Callable, config: Config) -> Callable:
 
     def again(policy, teacher, optimizer, batch: Rollout, config: Config, lam: float) -> dict[str, float]:
         while True:
-            size = samples_a_pass(batch, config)
+            size = samples_a_pass(len(batch.problems), config)
             try:
                 return update(policy, teacher, optimizer, batch, config, lam)
             except (MemoryError, RuntimeError) as error:
@@ -104,5 +106,5 @@ def halving(update: Callable, config: Config) -> Callable:
     return again if config.halve_micro_batch else update
 
 
-def samples_a_pass(batch: Rollout, config: Config) -> int:
-    return min(config.micro_batch or len(batch.problems), len(batch.problems))
+def samples_a_pass(samples: int, config: Config) -> int:
+    return min(config.micro_batch or samples, samples)

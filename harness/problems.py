@@ -1,7 +1,5 @@
 """The run's problems and their verifier: from the user's file, a package or a generator; checked before training."""
 
-from functools import partial
-
 import tasks
 import verifiers
 from config import Config
@@ -21,14 +19,14 @@ from verifiers import BUILT_IN, MARKER, Verifier
 def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
     """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
     try:
-        tasks.use(chat(load_tokenizer(config.init)) if config.init else tasks.BYTES)
+        tasks.FORMAT = chat(load_tokenizer(config.init)) if config.init else tasks.BYTES
         if config.data:
             source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
         elif config.task.startswith(gym.PREFIX):
             source = gym.source(config.task, config.eval_problems)
         else:
             source = tasks.generated(config.task, config.eval_problems, config.chain, config.filler)
-        verifier = verifier_of(config.verifier or source.verifier)
+        verifier = verifier_of(config.verifier or source.verifier, config.verifier_timeout)
     except ValueError as error:
         raise UserError(str(error)) from error
     for problem in source.known:
@@ -41,16 +39,19 @@ def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
         whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
         advice = "'answer' is for the final answer alone, 'solution' for the way to it"
         print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
-    return source, partial(verifier, seconds=config.verifier_timeout) if isinstance(verifier, Rule) else verifier
+    return source, verifier
 
 
-def verifier_of(name: str) -> Verifier:
-    """As `verifiers.load`; a file of the user's, "math_verify" and "reasoning_gym:NAME" in processes of their own."""
+def verifier_of(name: str, seconds: float = 0.0) -> Verifier:
+    """As `verifiers.load`, but a file of the user's in a process of its own, `seconds` an answer; packages' as well."""
     if name == "math_verify":
         scorer("math_verify")  # says if the package is missing
     if name.startswith(gym.PREFIX):
         return gym.verifier(name)
-    return verifiers.load(name, Rule, math_verify=math_verify)
+    verifier = verifiers.load(name, Rule, math_verify=math_verify)
+    if isinstance(verifier, Rule):
+        verifier.seconds = seconds
+    return verifier
 
 
 def check_fit(problem: tasks.Problem, verifier: Verifier, config: Config) -> None:

@@ -17,11 +17,13 @@ from harness.evaluation import credited_samples, evaluate, evaluate_teacher
 from harness.models import check_weights
 from harness.options import FILES, config_of, fingerprint_of
 from harness.problems import load_source
-from harness.warm_start import steps_for, try_targets
+from harness.warm_start import steps_for, try_targets, warm_start
 from harness.watch import Watch, is_finite, keep_skipped
 from rollout import Rollout
 from support import files, processes, shards
 from support.errors import UserError, visible
+
+LEFT = "--resume goes on from the last checkpoint, if any"  # what a run leaves that is broken off
 
 
 class Run:
@@ -32,13 +34,13 @@ class Run:
     """
 
     def __init__(self, config: Config):
-        self.config, self.samples_a_pass = config, 1
+        self.config, self.samples = config, 1
 
     def __enter__(self) -> "Run":
         config = self.config
         with contextlib.ExitStack() as stack:
             stack.enter_context(console.interruptible())
-            stack.enter_context(memory.explained(lambda: self.samples_a_pass))
+            stack.enter_context(memory.explained(lambda: memory.samples_a_pass(self.samples, config)))
             self.source, self.verifier = load_source(config)
             config.warm_steps = steps_for(config, self.source)
             processes.apart = True
@@ -63,6 +65,10 @@ class Run:
                 console.finish(self.out)
             processes.stop()
         return None
+
+    def warm_start(self) -> None:
+        """Imitate worked examples, in both views: what pretraining is to a language model."""
+        warm_start(self.policy, self.source, self.config, self.interrupt)
 
     def start(self) -> None:
         """Evaluate the policy before its first update, in both views, and keep it."""
@@ -91,13 +97,13 @@ class Run:
 
     def show(self, step: int, batch: Rollout, lam: float) -> None:
         """Where an evaluation is due: two samples of the batch with their credit, to samples.jsonl."""
-        self.samples_a_pass = memory.samples_a_pass(batch, self.config)
+        self.samples = len(batch.problems)
         if step % self.config.eval_every == 0:
             for row in credited_samples(self.policy, self.teacher, batch, self.config, lam):
                 files.append(self.out / "samples.jsonl", {"step": step, **row})
 
     def log(self, step: int, batch: Rollout, lam: float, metrics: dict[str, float]) -> None:
-        """The update's line; evaluation and checkpoint where they are due; the run's end after Ctrl-C, or if hopeless."""
+        """The update's line; evaluation and checkpoint where they are due; the end after Ctrl-C, or if hopeless."""
         config = self.config
         if not is_finite(metrics):
             keep_skipped(batch, metrics, step, config)

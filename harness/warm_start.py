@@ -15,7 +15,8 @@ from harness.console import Interrupt, Interrupted
 from harness.models import warm_seed
 from model import Samples, Transformer, token_logps
 from rollout import verify
-from sources import gym, scorers
+from sources import gym
+from sources.careless import careless
 from support.errors import UserError, one_line, reading, visible
 from support.files import fill, load, save
 from verifiers import Verifier
@@ -23,6 +24,9 @@ from verifiers import Verifier
 SECONDS = 3  # between two lines, and at least between two checkpoints, of a warm start
 STEPS, FEWEST, PASSES = 700, 100, 100
 MOMENTS = ("exp_avg", "exp_avg_sq")
+ROOT = Path(tasks.__file__).parent
+RUN_THROUGH = "model.py tasks.py rollout.py verifiers.py sources/*.py published/*.py".split()
+RUN_THROUGH += [f"harness/{name}.py" for name in ("models", "problems", "warm_start")]
 
 
 def steps_for(config: Config, source: tasks.Source) -> int:
@@ -106,16 +110,16 @@ def imitation_loss(model: Transformer, source: tasks.Source, config: Config, rng
 
     Were the teacher's examples all right, it would learn to be careful wherever a reference stands, and not to read it.
     """
-    prompts, targets = [], []
+    prompts, targets, work = [], [], careless(config)
     for problem in source.draw(rng, config.warm_batch):
         if rng.random() < config.warm_teacher_share:
-            problem = source.careless(problem, rng, config.warm_teacher_slip)
+            problem = work(problem, rng, config.warm_teacher_slip)
             shown = "solution" if rng.random() < solution_share(config) else "answer"
             prompts.append(tasks.teacher_view(problem, shown))
             targets.append(tasks.target(problem, cite=rng.random() < config.warm_cite))
         else:
             prompts.append(tasks.student_prompt(problem))
-            targets.append(tasks.target(source.careless(problem, rng, config.warm_slip)))
+            targets.append(tasks.target(work(problem, rng, config.warm_slip)))
     demonstrations = Samples.of(targets, config.device)
     with torch.autocast("cuda", dtype=torch.bfloat16, enabled=config.bf16):
         return -token_logps(model, prompts, demonstrations, 1.0)[demonstrations.mask].mean()
@@ -131,9 +135,7 @@ def warm_start_key(config: Config) -> str:
         "task chain filler data privileged_key device bf16 init hidden_size num_layers max_seq_len eval_problems "
         "warm_steps warm_batch warm_lr warm_teacher_share warm_slip warm_teacher_slip warm_cite"
     ).split()
-    rooms = "model tasks rollout verifiers harness/problems harness/models harness/warm_start sources/jsonl".split()
-    files = [Path(tasks.__file__).parent / f"{name}.py" for name in rooms]
-    files += [Path(gym.__file__), Path(scorers.__file__)] if config.task.startswith(gym.PREFIX) else []
+    files = [path for run_through in RUN_THROUGH for path in sorted(ROOT.glob(run_through))]
     files += [Path(config.data)] if config.data else []
     files += sorted(Path(config.init).glob("*.safetensors")) if config.init else []
     values = [getattr(config, name) for name in names]

@@ -53,3 +53,6 @@ def round_by_chance(x: Tensor, noise: torch.Generator) -> Tensor:
     bits = x.view(torch.int32)  # a bfloat16 is the upper half of a float32
     chance = torch.randint(2**16, x.shape, device=x.device, dtype=torch.int32, generator=noise)
     return ((bits + chance) & -(2**16)).view(torch.float32).bfloat16()
+
+
+Optimizer = torch.optim.Optimizer | RoundedAdam

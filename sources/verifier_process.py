@@ -13,6 +13,8 @@ from verifiers import Failed, Verifier, reward_of
 class Rule(Worker):
     """The verifier `name` of the user's file at `path`; `seconds` are what one answer may take, 0: any time."""
 
+    seconds = 0.0
+
     def __init__(self, path: str, name: str):
         options = {"stderr": None if sys.__stderr__ else subprocess.DEVNULL}
         super().__init__("sources.verifier_process", "alone", path, name, **options)
@@ -21,11 +23,11 @@ class Rule(Worker):
         except TimeoutError as error:
             raise Failed(str(error)) from None
 
-    def __call__(self, completion: str, answer: str, seconds: float = 0.0) -> float:
+    def __call__(self, completion: str, answer: str) -> float:
         try:
-            return reward_of(self.ask(completion, answer, seconds=seconds))
+            return reward_of(self.ask(completion, answer, seconds=self.seconds))
         except TimeoutError:
-            raise Failed(f"it took longer than --verifier_timeout {seconds:g} seconds") from None
+            raise Failed(f"it took longer than --verifier_timeout {self.seconds:g} seconds") from None
 
 
 def alone(path: str, name: str) -> Verifier:

@@ -8,11 +8,11 @@ from rlsd import rlsd_loss
 from support.processes import total
 
 
-def nan_loss(mask: Tensor, *logps: Tensor | None) -> Tensor:
+def nan_loss(mask: Tensor, logps: Tensor, *others: Tensor | None) -> Tensor:
     """nan, and so is its gradient, where log-probabilities on tokens are not finite; else the error that is handled."""
-    if all(x[mask].isfinite().all() for x in logps if x is not None):
+    if all(x[mask].isfinite().all() for x in (logps, *others) if x is not None):
         raise  # noqa: PLE0704
-    return logps[0].sum() * math.nan
+    return logps.sum() * math.nan
 
 
 def nothing_moves(batch, tokens: Tensor) -> dict[str, float]:

@@ -133,7 +133,7 @@ def most(n: int) -> int:
     return int(gather(torch.tensor([n])).max())
 
 
-# ---- words of an update and a rollout ----------------------------------------------------------------------------------
+# ---- words of an update and a rollout --------------------------------------------------------------------------------
 
 
 def add_up(policy: Any, teacher: Any, metrics: dict[str, float]) -> dict[str, float]:

@@ -86,7 +86,7 @@ def program(main=None, *, left: str = ""):
 
 
 def open_streams() -> None:
-    """Streams that are there, whatever the shell has closed, and that take any letter, whatever the terminal's alphabet."""
+    """Streams that are there, whatever the shell has closed, and that take any letter in any terminal."""
     for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
         if getattr(sys, name) is None:  # closed: the next file opened would get its number
             way = os.O_RDONLY if name == "stdout" else os.O_RDWR  # what is printed must not get lost

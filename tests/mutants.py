@@ -38,6 +38,8 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py"],
     "config.py": ["bad_input/test_bad_options.py", "test_train.py"],
     "support/judge.py": ["test_judge.py", "test_train.py"],
+    "support/micro_batches.py": ["test_methods.py", "test_train.py"],
+    "support/numbers.py": ["test_methods.py", "test_train.py", "test_guards.py"],
     "sources/jsonl.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
     "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
     "harness/options.py": ["bad_input/test_bad_options.py", "test_train.py"],

@@ -56,7 +56,7 @@ def spoil(monkeypatch, steps):
 
 def test_a_policy_whose_logits_overflow_ends_in_one_line(tmp_path, monkeypatch, capsys):
     """Its weights are finite, and what it computes is not: no sample has a log-probability."""
-    monkeypatch.setattr(train, "warm_start", lambda model, *rest: model.norm.weight.data.fill_(3e38))
+    monkeypatch.setattr(run, "warm_start", lambda model, *rest: model.norm.weight.data.fill_(3e38))
     assert train.main(options(tmp_path, "a", "--steps", "12")) == 2
     assert "10 updates in a row were skipped" in capsys.readouterr().err
     assert [row.get("skipped", 0) for row in rows(tmp_path, "a")] == [0] + 10 * [1]
@@ -141,13 +141,13 @@ def test_the_first_ten_skipped_batches_are_kept(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch, capsys):
-    warm = train.warm_start
+    warm = warm_start.warm_start
 
     def spoiled(model, *rest):
         warm(model, *rest)
         torch.nn.init.constant_(model.embed.weight, math.nan)
 
-    monkeypatch.setattr(train, "warm_start", spoiled)
+    monkeypatch.setattr(run, "warm_start", spoiled)
     assert train.main(options(tmp_path, "run")) == 2
     err = capsys.readouterr().err
     assert "weights are not all finite" in err and "--warm_lr" in err and err.count("\n") == 1
@@ -305,7 +305,7 @@ NO_MEMORY = {
 @pytest.mark.parametrize("kind", NO_MEMORY)
 def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module, name, words, kind):
     def full(*args, **kwargs):
-        raise NO_MEMORY[kind]
+        raise NO_MEMORY[kind].with_traceback(None)  # one object for all cases
 
     monkeypatch.setattr(module, name, full)
     assert train.main(options(tmp_path, "run")) == 2

@@ -23,6 +23,7 @@ from harness.problems import verifier_of
 from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss
+from sources.verifier_process import Rule
 from support import errors, judge
 from support.errors import UserError
 from tasks import Problem, student_prompt
@@ -42,6 +43,8 @@ def config_of(tmp_path, *more):
 def judged(verifier, config, said=("one", "two", "three")):
     samples = Samples.of([tasks.encode(text) for text in said])
     problems = [Problem("1+1", "2", origin=f"my.jsonl:{i + 7}") for i in range(len(said))]
+    if isinstance(verifier, Rule):
+        verifier.seconds = config.verifier_timeout
     return rollout.verify(verifier, samples, problems, config)
 
 

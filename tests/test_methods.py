@@ -9,11 +9,12 @@ import rollout
 import tasks
 import train
 from baselines import losses, methods, readings
+from credit.tokens import right_and_wrong
 from harness.checkpoint import State
-from harness.micro_batches import longest_view
 from harness.models import build_model
 from model import Samples
 from rlsd import group_advantages
+from support.micro_batches import longest_view
 from tasks import Problem, prompt, student_prompt, teacher_prompt
 
 HALF = "return float(sum(map(ord, completion)) % 2)"
@@ -157,9 +158,7 @@ def group(texts, rewards, size):
     [([0.5, 0.2, 0.9, 0.1], [2, 3]), ([math.nan, 0.2, 0.9, 0.1], [2, 3]), ([0.3, math.nan, 0.6, math.nan], [2, 0])],
 )
 def test_right_and_wrong_are_the_best_and_the_worst_that_were_judged(rewards, picked):
-    batch = group(["a", "b", "c", "d"], [0.0] * 4, 4)
-    batch.rewards = torch.tensor(rewards)
-    assert batch.right_and_wrong().tolist() == picked
+    assert right_and_wrong(torch.tensor(rewards)).tolist() == picked
 
 
 def test_sdpo_shows_another_right_sample_and_skips_those_without(monkeypatch):
@@ -188,10 +187,7 @@ def test_a_part_mark_is_no_right_sample_to_show():
     ]
 
 
-@pytest.mark.parametrize(
-    "method, rows",
-    [("rlsd", [3, 4, 5]), ("grpo", [3, 4, 5]), ("grpo+opsd", [0, 1, 3, 4, 5]), ("opsd", [0, 1, 3, 4, 5])],
-)
+@pytest.mark.parametrize("method, rows", [("grpo+opsd", [0, 1, 3, 4, 5]), ("opsd", [0, 1, 3, 4, 5])])
 def test_distillation_learns_from_groups_without_spread_too(method, rows):
     """And nobody from a sample that was dropped: its reward is nan."""
     batch = group(["a", "b", "c", "d", "e", "f"], [1.0, 1.0, 1.0, 0.0, 1.0, 0.5], 3)
@@ -266,7 +262,7 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
     logps = rollout.score(state.policy, batch, config, student_prompt).detach()
     by_teacher = rollout.score(state.teacher, batch, config, teacher_prompt).detach()
     got = rollout.evidence(state.teacher, batch, config, logps)
-    third = tasks.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
+    third = readings.thought_mask(batch.samples.tokens) if name == "thought_only" else batch.advantages
     args = calls[0][0]
     assert (
         len(calls) == 1
@@ -279,8 +275,8 @@ def test_readings_of_the_evidence_are_used(monkeypatch, more, name):
 
 def test_the_thought_ends_at_the_answer_marker():
     tokens = Samples.of([tasks.encode("ab\n#### 1") + [tasks.END], tasks.encode("abc")]).tokens
-    assert tasks.thought_mask(tokens).tolist() == [[True] * 3 + [False] * 4, [True] * 7]
-    (quoting,) = tasks.thought_mask(Samples.of([tasks.encode("<think>#### 7</think>#### 1")]).tokens).tolist()
+    assert readings.thought_mask(tokens).tolist() == [[True] * 3 + [False] * 4, [True] * 7]
+    (quoting,) = readings.thought_mask(Samples.of([tasks.encode("<think>#### 7</think>#### 1")]).tokens).tolist()
     assert quoting == [True] * 18 + [False] * 3  # what the thought quotes is not the answer
 
 

@@ -18,11 +18,11 @@ import torch
 import tasks
 import train
 from harness.checkpoint import State
-from harness.micro_batches import parts_of
 from model import Samples
 from published import weights
 from rlsd import group_advantages
 from support import processes
+from support.micro_batches import parts_of
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = [
@@ -114,9 +114,9 @@ def test_gradients_and_samples_are_those_of_one_process(tmp_path, monkeypatch):
     groups = [question for question, _ in one["samples"][::4]]
     assert any(a == b for a, b in zip(groups, groups[1:]))
     assert one["gradient"].norm() > 0.01
-    for processes in found.values():
-        assert sorted(s for process in processes for s in process["samples"]) == sorted(one["samples"])
-        for process in processes:
+    for several in found.values():
+        assert sorted(s for process in several for s in process["samples"]) == sorted(one["samples"])
+        for process in several:
             assert (process["gradient"] - one["gradient"]).norm() < 1e-6 * one["gradient"].norm()
 
 
@@ -144,7 +144,7 @@ for failing in (0, 1, 2):  # all learn of it, and process 0 alone is to say so
         assert str(error) == "/nowhere/at/all: No such file or directory" and processes.speaks() == (r == 0)
 assert processes.most(15 if r == 1 else 0) == 15
 assert processes.most(2 - r) == 2
-assert processes.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # a process whose samples all fell
+assert processes.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2] * 4]  # all fell
 assert processes.gather(torch.zeros(0, 4)).shape == (0, 4) and processes.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
 assert processes.total(own) == 3 and own == r

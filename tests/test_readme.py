@@ -1,5 +1,6 @@
 """The README's table of equations points at the right lines, and its figures stand in the committed results."""
 
+import dataclasses
 import itertools
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 import torch
 from ours import ours
 
+from config import Config
 from rlsd import group_advantages
 from study import bootstrap, plan
 
@@ -41,11 +43,9 @@ def test_figures_are_those_of_the_committed_runs():
 
 
 def test_the_examples_of_the_readme_are_options_that_exist():
-    import train
-
     for command in re.findall(r"python train\.py ([^`#\n|]+)", README):
         args = command.split()
-        known = {f.name for f in train.dataclasses.fields(train.Config)}
+        known = {f.name for f in dataclasses.fields(Config)}
         assert {a[2:] for a in args if a.startswith("--")} <= known | {"help"}, command
 
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import tasks
 import verifiers
-from sources import jsonl
+from config import Config
+from sources import careless, jsonl
 from support.errors import UserError
 from tasks import ASSISTANT, END, REFERENCE, USER, Problem, student_prompt, teacher_prompt
 
@@ -77,7 +78,7 @@ def test_the_views_differ_in_the_privileged_text_alone(problem, text):
 @given(seed=st.integers(0, 2**32))
 def test_worked_solutions_are_right_and_careless_ones_hang_together(task, seed):
     rng = random.Random(seed)
-    source = tasks.generated(task, 5)
+    source, work = tasks.generated(task, 5), careless.careless(Config(task=task))
     verifier = verifiers.load(source.verifier)
     for problem in source.draw(rng, 5):
         assert verifier(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
@@ -87,11 +88,11 @@ def test_worked_solutions_are_right_and_careless_ones_hang_together(task, seed):
             left, right = line.split("=")
             assert verifiers._evaluate(left)[0] + carry == int(right)
             carry = int(right) // 10 if task == "addition" else 0
-        assert source.careless(problem, rng, 0.0) == problem
-        careless = source.careless(problem, rng, 1.0)
-        assert careless.question == problem.question
-        right = careless.solution == problem.solution
-        reward = verifier(tasks.decode(tasks.target(careless)), problem.answer)
+        assert work(problem, rng, 0.0) == problem
+        slipped = work(problem, rng, 1.0)
+        assert slipped.question == problem.question
+        right = slipped.solution == problem.solution
+        reward = verifier(tasks.decode(tasks.target(slipped)), problem.answer)
         assert reward >= right  # countdown may reach the target by another way
 
 
@@ -103,16 +104,16 @@ def test_copying_a_given_number_does_not_reach_the_target(chain):
 
 
 def test_addition_by_hand():
-    columns = tasks._columns("4787", "3625", lambda: True)
+    columns = tasks.columns("4787", "3625", lambda: True)
     assert columns == ("7+5=12\n8+2=11\n7+6=14\n4+3=8", "8412")
-    assert tasks._columns("4787", "3625", lambda: False) == ("7+5=12\n8+2=10\n7+6=13\n4+3=7", "7302")
-    assert tasks._columns("99", "99", lambda: True) == ("9+9=18\n9+9=19", "198")
+    assert tasks.columns("4787", "3625", lambda: False) == ("7+5=12\n8+2=10\n7+6=13\n4+3=7", "7302")
+    assert tasks.columns("99", "99", lambda: True) == ("9+9=18\n9+9=19", "198")
 
 
 def test_slips_come_at_the_stated_rate():
     rng = random.Random(0)
-    problem = Problem("9999+9999", "19998", tasks._columns("9999", "9999", lambda: True)[0])
-    remembered = sum(tasks.careless_addition(problem, rng, 0.75).solution.count("=19") for _ in range(2000))
+    problem = Problem("9999+9999", "19998", tasks.columns("9999", "9999", lambda: True)[0])
+    remembered = sum(careless.addition(problem, rng, 0.75).solution.count("=19") for _ in range(2000))
     assert remembered / 6000 == pytest.approx(0.25, abs=0.02)
 
 
@@ -123,7 +124,7 @@ def test_guessing_does_not_pay(task):
     for problem in drawn:
         answers[problem.answer] += 1
     assert answers.most_common(1)[0][1] / 5000 < 0.02
-    verifier = verifiers.load(tasks.GENERATORS[task][2])
+    verifier = verifiers.load(tasks.GENERATORS[task][1])
     guesses = {str(n) for n in range(1, 30)} | {"1+1", "2*2", "10+10", "20-1"}
     guesses |= {p.question.split(" from ")[-1].split()[0] for p in drawn[:20]}  # copying a given number
     for guess in guesses:
@@ -144,7 +145,7 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
     assert not {ordered(q) for q in held_out} & {ordered(p.question) for p in first.draw(random.Random(3), 20000)}
     # with almost nothing left to draw, held-out questions keep coming up and are passed over
     digit = lambda rng, filler: Problem(str(rng.randrange(10)), "1")
-    monkeypatch.setitem(tasks.GENERATORS, "tiny", (digit, tasks.careless_addition, "number"))
+    monkeypatch.setitem(tasks.GENERATORS, "tiny", (digit, "number"))
     tiny = tasks.generated("tiny", 8)
     drawn = {p.question for p in tiny.draw(random.Random(3), 50)}
     assert len(drawn) == 2 and not drawn & {p.question for p in tiny.held_out}

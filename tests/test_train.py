@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import math
 import os
@@ -18,11 +19,16 @@ from hypothesis import strategies as st
 import rollout
 import tasks
 import train
+import verifiers
+from config import Config
 from harness import console, evaluation, warm_start
-from harness.checkpoint import build_model
+from harness.checkpoint import State, export
+from harness.models import build_model
+from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, rlsd_loss, token_advantages
 from support import files
+from support.micro_batches import micro_batches
 from tasks import END, Problem, student_prompt, teacher_prompt
 
 ROOT = Path(train.__file__).parent
@@ -97,8 +103,8 @@ def checkpoint(tmp_path, name):
 
 
 def test_checkpoints_come_every_save_every_updates_and_at_the_end(tmp_path, monkeypatch):
-    saved, save = [], train.State.save
-    monkeypatch.setattr(train.State, "save", lambda self, *args: saved.append(self.step) or save(self, *args))
+    saved, save = [], State.save
+    monkeypatch.setattr(State, "save", lambda self, *args: saved.append(self.step) or save(self, *args))
     assert train.main(options(tmp_path, "run", "--steps", "5", "--save_every", "2")) == 0
     assert saved == [0, 2, 3, 4, 5]  # and at 3 for a best.pt of it
 
@@ -237,22 +243,22 @@ def test_own_data_and_own_verifier_in_one_command(tmp_path):
 def sharp_state(*more):
     """An untrained policy whose distributions are far from uniform."""
     config = train.parse_config([*TINY, *more])
-    state = train.State(config)
+    state = State(config)
     with torch.no_grad():
-        for p in state.model.parameters():
+        for p in state.policy.parameters():
             p.mul_(3) if p.dim() == 2 else None
     return config, state
 
 
 def prepared(*more):
     config, state = sharp_state(*more)
-    state.sync_teacher()
+    train.move(state.teacher, state.policy, 1.0)
     source = tasks.generated("addition", 5)
     return config, state, source
 
 
 def batch_of(state, source, config, body=lambda c, a: float(sum(map(ord, c)) % 2)):
-    return train.rollout(state.model, source, body, config, 1)
+    return train.rollout(state.policy, source, body, config, 1)
 
 
 def test_the_model_is_of_the_size_asked_for():
@@ -263,7 +269,7 @@ def test_the_model_is_of_the_size_asked_for():
 
 
 def test_the_optimizer_is_adam_as_asked_for():
-    optimizer = train.State(train.parse_config([*TINY, "--lr", "0.003"])).optimizer
+    optimizer = State(train.parse_config([*TINY, "--lr", "0.003"])).optimizer
     assert type(optimizer) is torch.optim.Adam
     assert (optimizer.defaults["lr"], optimizer.defaults["betas"], optimizer.defaults["weight_decay"]) == (
         0.003,
@@ -293,7 +299,7 @@ def test_every_step_and_every_seed_draws_problems_and_noise_of_its_own():
     def drawn(source, step, seed="0"):
         config, state, _ = prepared()
         config.seed = int(seed)  # the weights stay
-        batch = train.rollout(state.model, source, lambda c, a: 0.0, config, step)
+        batch = train.rollout(state.policy, source, lambda c, a: 0.0, config, step)
         return [p.question for p in batch.problems], batch.samples.completions()
 
     generated = tasks.generated("addition", 5)
@@ -311,7 +317,7 @@ def test_equal_questions_stay_two_groups():
     config, state, source = prepared()
     twice = tasks.Source(lambda rng, n: [Problem("1+1", "2")] * n, [], [], "number", None)
     rewards = iter([1, 0, 0, 0, 1, 1, 1, 0])
-    batch = train.rollout(state.model, twice, lambda c, a: float(next(rewards)), config, 1)
+    batch = train.rollout(state.policy, twice, lambda c, a: float(next(rewards)), config, 1)
     assert torch.allclose(batch.advantages, torch.tensor([1.5, -0.5, -0.5, -0.5, 0.5, 0.5, 0.5, -1.5]), atol=1e-4)
 
 
@@ -321,8 +327,8 @@ def test_a_well_formatted_wrong_answer_earns_nothing():
     problem = Problem("1111+2222", "3333")
     wrong = tasks.target(Problem(problem.question, "3334", "1+2=3\n1+2=3\n1+2=3\n1+2=3"))
     samples = Samples.of([wrong, tasks.target(problem)])
-    verifier = train.verifiers.load("number")
-    assert train.verify(verifier, samples, [problem, problem], train.Config()) == [0.0, 1.0]
+    verifier = verifiers.load("number")
+    assert rollout.verify(verifier, samples, [problem, problem], Config()) == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("micro", ["", "--micro_batch 1", "--micro_batch 3", "--micro_tokens 180"])
@@ -338,14 +344,14 @@ def test_update_takes_the_gradient_of_the_whole_batch(micro, lam):
     views = [[view(p) for p in batch.problems] for view in (student_prompt, teacher_prompt)]
     with torch.no_grad():
         teacher_logps = token_logps(state.teacher, views[1], batch.samples, 1.0)
-    logps = token_logps(state.model, views[0], batch.samples, 1.0)
+    logps = token_logps(state.policy, views[0], batch.samples, 1.0)
     loss, _ = rlsd_loss(logps, batch.samples.logps, teacher_logps, batch.advantages, batch.samples.mask, lam=lam)
-    expected = torch.autograd.grad(loss, list(state.model.parameters()))
-    before = [p.detach().clone() for p in state.model.parameters()]
-    metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, lam)
-    for p, gradient in zip(state.model.parameters(), expected):
+    expected = torch.autograd.grad(loss, list(state.policy.parameters()))
+    before = [p.detach().clone() for p in state.policy.parameters()]
+    metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
+    for p, gradient in zip(state.policy.parameters(), expected):
         assert torch.allclose(p.grad, gradient, atol=1e-6)
-    assert any(not torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+    assert any(not torch.equal(a, b) for a, b in zip(before, state.policy.parameters()))
     assert all(p.grad is None for p in state.teacher.parameters())
     norm = torch.stack([g.square().sum() for g in expected]).sum().sqrt().item()
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-4) and metrics["loss"] == pytest.approx(
@@ -363,7 +369,7 @@ def test_metrics_do_not_depend_on_micro_batches():
     for more in ([], ["--micro_batch", "3"], ["--micro_tokens", "180"]):
         config, state, source = prepared(*more)
         results.append(
-            train.update(state.model, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5)
+            train.update(state.policy, state.teacher, state.optimizer, batch_of(state, source, config), config, 0.5)
         )
     assert results[0].keys() == results[1].keys() == results[2].keys()
     for other in results[1:]:
@@ -379,11 +385,11 @@ def test_metrics_do_not_depend_on_micro_batches():
 )
 def test_parts_of_a_batch_stay_within_both_bounds_and_no_row_is_left_out(sizes, rows, tokens, method):
     """Question, answer and completion of each row in tokens; every second row is picked."""
-    config = train.Config(method=method, micro_batch=rows, micro_tokens=tokens)
+    config = Config(method=method, micro_batch=rows, micro_tokens=tokens)
     problems = [Problem("q" * q, "a" * a) for q, a, _ in sizes]
     batch = train.Rollout(problems, Samples.of([[5] * n for *_, n in sizes]), torch.zeros(0), torch.zeros(0))
     picked = torch.arange(0, len(sizes), 2)
-    parts = [part.tolist() for part in rollout.micro_batches(batch, picked, config)]
+    parts = [part.tolist() for part in micro_batches(batch, picked, config)]
     assert [i for part in parts for i in part] == picked.tolist()
 
     def too_much(part):
@@ -401,37 +407,33 @@ def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
     seen = []
     original = evaluation.sample
     monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seen.append(k["at_once"]) or original(*a, **k))
-    train.evaluate(state.model, source, train.verifiers.load("number"), config)
-    train.evaluate(
-        state.model, source, train.verifiers.load("number"), train.dataclasses.replace(config, micro_tokens=0)
-    )
+    evaluation.evaluate(state.policy, source, verifiers.load("number"), config)
+    evaluation.evaluate(state.policy, source, verifiers.load("number"), dataclasses.replace(config, micro_tokens=0))
     assert seen == [8, 8, 0, 0]
 
 
 def test_samples_without_advantage_count_in_the_mean_but_are_not_scored(monkeypatch):
     config, state, source = prepared()
     rewards = iter([1, 1, 1, 1, 0, 1, 0, 1])
-    batch = train.rollout(state.model, source, lambda c, a: float(next(rewards)), config, 1)
+    batch = train.rollout(state.policy, source, lambda c, a: float(next(rewards)), config, 1)
     scored, denominators = [], []
-    original, loss = rollout.token_logps, rollout.rlsd_loss
-    monkeypatch.setattr(methods, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
-    monkeypatch.setattr(
-        methods, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k)
-    )
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    original, loss = rollout.token_logps, train.rlsd_loss
+    monkeypatch.setattr(rollout, "token_logps", lambda m, p, s, t: scored.append(len(p)) or original(m, p, s, t))
+    monkeypatch.setattr(train, "rlsd_loss", lambda *a, **k: denominators.append(int(k["denominator"])) or loss(*a, **k))
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert scored == [4, 4] and denominators == [int(batch.samples.mask.sum())]
     scored.clear()
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.0)
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.0)
     assert scored == [4]  # at lambda 0 the teacher is not asked
 
 
 def test_no_spread_anywhere_moves_nothing():
     config, state, source = prepared()
     batch = batch_of(state, source, config, lambda c, a: 1.0)
-    before = [p.detach().clone() for p in state.model.parameters()]
-    metrics = train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    before = [p.detach().clone() for p in state.policy.parameters()]
+    metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert metrics["weight"] == 1 and all(value == 0 for name, value in metrics.items() if name != "weight")
-    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(before, state.policy.parameters()))
 
 
 def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
@@ -449,8 +451,8 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
         )
         return original(model, prompts, samples, temperature)
 
-    monkeypatch.setattr(methods, "token_logps", spy)
-    train.update(state.model, state.teacher, state.optimizer, batch, config, 0.5)
+    monkeypatch.setattr(rollout, "token_logps", spy)
+    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     rows = batch.advantages.nonzero().squeeze(1).tolist()
     assert seen["teacher"][0] == [teacher_prompt(batch.problems[i], "answer") for i in rows]
     assert seen["student"][0] == [student_prompt(batch.problems[i]) for i in rows]
@@ -463,22 +465,22 @@ def test_the_teacher_sees_the_reference_and_the_student_does_not(monkeypatch):
 def test_sampling_scoring_and_teacher_share_one_temperature(temperature):
     config, state, source = prepared("--temperature", temperature)
     batch = batch_of(state, source, config)
-    again = rollout.score(state.model, batch, config, student_prompt)
+    again = rollout.score(state.policy, batch, config, student_prompt)
     assert torch.allclose(again, batch.samples.logps, atol=1e-4)
     teacher_logps = token_logps(
         state.teacher, [teacher_prompt(p) for p in batch.problems], batch.samples, float(temperature)
     )
     assert torch.allclose(rollout.evidence(state.teacher, batch, config, again.detach()), teacher_logps, atol=1e-6)
-    metrics = train.update(state.model, state.model, state.optimizer, batch, config, 0.5)
+    metrics = train.update(state.policy, state.policy, state.optimizer, batch, config, 0.5)
     assert metrics["policy_clipped"] == 0
 
 
 def test_teacher_is_synced_after_every_kth_update(tmp_path, monkeypatch):
     """Mistake 14: after updates 2, 4, 6 the teacher equals the policy that these updates made."""
     events = []
-    update, sync = train.update, train.State.sync_teacher
+    update, move = train.update, train.move
     monkeypatch.setattr(train, "update", lambda *a: events.append("update") or update(*a))
-    monkeypatch.setattr(train.State, "sync_teacher", lambda self: events.append("sync") or sync(self))
+    monkeypatch.setattr(train, "move", lambda *a, share: events.append("sync") or move(*a, share))
     assert train.main(options(tmp_path, "run", *verifier_file(tmp_path, SOME_REWARD))) == 0
     assert events == ["sync"] + ["update", "update", "sync"] * 3
     state = checkpoint(tmp_path, "run")
@@ -500,7 +502,7 @@ def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
     monkeypatch.setattr(
         warm_start, "token_logps", lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t)
     )
-    loss = warm_start.imitation_loss(state.model, source, config, random.Random(0))
+    loss = warm_start.imitation_loss(state.policy, source, config, random.Random(0))
     right = {"teacher": [], "student": []}
     for prompt, completion in shown:
         view = "teacher" if tasks.REFERENCE in prompt else "student"
@@ -513,7 +515,7 @@ def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
     assert 60 < len(right["teacher"]) < 140
     assert 0.1 < sum(right["teacher"]) / len(right["teacher"]) < 0.7  # so a reference says more than that it is there
     assert 0 < sum(right["student"]) < 0.5 * len(right["student"])  # right only where nothing was to be carried
-    logps = original(state.model, [p for p, _ in shown], Samples.of([c for _, c in shown]), 1.0)
+    logps = original(state.policy, [p for p, _ in shown], Samples.of([c for _, c in shown]), 1.0)
     assert loss.item() == pytest.approx((-logps.sum() / sum(len(c) for _, c in shown)).item(), rel=1e-4)
 
 
@@ -527,7 +529,7 @@ def test_warm_start_shares_reach_the_view_they_are_of(monkeypatch, share):
         original = warm_start.token_logps
         spy = lambda m, p, s, t: shown.extend(zip(p, s.completions())) or original(m, p, s, t)
         monkeypatch.setattr(warm_start, "token_logps", spy)
-        warm_start.imitation_loss(state.model, source, config, random.Random(0))
+        warm_start.imitation_loss(state.policy, source, config, random.Random(0))
         monkeypatch.undo()
         teachers = [(prompt, tasks.decode(c)) for prompt, c in shown if tasks.REFERENCE in prompt]
         cited = [text.startswith(tasks.CITATION) for _, text in teachers]
@@ -549,7 +551,7 @@ def test_warm_start_learning_rate_gradient_and_problems_step_by_step(tmp_path, m
     monkeypatch.setattr(
         warm_start, "imitation_loss", lambda m, s, c, rng: draws.append(rng.getstate()) or loss(m, s, c, rng)
     )
-    warm_start.warm_start(state.model, source, config, SimpleNamespace(signal=0))
+    warm_start.warm_start(state.policy, source, config, SimpleNamespace(signal=0))
     expected = [0.5 * min(1, n / 20) * (1 - 0.9 * n / 30) for n in range(1, 31)]
     assert rates == pytest.approx(expected) and rates[-1] == pytest.approx(0.05)
     assert norms == [1.0] * 30 and len(set(draws)) == 30
@@ -694,7 +696,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
-    def interrupted(config, stack):
+    def interrupted(config):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", interrupted)
@@ -705,9 +707,9 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
 
 def test_without_a_warm_start_the_weights_are_the_seeds(tmp_path):
     config, state, source = prepared("--warm_steps", "0", "--warm_dir", str(tmp_path / "warm"))
-    before = [p.detach().clone() for p in state.model.parameters()]
-    warm_start.warm_start(state.model, source, config, None)
-    assert all(torch.equal(a, b) for a, b in zip(before, state.model.parameters()))
+    before = [p.detach().clone() for p in state.policy.parameters()]
+    warm_start.warm_start(state.policy, source, config, None)
+    assert all(torch.equal(a, b) for a, b in zip(before, state.policy.parameters()))
     assert not (tmp_path / "warm").exists()
 
 
@@ -740,8 +742,8 @@ def test_it_learns(tmp_path):
 def test_options_reach_the_step(tmp_path, monkeypatch):
     """Every option of the loss, off its default, arrives where it belongs."""
     seen = {}
-    loss, clip = rollout.rlsd_loss, torch.nn.utils.clip_grad_norm_
-    monkeypatch.setattr(methods, "rlsd_loss", lambda *a, **k: seen.update(k) or loss(*a, **k))
+    loss, clip = train.rlsd_loss, torch.nn.utils.clip_grad_norm_
+    monkeypatch.setattr(train, "rlsd_loss", lambda *a, **k: seen.update(k) or loss(*a, **k))
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: seen.update(norm=n) or clip(p, n))
     more = [
         "--rlsd_lambda",
@@ -771,7 +773,7 @@ def test_the_privileged_text_is_the_one_asked_for(tmp_path):
     ):
         problem = Problem("q", "a", "worked", own)
         config = train.parse_config([*TINY, *more])
-        assert rollout.teacher_view(problem, config) == tasks.prompt(problem, text)
+        assert tasks.teacher_view(problem, config.privileged) == tasks.prompt(problem, text)
 
 
 def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
@@ -786,10 +788,10 @@ def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
         return Samples.of([tasks.encode(text) + [END] for text in said[temperature]])
 
     monkeypatch.setattr(evaluation, "sample", stub)
-    scores = train.evaluate(state.model, source, train.verifiers.load("number"), config)
+    scores = evaluation.evaluate(state.policy, source, verifiers.load("number"), config)
     assert scores == {"pass@1": 0.75, "greedy": 0.25, "leakage": 0.25}
-    assert asked == [(state.model, [student_prompt(p) for p in problems], 1, 0)] * 2
-    assert train.evaluate_teacher(state.model, source, train.verifiers.load("number"), config) == {
+    assert asked == [(state.policy, [student_prompt(p) for p in problems], 1, 0)] * 2
+    assert evaluation.evaluate_teacher(state.policy, source, verifiers.load("number"), config) == {
         "teacher pass@1": 0.75
     }
     assert asked[2][1] == [teacher_prompt(p, "answer") for p in problems]
@@ -804,11 +806,11 @@ def test_credited_samples_are_the_best_and_the_worst_of_the_first_group_with_spr
             p.mul_(1.1)
     rewards = [1, 1, 1, 1, 0.5, 1, 0, 0.5, 1, 0, 0, 0, 0, 0, 0, 0]
     answers = iter(rewards)
-    batch = train.rollout(state.model, source, lambda c, a: float(next(answers)), config, 1)
-    logps = token_logps(state.model, [student_prompt(p) for p in batch.problems], batch.samples, 0.9).detach()
+    batch = train.rollout(state.policy, source, lambda c, a: float(next(answers)), config, 1)
+    logps = token_logps(state.policy, [student_prompt(p) for p in batch.problems], batch.samples, 0.9).detach()
     by_teacher = token_logps(state.teacher, [teacher_prompt(p) for p in batch.problems], batch.samples, 0.9).detach()
     for lam, teacher in ((0.6, state.teacher), (0.0, None)):
-        shown = evaluation.credited_samples(state.model, teacher, batch, config, lam)
+        shown = evaluation.credited_samples(state.policy, teacher, batch, config, lam)
         credit = token_advantages(batch.advantages, by_teacher, logps, batch.samples.mask, lam, 0.3)
         for row, i in zip(shown, (5, 6), strict=True):
             tokens = batch.samples.completions()[i]
@@ -818,7 +820,7 @@ def test_credited_samples_are_the_best_and_the_worst_of_the_first_group_with_spr
             assert row["credit"] == pytest.approx(credit[i, : len(tokens)].tolist(), abs=1e-4)
             assert all(c == round(c, 4) for c in row["credit"])
     batch.advantages = torch.zeros(16)
-    shown = evaluation.credited_samples(state.model, state.teacher, batch, config, 0.5)
+    shown = evaluation.credited_samples(state.policy, state.teacher, batch, config, 0.5)
     for row, i in zip(shown, (0, 1), strict=True):  # as they are, without credit
         assert row.keys() == {"question", "completion", "reward"} and row["reward"] == rewards[i]
         assert row["completion"] == tasks.decode(batch.samples.completions()[i])
@@ -831,7 +833,7 @@ def test_figures_of_a_rollout_by_hand():
     samples.logps[0, 0] = -2.5
     rewards = torch.tensor([1.0, 0, 0, 0, 1, 1, 1, 1])
     batch = train.Rollout([None] * 8, samples, rewards, group_advantages(rewards, 4))
-    assert train.describe(batch, config) == pytest.approx(
+    assert describe(batch, config) == pytest.approx(
         {"reward": 5 / 8, "length": 15 / 8, "entropy": (2.5 + 14 * 0.5) / 15, "no_spread": 0.5}
     )
 
@@ -869,7 +871,7 @@ def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best)
     monkeypatch.setattr(os, "replace", lambda a, b: written.append(Path(b).name) or replace(a, b))
     for state.step, row in enumerate(rows):
         with torch.no_grad():
-            state.model.norm.weight.fill_(state.step)
+            state.policy.norm.weight.fill_(state.step)
         state.keep(row, tmp_path, config, due=False)
         assert torch.load(tmp_path / "last.pt", weights_only=True)["step"] >= state.best_step
     assert (state.best_step, state.best) == best
@@ -881,22 +883,22 @@ def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best)
 def test_what_is_exported_is_said_and_update_0_is_warned_of(tmp_path, monkeypatch, capsys, which):
     config, state, _ = prepared()
     config.init, config.export, exported = "folder", which, []
-    monkeypatch.setattr("state.pretrained.save", lambda model, out, init: exported.append(model.norm.weight[0].item()))
+    monkeypatch.setattr("published.weights.save", lambda model, out, init: exported.append(model.norm.weight[0].item()))
     for state.step, score, best in ((0, 0.75, 0), (1, 0.5, 0), (2, 0.75, 2), (3, math.nan, 2)):
         with torch.no_grad():
-            state.model.norm.weight.fill_(state.step)
+            state.policy.norm.weight.fill_(state.step)
         state.keep({"pass@1": score}, tmp_path, config, due=True)
-        kept = state.model.norm.weight.clone()
-        train.export(state, config, tmp_path)
+        kept = state.policy.norm.weight.clone()
+        export(state, config, tmp_path)
         said = capsys.readouterr().out
         assert f"best.pt: the policy after update {best}, held-out score 0.750\n" in said
         assert f"{which}.pt as a folder for transformers and --init: {tmp_path / 'model'}" in said
         assert ("the policy before RL" in said) == (state.step == 1)
         assert exported[-1] == (best if which == "best" else state.step)
         with torch.no_grad():
-            state.model.norm.weight.copy_(kept)
+            state.policy.norm.weight.copy_(kept)
     state.best = -1.0
-    train.export(state, train.dataclasses.replace(config, init=""), tmp_path)
+    export(state, dataclasses.replace(config, init=""), tmp_path)
     assert "no reward" in capsys.readouterr().out and len(exported) == 4
 
 
@@ -928,16 +930,16 @@ def test_the_key_of_a_warm_start_holds_everything_it_depends_on(tmp_path):
         "bf16": True,
         "device": "cuda",
     }
-    base = train.Config()
+    base = Config()
     keys = [warm_start.warm_start_key(base)] + [
-        warm_start.warm_start_key(train.dataclasses.replace(base, **{k: v})) for k, v in changes.items()
+        warm_start.warm_start_key(dataclasses.replace(base, **{k: v})) for k, v in changes.items()
     ]
     assert len(set(keys)) == len(keys)
-    with_data = train.dataclasses.replace(base, data=str(data))
+    with_data = dataclasses.replace(base, data=str(data))
     before = warm_start.warm_start_key(with_data)
     data.write_text('{"question": "a", "answer": "B"}\n')
     assert warm_start.warm_start_key(with_data) != before
-    irrelevant = train.dataclasses.replace(base, lr=1.0, steps=3, out="x", method="grpo")
+    irrelevant = dataclasses.replace(base, lr=1.0, steps=3, out="x", method="grpo")
     assert warm_start.warm_start_key(irrelevant) == keys[0]
 
 

@@ -104,7 +104,7 @@ def tokenizer_config(fields: dict) -> dict:
 
 def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
     """Print the greedy answer in the chat format that training uses, and tokens a second."""
-    tasks.use(chat(load_tokenizer(folder)))
+    tasks.FORMAT = chat(load_tokenizer(folder))
     model = load(folder)
     prompt = tasks.student_prompt(tasks.Problem(question, ""))
     how = {"group_size": 1, "max_new_tokens": new_tokens, "temperature": 0.0, "stop_token": tasks.FORMAT.end}

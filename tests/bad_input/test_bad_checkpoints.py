@@ -405,7 +405,7 @@ def test_any_value_anywhere_in_a_checkpoint_is_refused_or_harmless(finished, tmp
     except errors.UserError as error:
         assert "\n" not in str(error) and "no checkpoint of this run" in str(error)
         return
-    for p in mine.model.parameters():
+    for p in mine.policy.parameters():
         p.grad = torch.ones_like(p)
     mine.optimizer.step()
     assert type(mine.step) is int and type(mine.best) is float

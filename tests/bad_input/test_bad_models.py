@@ -141,7 +141,7 @@ def published(tmp_path_factory):
 @pytest.fixture
 def folder(published, tmp_path):
     yield shutil.copytree(published, tmp_path / "model")
-    tasks.use(tasks.BYTES)
+    tasks.FORMAT = tasks.BYTES
 
 
 OPTIONS = (

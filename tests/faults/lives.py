@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
+from harness import run  # noqa: E402
 
 STEPS, SAVE_EVERY = 8, 3
 SMALL = (
@@ -172,11 +173,12 @@ class Life:
         for number, name in ((1, "out.txt"), (2, "err.txt")):
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
-        for name, text in (("warm_start", "warm start"), ("rollout", "rollout"), ("update", "update")):
-            setattr(train, name, phase.follow(getattr(train, name), text))
-        for name in ("evaluate", "evaluate_teacher"):
-            setattr(train, name, phase.follow(getattr(train, name), "evaluation"))
-        train.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
+        for name in ("rollout", "update"):
+            setattr(train, name, phase.follow(getattr(train, name), name))
+        for name in ("warm_start", "evaluate", "evaluate_teacher"):
+            text = "warm start" if name == "warm_start" else "evaluation"
+            setattr(run, name, phase.follow(getattr(run, name), text))
+        run.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
         disk = Disk(folder, phase, fault, at)
         disk.install()
         phase.set("between")

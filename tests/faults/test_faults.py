@@ -16,6 +16,7 @@ import torch
 from lives import ERRORS, RECIPES, RULE, SMALL, Disk, Phase, again, rows, same
 
 import config
+import harness.run
 import train
 from harness.checkpoint import State
 from support import errors, files
@@ -388,7 +389,7 @@ def test_best_is_of_the_run_that_last_tells_of(tmp_path, monkeypatch, capsys):
     """Killed between the two files, and killed before the next checkpoint: best.pt is that of the updates made."""
     more = ["--eval_every", "1", "--save_every", "3", "--steps", "6"]
     scores = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7])
-    monkeypatch.setattr(train, "evaluate", lambda *a: {"pass@1": next(scores), "greedy": 0.0, "leakage": 0.0})
+    monkeypatch.setattr("harness.run.evaluate", lambda *a: {"pass@1": next(scores), "greedy": 0.0, "leakage": 0.0})
     save = files.save
 
     def killed(state, path):
@@ -421,7 +422,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch, caps
         return metrics
 
     monkeypatch.setattr(train, "update", spoils)
-    monkeypatch.setattr(train, "evaluate", lambda *a: {"pass@1": 0.5, "greedy": 0.0, "leakage": 0.0})
+    monkeypatch.setattr("harness.run.evaluate", lambda *a: {"pass@1": 0.5, "greedy": 0.0, "leakage": 0.0})
     assert train.main([*options(tmp_path), "--eval_every", "9"]) == 2
     err = capsys.readouterr().err
     assert "last.pt stays as it was before update 6" in err and "norm.weight" in err and err.count("\n") == 1
@@ -463,10 +464,18 @@ def whole(tmp_path_factory):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize(
-    "name, call, step", [("evaluate", 1, 0), ("rollout", 2, 2), ("update", 1, 1), ("evaluate", 2, 4)]
+    "room, name, call, step",
+    [
+        (harness.run, "evaluate", 1, 0),
+        (train, "rollout", 2, 2),
+        (train, "update", 1, 1),
+        (harness.run, "evaluate", 2, 4),
+    ],
 )
-def test_a_signal_in_any_phase_ends_with_a_checkpoint(tmp_path, monkeypatch, capsys, whole, number, name, call, step):
-    calls, function = [], getattr(train, name)
+def test_a_signal_in_any_phase_ends_with_a_checkpoint(
+    tmp_path, monkeypatch, capsys, whole, number, room, name, call, step
+):
+    calls, function = [], getattr(room, name)
 
     def interrupted(*args):
         calls.append(args)
@@ -474,7 +483,7 @@ def test_a_signal_in_any_phase_ends_with_a_checkpoint(tmp_path, monkeypatch, cap
             os.kill(os.getpid(), number)
         return function(*args)
 
-    monkeypatch.setattr(train, name, interrupted)
+    monkeypatch.setattr(room, name, interrupted)
     assert train.main(options(tmp_path)) == 128 + number
     printed = capsys.readouterr()
     assert printed.out.splitlines()[-1].startswith(f"interrupted after step {step}; ") and not printed.err
@@ -486,7 +495,7 @@ def test_a_signal_in_any_phase_ends_with_a_checkpoint(tmp_path, monkeypatch, cap
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_says_how_to_begin_again(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(train, "warm_start", lambda *args: 1 / 0)
+    monkeypatch.setattr(harness.run, "warm_start", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train.main(options(tmp_path))
     monkeypatch.undo()

@@ -61,8 +61,8 @@ PIECES = [
         "a teacher row that is too short, padded with 0",
         "log-probability 0 is probability 1: the last token is praised",
         "rollout.py",
-        "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))\n",
-        "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))\n"
+        "    teacher_logps = score(teacher, batch, config, view)  # (N, T)\n",
+        "    teacher_logps = score(teacher, batch, config, view)\n"
         "    teacher_logps = torch.nn.functional.pad(teacher_logps[:, :-1], (0, 1))\n",
         "test_methods.py::test_readings_of_the_evidence_are_used",
     ),
@@ -71,8 +71,8 @@ PIECES = [
         "teacher and student at different temperatures",
         "Delta is not 0 where both are the same model in the same view",
         "rollout.py",
-        "batch.samples, config.temperature)\n\n\ndef rows_of",
-        "batch.samples, config.temperature if torch.is_grad_enabled() else 1.0)\n\n\ndef rows_of",
+        "return token_logps(model, prompts, batch.samples, config.temperature)",
+        "return token_logps(model, prompts, batch.samples, config.temperature if torch.is_grad_enabled() else 1.0)",
         "test_train.py::test_sampling_scoring_and_teacher_share_one_temperature",
     ),
     Piece(
@@ -80,8 +80,8 @@ PIECES = [
         "teacher shifted by one token",
         "every token gets the credit of its neighbour",
         "rollout.py",
-        "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config))\n",
-        "    teacher_logps = score(teacher, batch, config, lambda p: teacher_view(p, config)).roll(1, dims=1)\n",
+        "    teacher_logps = score(teacher, batch, config, view)  # (N, T)\n",
+        "    teacher_logps = score(teacher, batch, config, view).roll(1, dims=1)\n",
         "test_methods.py::test_readings_of_the_evidence_are_used",
     ),
     Piece(
@@ -97,7 +97,7 @@ PIECES = [
         "5b",
         "mean of per-micro-batch means",
         "the gradient depends on --micro_batch",
-        "rollout.py",
+        "train.py",
         ", denominator=tokens)",
         ")",
         "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
@@ -144,8 +144,8 @@ PIECES = [
         "a normaliser that counts prompt tokens",
         "the update shrinks with the length of the questions",
         "train.py",
-        "    tokens = processes.total(samples.mask.sum())",
-        "    tokens = processes.total(samples.mask.sum() + sum(len(tasks.student_prompt(p)) for p in batch.problems))",
+        "tokens, scored = total(mask.sum()), ",
+        "tokens, scored = total(mask.sum() + sum(len(tasks.student_prompt(p)) for p in batch.problems)), ",
         "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
     ),
     Piece(
@@ -207,14 +207,12 @@ PIECES = [
         "12a",
         "groups keyed by the prompt's text",
         "two equal prompts of a batch merge into one group",
-        "train.py",
-        "    batch = Rollout(problems, samples, rewards, advantages_of(rewards, config.group_size), "
-        "verifier_errors=errors)\n",
-        "    same = {p.question: torch.tensor([q.question == p.question for q in problems]) for p in problems}\n"
-        "    advantages = torch.zeros_like(rewards)\n"
-        "    for rows in same.values():\n"
-        "        advantages[rows] = advantages_of(rewards[rows], int(rows.sum()))\n"
-        "    batch = Rollout(problems, samples, rewards, advantages, verifier_errors=errors)\n",
+        "rollout.py",
+        "        advantages = group_advantages(rewards, config.group_size)  # (N,)\n",
+        "        same = {p.question: torch.tensor([q.question == p.question for q in problems]) for p in problems}\n"
+        "        advantages = torch.zeros_like(rewards)\n"
+        "        for rows in same.values():\n"
+        "            advantages[rows] = group_advantages(rewards[rows], int(rows.sum()))\n",
         "test_train.py::test_equal_questions_stay_two_groups",
     ),
     Piece(
@@ -230,9 +228,9 @@ PIECES = [
         "13",
         "reward mixed with a format term",
         "A > 0 for a well formatted wrong answer",
-        "support/judge.py",
-        "            rewards.append(reward_of(ask(completion, problem.answer)))\n",
-        "            reward = reward_of(ask(completion, problem.answer))\n"
+        "rollout.py",
+        "            rewards.append(reward_of(verifier(completion, problem.answer)))\n",
+        "            reward = reward_of(verifier(completion, problem.answer))\n"
         "            rewards.append(0.9 * reward + 0.1 * ('####' in completion))\n",
         "test_train.py::test_a_well_formatted_wrong_answer_earns_nothing",
     ),
@@ -240,8 +238,8 @@ PIECES = [
         "14a",
         "teacher never synced",
         "evidence of a policy that is long gone",
-        "harness/checkpoint.py",
-        'if config.method == "rlsd" and interval and self.step % interval == 0:',
+        "train.py",
+        'if config.method == "rlsd" and interval and step % interval == 0:',
         "if False:",
         "test_methods.py::test_frozen_live_and_synced_teachers",
     ),
@@ -250,15 +248,10 @@ PIECES = [
         "teacher synced before the update, not after it",
         "it is one update behind for a whole interval",
         "train.py",
-        "    metrics = update_in_memory(update, state, batch, config, lam)\n"
-        "    if not is_finite(metrics):\n"
-        "        keep_skipped(batch, metrics, step, config)\n"
-        '        metrics["skipped"] = 1\n'
-        "    state.step = step\n"
-        "    state.teach(config)\n",
-        "    state.step = step\n"
-        "    state.teach(config)\n"
-        "    metrics = update_in_memory(update, state, batch, config, lam)\n",
+        "            metrics = fitted(policy, teacher, optimizer, batch, config, lam)\n"
+        "            sync(teacher, policy, step, config)\n",
+        "            sync(teacher, policy, step, config)\n"
+        "            metrics = fitted(policy, teacher, optimizer, batch, config, lam)\n",
         "test_train.py::test_teacher_is_synced_after_every_kth_update",
     ),
     Piece(

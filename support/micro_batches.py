@@ -5,12 +5,11 @@ import torch
 import tasks
 from config import Config
 from model import Samples
-from rollout import Rollout
 from support import processes
 
 
-def parts_of(batch: Rollout, rows: torch.Tensor, config: Config) -> list[Rollout]:
-    """The rows of a batch, in order, in parts of one forward and backward pass each (`micro_batches`).
+def parts_of(batch, rows: torch.Tensor, config: Config) -> list:
+    """The rows of a batch (rollout.Rollout), in order, in parts of one forward and backward pass each.
 
     With --fsdp all processes run a block together, and as often: where there are fewer parts, on nothing. Completions
     of one token, or dropped ones, would not run the blocks twice as others do (model.completion_states): they get pads.
@@ -28,7 +27,7 @@ def parts_of(batch: Rollout, rows: torch.Tensor, config: Config) -> list[Rollout
     return parts
 
 
-def micro_batches(batch: Rollout, rows: torch.Tensor, config: Config) -> list[torch.Tensor]:
+def micro_batches(batch, rows: torch.Tensor, config: Config) -> list[torch.Tensor]:
     """The rows, in order, in parts of at most micro_batch rows and micro_tokens tokens; a longer row is one by itself.
 
     A part's tokens are rows x (longest prompt + longest completion), as padding makes them.
@@ -48,7 +47,7 @@ def micro_batches(batch: Rollout, rows: torch.Tensor, config: Config) -> list[to
     return [torch.tensor(part, device=rows.device) for part in parts]
 
 
-def longest_view(batch: Rollout, i: int, config: Config) -> int:
+def longest_view(batch, i: int, config: Config) -> int:
     """Tokens of the longest prompt that sample i is scored after, by the policy or by the teacher."""
     problem, hint = batch.problems[i], batch.hints[i] if batch.hints else None
     prompts = [tasks.student_prompt(problem)]
