@@ -109,7 +109,7 @@ def parts_of(batch: Rollout, rows: Tensor, config: Config) -> list[Rollout]:
     """The given samples (M,), in parts of one forward and backward pass each: all at once, unless an option says so."""
     if config.micro_batch or config.micro_tokens or config.fsdp:
         return micro_batches.parts_of(batch, rows, config)
-    return [batch.rows(rows)]
+    return [batch.rows(rows)] if len(rows) else []  # another process may have some
 
 
 def takes_hints(config: Config) -> bool:

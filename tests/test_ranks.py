@@ -148,10 +148,10 @@ assert processes.gather(torch.full((r, 4), r)).tolist() == [[1] * 4, [2] * 4, [2
 assert processes.gather(torch.zeros(0, 4)).shape == (0, 4) and processes.total(torch.zeros(0).sum()) == 0
 own = torch.tensor(r)
 assert processes.total(own) == 3 and own == r
-assert processes.summed({"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}) == {"a": 3.0, "b": 2.0}
 assert processes.gather(torch.full((2 - r, 1), r)).tolist() == [[0], [0], [1]]
 p.grad, q.grad = None if r == 1 else torch.tensor([1.0, r]), torch.tensor([10.0, 0.0])
-processes.sum_gradients([p, q])
+figures = {"a": 1.0, "b": 2.0} if r == 1 else {"a": 1.0}
+assert processes.add_up(torch.nn.ParameterList([p, q]), None, figures) == {"a": 3.0, "b": 2.0}
 assert p.grad.tolist() == [2.0, 2.0] and q.grad.tolist() == [30.0, 0.0]
 processes.stop()
 """
@@ -302,9 +302,10 @@ SHARES = """
 import sys
 
 sys.path.insert(0, sys.argv.pop(1))
+import rollout
 import train
 
-update, sample = train.update, train.sample
+update, sample = train.update, rollout.sample
 
 
 def checked(model, teacher, optimizer, *rest):
@@ -322,7 +323,7 @@ def unhindered(model, *rest, **options):
     return samples
 
 
-train.update, train.sample = checked, unhindered
+train.update, rollout.sample = checked, unhindered
 sys.exit(train.main(sys.argv[1:]))
 """
 
