@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 import tasks
+from baselines import readings
 from config import Config
 from model import Transformer
 from rlsd import evidence_weights, token_advantages
-from rollout import Rollout, evidence, score
+from rollout import Rollout, score
 from support import errors, processes
 
 NAMES = ("P_S", "P_T", "Delta", "w", "A_hat")  # of a token's figures
@@ -72,8 +73,9 @@ def credited(
     shown = teacher_logps = logps
     if teacher is not None:
         with processes.whole(teacher):
-            shown = score(teacher, batch, config, lambda problem: tasks.teacher_view(problem, config.privileged))
-            teacher_logps = evidence(teacher, batch, config, logps)
+            scored = lambda some: score(teacher, some, config, lambda p: tasks.teacher_view(p, config.privileged))
+            shown = scored(batch)
+            teacher_logps = readings.read(batch, config, logps, shown, scored)  # as `evidence`, P_T itself kept
     weights, deltas = evidence_weights(batch.advantages, teacher_logps, logps, mask)
     a_hat = token_advantages(batch.advantages, teacher_logps, logps, mask, lam, config.rlsd_reweight_clip_range)
     figures = torch.stack([logps.exp(), shown.exp(), deltas, weights, a_hat], dim=2).tolist()
