@@ -5,7 +5,7 @@ from pathlib import Path
 from string import Template
 
 from config import Config
-from credit.tokens import NAMES, Sample, Token, bounds, depth, quoted, visible
+from credit.tokens import NAMES, Sample, Token, bounds, depth, push_depth, quoted, visible
 
 TEMPLATE = Path(__file__).with_name("page.html")
 
@@ -24,10 +24,10 @@ def page(title: str, facts: list[str], samples: list[Sample], config: Config) ->
 
 
 def _column(sample: Sample, config: Config) -> str:
-    """One sample: RLSD's credit, the figures of the token farthest from plain GRPO's above it, plain GRPO's beneath."""
+    """One sample, as RLSD's credit, plain GRPO's and the push; above, the token farthest from plain GRPO's credit."""
     depths = [depth(sample, token, config) for token in sample.tokens]
     farthest = max(range(len(depths)), key=lambda t: abs(depths[t]))
-    rlsd, grpo = [], []
+    rlsd, grpo, push = [], [], []
     for t, (token, deep) in enumerate(zip(sample.tokens, depths)):
         text, end = html.escape(visible(token.text)), "<br>" if token.text.endswith("\n") else ""
         far = " far" if abs(deep) >= 0.5 else ""
@@ -35,6 +35,7 @@ def _column(sample: Sample, config: Config) -> str:
         tip = f'<span class="tip">{_figures(token, config)}</span>'
         rlsd.append(f'<span class="t{far}" tabindex="0" style="--d:{deep:.3f}">{text}{tip}</span>{end}')
         grpo.append(f'<span class="t" style="--d:0">{text}</span>{end}')
+        push.append(f'<span class="t" style="--d:{push_depth(sample, token, config):.3f}">{text}</span>{end}')
     mark = {1: "raised", -1: "lowered", 0: "still"}[sample.sign]
     outlined = sample.tokens[farthest]
     figures = f"<b>{html.escape(visible(outlined.text))}</b> {_figures(outlined, config)}"
@@ -43,7 +44,8 @@ def _column(sample: Sample, config: Config) -> str:
         f'<section class="{mark}"><h2>{html.escape(sample.headline())}</h2>\n'
         f'<h3>RLSD</h3>{figures}<p class="tokens">{"".join(rlsd)}</p>\n'
         f"<h3>plain GRPO: {sample.advantage:+.4f} for every token</h3>"
-        f'<p class="tokens">{"".join(grpo)}</p></section>'
+        f'<p class="tokens">{"".join(grpo)}</p>\n'
+        f'<h3>RLSD\'s push: A_hat (1 &minus; P_S)</h3><p class="tokens">{"".join(push)}</p></section>'
     )
 
 

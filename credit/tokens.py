@@ -14,7 +14,7 @@ from rlsd import evidence_weights, token_advantages
 from rollout import Rollout, score
 from support import errors, processes
 
-NAMES = ("P_S", "P_T", "Delta", "w", "A_hat")  # of a token's figures
+NAMES = ("P_S", "P_T", "Delta", "w", "A_hat", "push")  # of a token's figures
 
 
 class Token(NamedTuple):
@@ -27,11 +27,19 @@ class Token(NamedTuple):
     weight: float
     a_hat: float
 
+    @property
+    def push(self) -> float:
+        """A_hat (1 - P_S): the gradient at the token's own logit over the temperature, before it is divided by tokens.
+
+        A token of which the policy is sure gets hardly any, whatever its credit.
+        """
+        return self.a_hat * (1 - self.p_student)
+
     def columns(self) -> list[str]:
         """The figures, in the order of NAMES."""
-        delta = round(self.delta, 4) + 0.0  # no -0.0000
+        delta, push = (round(x, 4) + 0.0 for x in (self.delta, self.push))  # no -0.0000
         probabilities = f"{self.p_student:.4g}", f"{self.p_teacher:.4g}"
-        return [*probabilities, f"{delta:+.4f}", f"{self.weight:.4g}", f"{self.a_hat:+.4f}"]
+        return [*probabilities, f"{delta:+.4f}", f"{self.weight:.4g}", f"{self.a_hat:+.4f}", f"{push:+.4f}"]
 
 
 @dataclass
@@ -115,3 +123,9 @@ def depth(sample: Sample, token: Token, config: Config) -> float:
     more = token.a_hat / sample.advantage - 1 if sample.advantage else 0.0
     room = reach if more > 0 else min(reach, config.rlsd_lambda)
     return max(-1.0, min(1.0, more / room)) if room else 0.0
+
+
+def push_depth(sample: Sample, token: Token, config: Config) -> float:
+    """Where the size of the push lies: -1 at none, +1 at the greatest that a token of this sample can get."""
+    most = abs(sample.advantage) * bounds(config)[1]
+    return min(1.0, 2 * abs(token.push) / most - 1) if most else -1.0

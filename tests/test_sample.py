@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import sample
 import tasks
@@ -24,9 +26,10 @@ from config import Config
 from credit import answers, terminal
 from credit.page import page
 from credit.questions import find_problem
-from credit.tokens import Sample, Token, bounds, depth, visible
+from credit.tokens import Sample, Token, bounds, depth, push_depth, visible
 from harness.models import build_model
 from model import Samples, token_logps
+from rlsd import rlsd_loss, token_advantages
 from support.files import save
 from verifiers import expression
 
@@ -98,7 +101,7 @@ def spied(monkeypatch):
 def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, eps_w):
     batches = spied(monkeypatch)
     printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
-    figures = [line.split()[-5:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
+    figures = [line.split()[-6:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
     model = sample.load_run(run, trusted(run)).model
     problem, moved = tasks.Problem("47+85", "132"), 0
     assert batches[0].advantages[0] > 0 > batches[0].advantages[1]
@@ -111,11 +114,26 @@ def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, 
             w = math.exp(math.copysign(1, advantage) * (log_t - log_s))
             by_hand = advantage * (1 - lam + lam * min(max(w, 1 - eps_w), 1 + eps_w))
             row = [float(text) for text in figures.pop(0)]
-            assert row == pytest.approx(
-                [math.exp(log_s), math.exp(log_t), log_t - log_s, w, by_hand], rel=2e-3, abs=1e-4
-            )
+            p = math.exp(log_s)
+            expected = [p, math.exp(log_t), log_t - log_s, w, by_hand, by_hand * (1 - p)]
+            assert row == pytest.approx(expected, rel=2e-3, abs=1e-4)
             moved += abs(by_hand - advantage) > 0.01
     assert not figures and (moved > 10) == (lam > 0)
+
+
+@given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([-1.0, 1.0]))
+def test_the_push_is_the_gradient_at_the_tokens_own_logit(seed, temperature, advantage):
+    """Of rlsd_loss, summed over the tokens, by autograd; logits are divided by the temperature first."""
+    noise = torch.Generator().manual_seed(seed)
+    logits, teacher = (torch.randn(1, 5, 7, generator=noise, dtype=torch.float64) for _ in range(2))
+    tokens = torch.randint(7, (1, 5, 1), generator=noise)
+    scaled = (logits / temperature).requires_grad_()
+    of_tokens = lambda x: x.log_softmax(-1).gather(-1, tokens)[..., 0]
+    logps, teacher_logps, A, mask = of_tokens(scaled), of_tokens(teacher), torch.tensor([advantage]), torch.ones(1, 5)
+    rlsd_loss(logps, logps.detach(), teacher_logps, A, mask, denominator=1)[0].backward()
+    a_hat = token_advantages(A, teacher_logps, logps.detach(), mask)
+    push = [Token("", p, 0, 0, 0, a).push for p, a in zip(logps.exp()[0].tolist(), a_hat[0].tolist())]
+    assert push == pytest.approx((-scaled.grad.gather(-1, tokens)).flatten().tolist(), rel=1e-6, abs=1e-9)
 
 
 def test_a_group_of_equal_rewards_shows_one_sample_without_credit(tmp_path, capsys):
@@ -143,7 +161,7 @@ def test_the_seed_decides(run, capsys):
 
 
 def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
-    rows = lambda text: [line.split()[-5:] for line in text.splitlines() if re.match(r" *\d+ '", line)]
+    rows = lambda text: [line.split()[-6:] for line in text.splitlines() if re.match(r" *\d+ '", line)]
     told, misled = (rows(ask(run, "47+85", *more, capsys=capsys)) for more in ([], ["--reference", "99"]))
     assert [row[0] for row in told] == [row[0] for row in misled] and [r[1] for r in told] != [r[1] for r in misled]
     assert rows(ask(run, "47+85", "--reference", "132", capsys=capsys)) == told
@@ -261,7 +279,8 @@ def test_hostile_text_is_text_on_the_page():
     }  # fmt: skip
     for shown in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', r"\x1b[2J\x07", r"\u202eabc", "&amp;"):
         farthest = shown == HOSTILE[0]  # of equals the first: its figures are open
-        assert read.text.count(shown) == 6 + 2 * farthest, shown  # two samples, each as RLSD, as GRPO and in the table
+        # two samples, each as RLSD, as GRPO, as the push and in the table
+        assert read.text.count(shown) == 8 + 2 * farthest, shown
     assert "<b>title</b> $low" in read.text and "<i>fact</i>" in read.text and "$title" in read.text
     assert "\x1b" not in text and "‮" not in text
     assert dict(read.tags)["meta"] and "default-src 'none'" in text and "://" not in text and "url(" not in text
@@ -271,7 +290,7 @@ def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     figures = ask(run, "47+85", "--html", str(tmp_path / "page.html"), capsys=capsys)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     page, plain = Page(text), lambda part: html.unescape(re.sub(r"<[^>]*>", "", part))
-    rows = [list(row) for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)]
+    rows = [list(row) for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)]
     tips = re.findall(r'tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)
     assert len(tips) == len(rows) > 10
     shown = re.findall(r'<p class="figures"><b>(.*?)</b> (.*?)</p>', text)
@@ -280,7 +299,7 @@ def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     assert len(shown) == 2
     for row, (token, tip) in zip(rows, tips):
         assert row[0].strip() == f"'{plain(token)}'"
-        names = ("P_S ", " P_T ", " Delta ", " w ", " A_hat ")
+        names = ("P_S ", " P_T ", " Delta ", " w ", " A_hat ", " push ")
         w, clipped = float(row[4]), re.findall(r" → (\S+)", plain(tip))
         assert clipped == (["0.8"] if w < 0.8 else ["1.2"] if w > 1.2 else [])
         assert re.sub(r" → \S+", "", plain(tip)) == "".join(map("".join, zip(names, row[1:])))
@@ -302,7 +321,13 @@ def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypa
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
-    painted = terminal.in_colour(hostile(advantage), Config())
+    credit, _, push = terminal.both_shades(hostile(advantage), Config())
+    for painted in (credit, push):
+        check_paint(painted, advantage)
+    assert "48;5;" + str(terminal.INK[int(advantage)][4]) in credit != push  # x1.1; the push of P_S 0.5 is half of it
+
+
+def check_paint(painted, advantage):
     plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
     assert plain == "".join(map(visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
     blue, orange = (set(map(str, terminal.INK[sign])) for sign in (1, -1))
@@ -318,6 +343,14 @@ def test_depth_runs_from_bound_to_bound():
             assert [at(m) for m in (low, 1.0, high)] == pytest.approx([-1, 0, 1])
             assert at((1 + high) / 2) == pytest.approx(0.5)
     assert depth(Sample(1.0, 1.0, []), Token("", 1, 1, 0, 1, 1.0), Config(rlsd_lambda=0.0)) == 0
+
+
+def test_the_shade_of_a_push_runs_from_none_to_the_greatest():
+    for sign in (2.0, -2.0):
+        at = lambda a_hat, p: push_depth(Sample(1.0, sign, []), Token("", p, 1, 0, 1, a_hat * sign), Config())
+        assert [at(1.1, 0.0), at(1.1, 0.5), at(0.9, 1.0)] == pytest.approx([1, 0, -1])
+        assert at(1.0, 0.3) == pytest.approx(2 * 0.7 / 1.1 - 1)
+    assert push_depth(Sample(1.0, 0.0, []), Token("", 0.3, 1, 0, 1, 0.0), Config()) == -1
 
 
 def test_a_pipe_gets_the_text_of_each_sample_too(run, capsys, monkeypatch):
