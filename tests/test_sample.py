@@ -314,7 +314,7 @@ def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypa
     assert "\x1b" not in ask(run, "47+85", capsys=capsys)
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     coloured = ask(run, "47+85", capsys=capsys)
-    assert "\x1b[48;5;" in coloured and "P_S" not in coloured
+    assert "\x1b[48;5;" in coloured and "Delta" not in coloured
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in ask(run, "47+85", capsys=capsys)
 
