@@ -1,4 +1,4 @@
-"""The README's exercises, measured: each one-line change is made in a copy of the repository, and the copy trained.
+"""The exercises of docs/exercises.md, measured: each one-line change is made in a copy of the repository, and the copy trained.
 
 python docs/exercises.py        three seeds each, two at a time, one thread each -> results/exercises.json
 """

@@ -132,7 +132,7 @@ class Limited(Worker):
 
     def __init__(self, package: str, module: str, function: str, *arguments: str):
         if importlib.util.find_spec(package) is None:
-            raise ValueError(f"{package} is not installed: pip install -r requirements-tasks.txt")
+            raise ValueError(f"{package} is not installed: pip install -r requirements/tasks.txt")
         self.package, options = package, {"stderr": subprocess.DEVNULL, "env": {**os.environ, **FIXED}}
         super().__init__("support.child", "limited", module, function, *arguments, **options)
 
