@@ -1,4 +1,4 @@
-"""What the README says of published models' size and speed, measured -> results/models.json.
+"""What docs/models.md and docs/speed.md say of published models' size and speed, measured -> results/models.json.
 
 OMP_NUM_THREADS=1 python examples/measure.py smollm2      # the folder that examples/smollm2 makes; 4 minutes, 9 GiB
 """

@@ -16,6 +16,6 @@ def ours(*patterns: str) -> list[Path]:
             return [path for path in found if path in tracked]
     except (OSError, subprocess.SubprocessError):
         pass
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "faults.md"]
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs" / "README.md"]
     said = "".join(page.read_text(encoding="utf-8") for page in pages)
     return [path for path in found if path.name in said]

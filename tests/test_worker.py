@@ -664,7 +664,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, 
     for more in (["--data", str(data), "--verifier", "math_verify"], ["--task", "reasoning_gym:gcd"]):
         assert train.main(["--out", str(tmp_path / "run"), "--warm_steps", "0", "--steps", "1", *more]) == 2
         err = capsys.readouterr().err
-        assert "requirements-tasks.txt" in err and err.count("\n") == 1
+        assert "requirements/tasks.txt" in err and err.count("\n") == 1
 
 
 def test_a_reference_that_cannot_be_read_is_named(math_verify, capsys, tmp_path):
