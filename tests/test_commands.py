@@ -67,7 +67,6 @@ COMMANDS = {  # in an order in which they can be run
     "python train.py --task reasoning_gym:gsm_symbolic --privileged solution --max_new_tokens 800 "
     "--max_seq_len 2800": "tests/test_reasoning.py: test_worked_solutions_come_along_without_their_marker",
     "python train.py --data my.jsonl --verifier math_verify": "tests/test_worker.py: test_math_table",
-    "torchrun --nproc_per_node=2 train.py ARGS": "tests/test_ranks.py: test_two_processes_make_the_run_of_one",
     "torchrun --nproc_per_node=2 train.py ...": "tests/test_ranks.py: test_two_processes_make_the_run_of_one",
     "torchrun --nproc_per_node=2 train.py --init FOLDER --fsdp": SHARES,
     "torchrun --nproc_per_node=2 train.py --resume --out RUN --fsdp": SHARES,

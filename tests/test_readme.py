@@ -1,4 +1,4 @@
-"""The README's table of equations points at the right lines, and its figures stand in the committed results."""
+"""The pages: short enough, each link leads somewhere, and each figure stands in the committed results."""
 
 import dataclasses
 import itertools
@@ -21,11 +21,43 @@ from study import bootstrap, plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md", "examples/*/README.md", "results/*.md")]
+
+
+def prose(name: str) -> str:
+    """A page under docs/, its line breaks as spaces."""
+    return " ".join((ROOT / "docs" / name).read_text().split())
+
+
+def test_the_readme_is_one_of_one_sitting():
+    assert len(README.splitlines()) <= 160 and len(README.split()) <= 1600
+
+
+def anchors(text: str) -> set[str]:
+    """Where `#...` may lead: headings as code hosts name them."""
+    heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_every_link_leads_somewhere(path):
+    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = link.partition("#")
+        if not link.startswith("https://"):
+            there = path.parent / file if file else path
+            assert there.exists(), link
+            assert not anchor or anchor in anchors(there.read_text()), link
+
+
+def test_every_page_is_in_the_list():
+    listed = set(re.findall(r"\]\((\w+\.(?:md|ipynb))\)", (ROOT / "docs/README.md").read_text()))
+    assert listed == {path.name for path in ours("docs/*.md", "docs/*.ipynb")} - {"README.md"}
 
 
 def test_every_equation_points_at_its_function():
     rows = re.findall(r"`(\w+)`,\s(\w+\.py):(\d+)", README)
-    assert len({row[0] for row in rows}) >= 5
+    assert len({row[0] for row in rows}) >= 6
     for function, file, line in rows:
         text = (ROOT / file).read_text().splitlines()[int(line) - 1]
         assert text.startswith(f"def {function}("), f"README: {function} is not at {file}:{line}"
@@ -42,11 +74,28 @@ def test_figures_are_those_of_the_committed_runs():
     assert f"step=1 reward={first['reward']:.4g} length={first['length']:.4g} entropy={first['entropy']:.4g}" in README
 
 
-def test_the_examples_of_the_readme_are_options_that_exist():
-    for command in re.findall(r"python train\.py ([^`#\n|]+)", README):
-        args = command.split()
-        known = {f.name for f in dataclasses.fields(Config)}
-        assert {a[2:] for a in args if a.startswith("--")} <= known | {"help"}, command
+def test_the_credit_shown_is_what_sample_printed():
+    """The README's and the page's lines, remarks aside, and how many tokens the student was sure of."""
+    printed = (ROOT / "results" / "credit.txt").read_text()
+    for text, least in ((README, 3), ((ROOT / "docs/credit.md").read_text(), 9)):
+        shown = re.findall(r"^ +\d+ '.*?(?=  +[(a-z]|$)|^ +token .*$|^(?:right|wrong): .*$", text, re.MULTILINE)
+        assert len(shown) >= least and all(line in printed for line in shown), shown
+    of_one = printed.split("completion: ")[1].splitlines()[2:]
+    figures = [line.split() for line in of_one if re.match(r" +\d+ '", line)]
+    sure = [float(row[-1]) for row in figures if float(row[-6]) > 0.999]
+    said = " ".join(README.split())
+    assert f"In this answer {len(sure)} of {len(figures)} tokens have a P_S above 0.999" in said
+    assert max(map(abs, sure)) <= 0.001 and "a push of at most 0.001" in said
+
+
+def test_options_that_the_pages_name_exist():
+    known = {f.name for f in dataclasses.fields(Config)}
+    for path in (ROOT / "README.md", *ours("docs/*.md", "examples/support_rules/README.md")):
+        for command in re.findall(r"python train\.py ([^`#\n|]+)", path.read_text()):
+            named = {word[2:] for word in command.split() if word.startswith("--")}
+            assert named <= known | {"help"}, (path.name, command)
+    own = re.findall(r"^\| `--(\w+)", (ROOT / "docs/methods.md").read_text(), re.MULTILINE)
+    assert set(own) == {f.name for f in dataclasses.fields(Config) if f.name.startswith("rlsd_")} | {"evidence"}
 
 
 def test_the_comparison_with_ms_swift_is_that_of_the_recorded_cases():
@@ -70,32 +119,46 @@ def cells(line):
     return [cell.strip() for cell in line.strip("| \n").split(" | ")]
 
 
+def table(text: str, first: str) -> list[dict[str, str]]:
+    """The rows of the table whose head begins with the cell `first`, by column."""
+    head, _, *rows = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
+    return [dict(zip(cells(head), cells(row))) for row in rows]
+
+
 def test_the_verdicts_are_those_of_the_report():
-    """The README shows some of the report's rows, in its order and to the letter, and counts the verdicts of all."""
-    report = (ROOT / "results" / "report.md").read_text()
-    measured = [cells(line) for line in report.split("| claim | measured")[1].split("\n\n")[0].splitlines()[2:]]
-    rows = [[c[0], *c[2:]] for c in measured if c[3] != "0"]
-    table = README.split("| claim | figure [95 % interval] | seeds | verdict |")[1].split("\n\n")[0]
-    shown = [cells(line) for line in table.splitlines()[2:]]
+    """docs/study.md shows some of the report's rows, in its order and to the letter, and counts the verdicts of all."""
+    report, study = (ROOT / "results/report.md").read_text(), (ROOT / "docs/study.md").read_text()
+    figure = "figure [95 % interval]"
+    short = lambda row: [row["claim"], row[figure], row["seeds"], row["verdict"]]
+    rows = [short(row) for row in table(report, "claim") if row["seeds"] != "0"]
+    shown = [short(row) for row in table(study, "claim")]
     assert shown == [row for row in rows if row in shown]
-    found = Counter(row[3] for row in rows)
-    said = " ".join(README.split())
-    assert f"{len(shown)} rows of {len(rows)}; the report has all" in said
+    found = Counter(row[-1] for row in rows)
     verdicts = f"{found['holds']} hold, {found['does not hold']} do not, {found['undecided']} are undecided"
-    assert f"Of the {len(rows)}, {verdicts}." in said
-    cost = [
-        f"{re.search(pattern, report)[1]}"
-        for pattern in (r"\| One extra forward pass .*?\| ([\d.]+) \[", r"\| rlsd \| 2 \| ([\d.]+)")
-    ]
-    assert re.findall(
-        r"the study's ([\d.]+) is of|its table of costs, ([\d.]+), leaves", (ROOT / "docs/speed.md").read_text()
-    ) == [(cost[0], ""), ("", cost[1])]
+    assert f"{len(shown)} rows of {len(rows)}; the report has all. Of the {len(rows)}, {verdicts}." in prose("study.md")
+    (pays,) = (row[1] for row in shown if row[0].startswith("RLSD pays somewhere"))
+    assert f"the best reached {pays}" in " ".join(README.split())
+    (one_pass,) = (row[1].split()[0] for row in shown if row[0] == "One extra forward pass")
+    (cost,) = re.findall(r"\| rlsd \| 2 \| ([\d.]+)", report)
+    speed = prose("speed.md")
+    assert f"the study's {one_pass} is of" in speed and f"its table of costs, {cost}, leaves" in speed
+
+
+def test_a_verdict_follows_from_its_figure_and_the_mark_beside_it():
+    for row in table((ROOT / "docs/study.md").read_text(), "claim"):
+        low, high = map(float, re.findall(r"-?[\d.]+", row["figure [95 % interval]"].split("[")[1]))
+        side, mark = row["holds if"].split()
+        if side == "<":
+            low, high, mark = -high, -low, f"-{mark}"
+        margin = 0.02 if re.match("RLSD (ends above|leads)", row["claim"]) else 0.0
+        holds, fails = low > float(mark), high <= float(mark) + margin
+        assert row["verdict"] == ("holds" if holds else "does not hold" if fails else "undecided"), row
 
 
 def test_the_order_of_reading_counts_its_lines():
-    named, said = re.search(r"Read (.*?) in this order \(about ([\d,]+) lines\)", README, re.DOTALL).groups()
-    lines = sum(len((ROOT / file).read_text().splitlines()) for file in re.findall(r"`(\w+\.py)`", named))
-    assert abs(lines - int(said.replace(",", ""))) < 50
+    tree = README.split("## The files")[1]
+    first, (said,) = re.findall(r"^(\w+\.py)  ", tree, re.MULTILINE)[:6], re.findall(r"six files have ([\d,]+)", tree)
+    assert sum(len((ROOT / file).read_text().splitlines()) for file in first) == int(said.replace(",", ""))
 
 
 def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
@@ -112,27 +175,38 @@ def test_ratios_of_the_bench_are_those_of_its_last_run():
     assert len(quoted) == len(rows)
     for line, row in zip(quoted, rows):
         assert f"{row['ratio']:.3g}" == cells(line)[2] and row["work"] in page
-    (summary,) = re.findall(r"^Speed, by .*?\n\n", README, re.DOTALL | re.MULTILINE)
-    assert set(re.findall(r"\d+\.\d+", summary)) == {f"{rows[i]['ratio']:.3g}" for i in (0, 2, 3, 4)}
 
 
 def test_the_lines_shown_are_the_lines_of_the_code():
     method = README.split("\n## The method")[1].split("\n## ")[0]
-    blocks = re.findall(r"```python\n(.*?)```", method, re.DOTALL)
-    code = "\n".join(line.strip() for line in (ROOT / "rlsd.py").read_text().splitlines())
-    assert len(blocks) == 3 and all(block.strip() in code for block in blocks)
+    shown = re.findall(r"In code: `([^`]+)`", " ".join(method.split()))
+    code = [line.split("  #")[0].strip() for line in (ROOT / "rlsd.py").read_text().splitlines()]
+    assert len(shown) == 3 and set(shown) <= set(code)
 
 
-def test_every_program_is_named_where_one_looks_for_it():
-    contributing = (ROOT / "CONTRIBUTING.md").read_text()
-    assert [p.name for p in ours("*.py") if p.name not in contributing] == []
+def test_every_file_is_named_where_one_looks_for_it():
+    """The top level in the README's tree; each room's in CONTRIBUTING's map, in the row of its room."""
+    tree = README.split("## The files")[1].split("```")[1]
+    top = {p.name for p in ours("*") if p.name[0] != "."} - {"README.md"}
+    assert [file for file in sorted(top) if not named(file, tree)] == []
+    assert [p.parent.name for p in ours("*/*.py") if f"{p.parent.name}/" not in tree] == []
+    room, files = "", set()
+    for row in table((ROOT / "CONTRIBUTING.md").read_text(), "room"):
+        room = row["room"].strip("`/") or room
+        files |= {("" if room == "top" else f"{room}/") + file for file in re.findall(r"`([\w.]+)`", row["file"])}
+    there = {p.relative_to(ROOT).as_posix() for p in ours("*.py", "*/*.py", "credit/page.html")}
+    assert files == {p for p in there if not p.startswith("tests/") and not p.endswith("__init__.py")}
+
+
+def named(word: str, text: str):
+    return re.search(rf"(?<![\w.]){re.escape(word)}(?![\w])", text)
 
 
 @pytest.mark.parametrize("with_git", [False, True])
 def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
     (tmp_path / "docs").mkdir()
-    for page in ("README.md", "CONTRIBUTING.md", "docs/faults.md"):
-        (tmp_path / page).write_text("`train.py`, docs/faults.md")
+    for page in ("README.md", "CONTRIBUTING.md", "docs/README.md"):
+        (tmp_path / page).write_text("`train.py`, docs/README.md")
     (tmp_path / "train.py").touch()
     if with_git:
         if not shutil.which("git"):
@@ -142,7 +216,7 @@ def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
     for scratch in ("scratch.py", "docs/notes.md"):
         (tmp_path / scratch).touch()
     monkeypatch.setattr("ours.ROOT", tmp_path)
-    assert ours("*.py", "docs/*.md") == [tmp_path / "train.py", tmp_path / "docs" / "faults.md"]
+    assert ours("*.py", "docs/*.md") == [tmp_path / "train.py", tmp_path / "docs" / "README.md"]
 
 
 def test_files_that_the_pages_name_are_there():
@@ -170,14 +244,17 @@ def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():
     sys.path.insert(0, str(ROOT / "docs"))
     from exercises import EXERCISES
 
-    found = json.loads((ROOT / "results" / "exercises.json").read_text())["runs"]
+    found, text = (
+        json.loads((ROOT / "results/exercises.json").read_text())["runs"],
+        (ROOT / "docs/exercises.md").read_text(),
+    )
     assert found.keys() == EXERCISES.keys()
     for name, (file, old, _) in EXERCISES.items():
         figures = ", ".join(f"{run['pass@1'][-1]:.3f}" for run in found[name])
-        assert figures in README, name
+        assert figures in text, name
         if old:
             assert (ROOT / file).read_text().count(old) == 1, name
-            assert any(old in line and figures in line for line in README.splitlines()), name
+            assert any(old in line and figures in line for line in text.splitlines()), name
 
 
 def test_reliability_quotes_the_recorded_figures():
@@ -199,18 +276,18 @@ def test_reliability_quotes_the_recorded_figures():
 def test_speed_and_size_of_published_models_are_those_measured():
     found = json.loads((ROOT / "results" / "models.json").read_text())
     speed, run = found["SmolLM2-135M-Instruct, float32"], found["RLSD step of Qwen3-0.6B's shape"]
-    said = re.search(r"([\d.]+) tokens a second on one CPU thread, ([\d.]+) for 16 rows", README)
+    models = prose("models.md")
+    said = re.search(r"([\d.]+) tokens a second on one CPU thread, ([\d.]+) for 16 rows", models)
     updates = found["SmolLM2-135M-Instruct, two updates of 8 samples"]
     seconds, gib = f"{updates['CPU seconds']} s", f"{updates['peak GiB']} GiB"
-    assert f"take {seconds} of CPU time and {gib} in float32" in README
+    assert f"take {seconds} of CPU time and {gib} in float32" in models
     example = " ".join((ROOT / "examples/smollm2/README.md").read_text().split())
     assert (
         f"{updates['tokens a sample']} tokens each) take {seconds}, start and one evaluation included, and {gib}:"
         in example
     )
     assert "{} tokens a second for a single answer, {:.0f} for 16 rows".format(*speed.values()) in example
-    page = (ROOT / "docs" / "speed.md").read_text()
-    step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", page)
+    step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", prose("speed.md"))
     measured = [speed["tokens/s, 1 rows"], speed["tokens/s, 16 rows"], run["peak GiB"], run["CPU seconds"]]
     assert [float(x) for x in (*said.groups(), *step.groups())] == measured
 
