@@ -190,10 +190,10 @@ def test_every_file_is_named_where_one_looks_for_it():
     top = {p.name for p in ours("*") if p.name[0] != "."} - {"README.md"}
     assert [file for file in sorted(top) if not named(file, tree)] == []
     assert [p.parent.name for p in ours("*/*.py") if f"{p.parent.name}/" not in tree] == []
-    room, files = "", set()
+    files = set()
     for row in table((ROOT / "CONTRIBUTING.md").read_text(), "room"):
-        room = row["room"].strip("`/") or room
-        files |= {("" if room == "top" else f"{room}/") + file for file in re.findall(r"`([\w.]+)`", row["file"])}
+        room = "" if row["room"] == "top" else row["room"].strip("`")
+        files |= {room + file for file in re.findall(r"`([\w.]+)`", row["file"])}
     there = {p.relative_to(ROOT).as_posix() for p in ours("*.py", "*/*.py", "credit/page.html")}
     assert files == {p for p in there if not p.startswith("tests/") and not p.endswith("__init__.py")}
 
