@@ -1,4 +1,4 @@
-"""The exercises of docs/exercises.md, measured: each one-line change is made in a copy of the repository, and the copy trained.
+"""The exercises of exercises.md, measured: each one-line change is made in a copy of the repository, which is trained.
 
 python docs/exercises.py        three seeds each, two at a time, one thread each -> results/exercises.json
 """
