@@ -2,13 +2,14 @@
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlsd import evidence_weights
+from rlsd import evidence_weights, lambda_at, token_advantages
 
 V, T, R = 3, 3, 4
 ANSWERS = list(itertools.product(range(V), repeat=T))
@@ -92,3 +93,53 @@ def test_the_example_of_the_derivation():
         torch.ones(1), torch.tensor([[0.9]]).log(), torch.tensor([[0.5]]).log(), torch.ones(1, 1)
     )[0]
     assert math.isclose(weight.item(), 1.8, rel_tol=1e-6) and math.isclose(0.5 * weight.item(), 0.9, rel_tol=1e-6)
+
+
+# ---- how much a weight can give at most ------------------------------------------------------------------------------
+
+
+def gain(lam, eps_w, signal, noise, delta):
+    """Of the squared signal-to-noise ratio: along the mean gradient `signal` (n,), over covariances `noise` (n,n)."""
+    student = torch.full((1, len(delta)), -1.0, dtype=torch.float64)
+    mask, delta = torch.ones(1, len(delta)), torch.tensor([delta], dtype=torch.float64)
+    m = token_advantages(torch.ones(1, dtype=torch.float64), student + delta, student, mask, lam, eps_w)[0].numpy()
+    squared = lambda m: (m @ signal) ** 2 / (m @ noise @ m)
+    return squared(m) / squared(np.ones(len(m)))
+
+
+lams, ranges, deltas = st.floats(0, 1), st.floats(0, 0.95), st.floats(-5, 5)
+splits = st.lists(st.booleans(), min_size=2, max_size=9).filter(lambda split: any(split) and not all(split))
+
+
+@given(lams, ranges, st.integers(0, 2**32), st.lists(deltas, min_size=2, max_size=9))
+def test_no_evidence_raises_signal_to_noise_above_the_bound(lam, eps_w, seed, delta):
+    """docs/derivation.md, 4: tokens may carry both, noises may agree (covariances of common factors, none negative)."""
+    rng = np.random.default_rng(seed)
+    signal, factors = (rng.exponential(size=(len(delta), k)) * rng.integers(2, size=(len(delta), k)) for k in (1, 3))
+    signal[0] = factors[-1, 0] = 1.0
+    bound = ((1 + lam * eps_w) / (1 - lam * eps_w)) ** 2
+    assert gain(lam, eps_w, signal[:, 0], factors @ factors.T, delta) <= bound * (1 + 1e-9)
+
+
+@given(lams, ranges, splits, st.integers(0, 2**32), st.lists(deltas, min_size=9, max_size=9))
+def test_signal_to_noise_reaches_both_bounds_on_any_split(lam, eps_w, split, seed, delta):
+    """And stays under the second wherever the noise has no evidence, whatever the evidence of the signal."""
+    carries = np.array(split)
+    size = np.random.default_rng(seed).uniform(0.1, 2, len(split))
+    signal, noise = np.where(carries, size, 0.0), np.diag(np.where(carries, 0.0, size))
+    of = lambda on_signal, on_noise: gain(lam, eps_w, signal, noise, np.where(carries, on_signal, on_noise).tolist())
+    second = (1 + lam * eps_w) ** 2
+    assert math.isclose(of(9.0, -9.0), second / (1 - lam * eps_w) ** 2, rel_tol=1e-9)
+    assert math.isclose(of(9.0, 0.0), second, rel_tol=1e-9)
+    assert of(np.array(delta[: len(split)]), 0.0) <= second * (1 + 1e-9)
+
+
+def test_the_bounds_over_the_papers_run():
+    """docs/derivation.md, 4: lambda 0.5 to 0 over 50 of 200 updates."""
+    page = " ".join((Path(__file__).parents[1] / "docs/derivation.md").read_text().split())
+    lam = np.array([lambda_at(step, 0.5, decay_steps=50) for step in range(1, 201)])
+    first, second = ((1 + 0.2 * lam) / (1 - 0.2 * lam)) ** 2, (1 + 0.2 * lam) ** 2
+    assert f"{(1.1 / 0.9) ** 2:.2f} at the paper's settings" in page and f"{1.1**2:.2f}, where tokens of noise" in page
+    means = [f"{bound[:n].mean():.3f}" for bound in (first, second) for n in (50, 200)]
+    assert "is then {} over those 50 and {} over the run (second line: {} and {})".format(*means) in page
+    assert f"at most {first.sum():.0f} of GRPO's, or {second.sum():.0f}; the claim needs 400" in page
