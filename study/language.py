@@ -85,8 +85,10 @@ def trained(run: Run, init: Path, device: str) -> dict:
         python(*make, "--seed", run.tickets, "--out", data)
     rule = f"{ROOT}/examples/support_rules/my_rules.py:check"
     what = ["--init", init, "--data", data, "--verifier", rule, "--warm_dir", RUNS / "warm_start", "--device", device]
-    if not (out / "last.pt").exists() or metrics_of(out)[-1]["step"] < 60:
+    if not (out / "last.pt").exists():
         python(ROOT / "train.py", *what, *run.options.split(), "--out", out)
+    elif metrics_of(out)[-1]["step"] < 60:  # a study that was killed
+        python(ROOT / "train.py", "--resume", "--out", out, "--verifier", rule)
     quoted = python(Path(__file__), "--quotes", out, "--verifier", rule)
     for path in [*out.glob("*.pt"), *out.glob("model/*.safetensors")]:
         path.unlink()
