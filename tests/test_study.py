@@ -11,7 +11,7 @@ import tasks
 import train
 from harness.checkpoint import State
 from harness.options import parse_config
-from study import bootstrap, execute, plan, probe, report, scores
+from study import bootstrap, execute, language, plan, probe, report, scores
 
 SAMPLES = execute.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
 
@@ -348,3 +348,27 @@ def test_what_a_probe_of_five_policies_says():
     assert "5 policies, 10 batches of 32 samples" in report.probe_tables(probes)
     (row,) = report.credit_claims(probes[:1])  # one policy gives no verdict
     assert row[-1] == "undecided"
+
+
+def test_the_language_models_page_is_its_runs_and_its_figures_stand_on_our_pages():
+    rows = language.read()
+    page = language.page(rows)
+    assert (language.ROOT / "results/language.md").read_text() == page
+    assert len({(row["name"], row["options"]) for row in rows}) == len(rows) == 49
+    said = (language.ROOT / "README.md").read_text() + (language.ROOT / "docs/study.md").read_text()
+    finals = {m: page.split(f"\n| {m} |")[1].split("|")[2].split()[0] for m in ("grpo", "rlsd", "opsd")}
+    assert finals == {"grpo": "0.251", "rlsd": "0.286", "opsd": "0.727"}
+    assert all(f"OPSD takes it to {finals['opsd']}" in said and f"({finals[m]})" in said for m in ("grpo", "rlsd"))
+
+
+def test_a_methods_rate_is_the_best_of_its_tuning_runs_alone():
+    run = lambda method, lr, tickets, last: {
+        "method": method,
+        "lr": lr,
+        "tickets": tickets,
+        "curve": [{"step": 0, "pass@1": 0.0}, {"step": 10, "pass@1": last}, {"step": 20, "pass@1": last}],
+    }
+    rows = [run("grpo", "1e-5", 100, 0.4), run("grpo", "2e-5", 100, 0.6), run("grpo", "4e-5", 7, 0.9)]
+    rows += [run("rlsd", "2e-5", 100, 0.5), run("rlsd", "1e-5", 100, 0.5)]
+    rates = language.best_rates(rows)
+    assert rates["grpo"] == "2e-5" and rates["rlsd"] == "1e-5"
