@@ -81,6 +81,7 @@ COMMANDS = {  # in an order in which they can be run
     "trainer.n_gpus_per_node=8 trainer.nnodes=1 +rlsd.rlsd_lambda=0.5 +rlsd.rlsd_lambda_decay_steps=50 "
     "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd": VERL,
     "python reproduce.py": "tests/test_study.py: test_finished_runs_are_kept_and_missing_ones_are_made",
+    "python study/language.py FOLDER": "tests/test_study.py: test_a_methods_rate_is_the_best_of_its_tuning_runs_alone",
     "python bench.py": "tests/test_bench.py: test_smoke_measures_or_names_what_is_missing",
     "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made",
     "python tests/bad_input/refused.py": "tests/bad_input/test_bad_options.py: test_options_that_do_not_go_together",
