@@ -49,6 +49,7 @@ def load_run(folder: Path, given: dict) -> Trained:
     return Trained(weights, config, model, source, verifier)
 
 
+@explained()
 def answer_question(run: Trained, question: str, args: argparse.Namespace) -> None:
     """Ask one question; print what came, and write the page if there is to be one."""
     found = find_problem(run.source, run.config, question)

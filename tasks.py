@@ -94,7 +94,9 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
 
 def teacher_view(problem: Problem, privileged: str) -> list[int]:
     """The teacher's prompt: it shows the problem's own privileged text if it has one, else what --privileged says."""
-    return prompt(problem, problem.privileged) if problem.privileged else teacher_prompt(problem, privileged)
+    return (
+        prompt(problem, problem.privileged) if problem.privileged is not None else teacher_prompt(problem, privileged)
+    )
 
 
 def prompt(problem: Problem, privileged: str | None) -> list[int]:

@@ -25,6 +25,7 @@ from baselines.readings import agreement
 from config import Config
 from harness.console import Interrupt, Interrupted
 from harness.evaluation import evaluate, evaluate_teacher
+from harness.memory import explained
 from harness.models import build_model
 from harness.options import parse_config
 from harness.problems import load_source
@@ -140,6 +141,7 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
     return own, parse_config(rest)
 
 
+@explained()
 def policy_of(folder: str, config: Config, source: tasks.Source) -> Transformer:
     model = build_model(config)
     if not folder:
@@ -150,6 +152,7 @@ def policy_of(folder: str, config: Config, source: tasks.Source) -> Transformer:
     return model
 
 
+@explained()
 def measure(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config, batches: int) -> dict:
     """Held-out scores, cosines and Adam's gains a batch of each weighting, shares of the evidence by kind of token."""
     per_batch, shares = [], []

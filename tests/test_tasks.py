@@ -214,3 +214,8 @@ def test_a_missing_key_or_file_is_named(tmp_path):
         jsonl.load_problems(str(tmp_path / "none.jsonl"))
     with pytest.raises(UserError, match="1 problem"):
         jsonl.from_file(write(tmp_path, row(0)), 500, "exact")
+
+
+def test_an_empty_hint_of_the_group_shows_no_reference():
+    """A right sample without a word: the reference must not stand in its place."""
+    assert tasks.teacher_view(Problem("1+1", "2", privileged=""), "answer") == student_prompt(Problem("1+1", "2"))
