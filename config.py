@@ -6,7 +6,10 @@ from dataclasses import dataclass
 METHODS = ("rlsd", "grpo", "opsd", "sdpo", "grpo+opsd", "opd")
 
 # What suits a model that already speaks: no warm start, small steps, room for words.
-INIT = {"warm_steps": 0, "lr": 1e-6, "max_new_tokens": 256, "max_seq_len": 1024}
+INIT: dict = {"warm_steps": 0, "warm_batch": 8, "warm_lr": 1e-4, "lr": 1e-6, "max_new_tokens": 256, "max_seq_len": 1024}
+
+# What is appended to each question for a published model, unless --instruction says otherwise.
+INSTRUCTION = "End your reply with #### and the final answer, like this: #### 5"
 
 
 # The first option of each group, and what --help calls the group.
@@ -40,8 +43,12 @@ class Config:
     privileged: str = option("answer", "what the teacher is shown", ("answer", "solution"))
     privileged_key: str = option("", "show the teacher the text under this key of --data instead")
 
-    init: str = option("", f"folder of a published Llama or Qwen3 model to start from; defaults are then {INIT}")
+    init: str = option("", f"folder of a published Llama or Qwen model to start from; defaults are then {INIT}")
     dtype: str = option("float32", "of --init; bfloat16: half memory, small steps by chance", ("float32", "bfloat16"))
+    instruction: str = option(INSTRUCTION, "with --init: what is appended to each question; empty: nothing")
+    system: str = option("", "with --init: the system prompt; empty: the chat template's own, if it has one")
+    thinking: str = option("default", "with --init: the chat template's thinking switch", ("default", "on", "off"))
+    date: str = option("", "with --init: the day that a chat template may tell, YYYY-MM-DD; empty: the run's first")
     hidden_size: int = option(64, "width of the model, a multiple of 32", low=32, high=2**15)
     num_layers: int = option(2, "layers of the model", low=1, high=1000)
     max_seq_len: int = option(256, "longest prompt + completion, in tokens", low=1, high=2**20)
@@ -55,6 +62,7 @@ class Config:
     warm_teacher_slip: float = option(0.5, "the same in the teacher's, whose reference they lead to", low=0.0, high=1.0)
     warm_cite: float = option(0.0, "share of the teacher's examples that cite the reference first", low=0.0, high=1.0)
     warm_solutions: float = option(-1.0, "share of them shown a solution; -1: as --privileged", low=-1.0, high=1.0)
+    marker: str = option("####", "stands before the answer in supervised examples; empty: nothing")
     warm_seed: int = option(-1, "seed of the weights and the warm start; -1: as --seed", low=-1, high=2**63 - 1)
     warm_dir: str = option("runs/warm_start", "where finished warm starts are kept and found again")
 
@@ -74,7 +82,7 @@ class Config:
     rlsd_reweight_clip_range: float = option(0.2, "eps_w: evidence weights are clipped to 1 +- this", low=0.0, high=1e9)
     rlsd_lambda_warmup_steps: int = option(0, "updates over which lambda rises from 0", low=0, high=10**9)
     rlsd_lambda_decay_steps: int = option(50, "updates over which it then falls to 0; 0 keeps it", low=0, high=10**9)
-    rlsd_teacher_sync_interval: int = option(10, "updates between syncs of the teacher; 0: never", low=0, high=10**9)
+    rlsd_teacher_sync_interval: int = option(10, "updates between syncs of the teacher; 0: frozen", low=0, high=10**9)
     rlsd_negative_only: bool = option(False, "evidence for samples with A < 0 alone")
     rlsd_thought_only: bool = option(False, "evidence before the answer marker alone")
     evidence: str = option("plain", "reading of the evidence", ("plain", "contrastive", "agreement"))
@@ -88,8 +96,12 @@ class Config:
     resume: bool = option(False, "go on with the run in --out from its last checkpoint")
     seed: int = option(0, "seed of weights, problems and sampling", low=0, high=2**63 - 1)
     device: str = option("cpu", "where to run", ("cpu", "cuda"))
+    threads: int = option(0, "CPU threads of each process; 0: OMP_NUM_THREADS, or what suits", low=0, high=1024)
     bf16: bool = option(False, "bfloat16 autocast (cuda only)")
     fsdp: bool = option(False, "under torchrun: each process holds a share of weights, gradients and optimizer state")
+    look: int = option(
+        0, "show so many problems, completions and rewards, and end: nothing is trained", low=0, high=1000
+    )
     eval_every: int = option(10, "updates between evaluations on held-out problems", low=1, high=10**9)
     save_every: int = option(50, "updates between checkpoints", low=1, high=10**9)
     export: str = option("best", "with --init: the weights that model/ holds at the end", ("best", "last"))

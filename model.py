@@ -1,4 +1,4 @@
-"""A decoder-only transformer of the Llama / Qwen3 family, its KV cache, a batched sampler, token log-probabilities.
+"""A decoder-only transformer of the Llama / Qwen family, its KV cache, a batched sampler, token log-probabilities.
 
 B rows, T tokens, D head dimension, H query heads, K key/value heads, V vocabulary; N samples, P prompts, G samples a
 prompt (N = P * G, the samples of one prompt next to each other).
@@ -31,6 +31,8 @@ class ModelConfig:
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
     qk_norm: bool = True
+    qkv_bias: bool = False
+    rope_scaling: tuple[float, float, float, float] | None = None  # Llama 3.1: factor, low, high, former context
 
 
 class RMSNorm(nn.Module):
@@ -82,31 +84,31 @@ class Attention(nn.Module):
     def __init__(self, c: ModelConfig):
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = c.num_heads, c.num_kv_heads, c.head_dim
-        self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=False)
+        self.qkv = nn.Linear(c.hidden_size, (c.num_heads + 2 * c.num_kv_heads) * c.head_dim, bias=c.qkv_bias)
         self.out = nn.Linear(c.num_heads * c.head_dim, c.hidden_size, bias=False)
         self.q_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
         self.k_norm = RMSNorm(c.head_dim, c.norm_eps) if c.qk_norm else None
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, mask: Tensor | None) -> Tensor:
-        B, T, _ = x.shape
-        H, K, D = self.heads, self.kv_heads, self.head_dim
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
+        (B, T, _), H, K, D = x.shape, self.heads, self.kv_heads, self.head_dim
         qk, v = self.qkv(x).view(B, T, H + 2 * K, D).split([H + K, K], dim=2)
         if self.q_norm is not None and self.k_norm is not None:  # of one shape: normalised and rotated together
             scale = torch.cat([self.q_norm.weight.expand(H, D), self.k_norm.weight.expand(K, D)])
             qk = F.rms_norm(qk, (D,), eps=self.q_norm.eps) * scale.to(qk.dtype)
         q, k = rotate(qk, rope).split([H, K], dim=2)
-        k, v = k.transpose(1, 2), v.transpose(1, 2)  # (B, K, T, D)
-        if cache is not None:
-            k, v = cache.append(k, v)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, H, T, D) and twice (B, K, T, D)
+        k, v = cache.append(k, v)
         if T == 1:  # decoding: the query heads that share a key head are the rows of one small product
-            y = F.scaled_dot_product_attention(q.reshape(B, K, H // K, D), k, v, attn_mask=mask)
+            q = q.reshape(B, K, H // K, D)
+            if k.dtype == torch.float32:  # a tenth faster written out; in bfloat16 it would round the scores
+                y = torch.softmax((q * D**-0.5) @ k.mT + (0.0 if mask is None else mask), dim=-1) @ v
+            else:
+                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
             return self.out(y.reshape(B, 1, H * D))
         causal = T == k.shape[2]  # no past: padding on the right is invisible to what precedes it
         if mask is None and not causal:
             raise ValueError(f"mask: {T} new tokens behind {k.shape[2] - T} need one, or each would see those after it")
-        y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k, v, attn_mask=None if causal else mask, is_causal=causal, enable_gqa=True
-        )
+        y = F.scaled_dot_product_attention(q, k, v, None if causal else mask, is_causal=causal, enable_gqa=True)
         return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -131,7 +133,7 @@ class Block(nn.Module):
         self.mlp_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache | None, mask: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], cache: KVCache, mask: Tensor | None) -> Tensor:
         x = x + self.attention(self.attention_norm(x), rope, cache, mask)
         return x + self.mlp(self.mlp_norm(x))
 
@@ -162,9 +164,8 @@ class Transformer(nn.Module):
         self, tokens: Tensor, positions: Tensor | None = None, caches: list | None = None, mask: Tensor | None = None
     ) -> Tensor:
         """Final hidden states (B,T,hidden) of tokens (B,T) at positions (B,T), default 0..T-1; a KVCache a layer."""
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta)
+        positions = torch.arange(tokens.shape[1], device=tokens.device)[None] if positions is None else positions
+        rope = rope_tables(positions, self.config)
         x = self.embed(tokens)
         again = self.gradient_checkpointing and torch.is_grad_enabled()
         for i, block in enumerate(self.blocks):
@@ -186,9 +187,13 @@ def run_again(block: nn.Module, x: Tensor, rope: tuple[Tensor, Tensor], cache: K
     return y
 
 
-def rope_tables(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+def rope_tables(positions: Tensor, c: ModelConfig) -> tuple[Tensor, Tensor]:
     """cos and -sin | sin (B,T,1,D) of the rotary angles at integer positions (B,T) (Su et al., arXiv 2104.09864)."""
-    inverse = theta ** -(torch.arange(0, head_dim, 2, device=positions.device, dtype=torch.float32) / head_dim)
+    inverse = c.rope_theta ** -(torch.arange(0, c.head_dim, 2, device=positions.device).float() / c.head_dim)
+    if c.rope_scaling:  # angles that turn fewer than `high` times in the former context are slowed, below `low` fully
+        factor, low, high, context = c.rope_scaling
+        kept = ((context * inverse / (2 * torch.pi) - low) / (high - low)).clamp(0, 1)
+        inverse = inverse * (kept + (1 - kept) / factor)
     angles = positions[..., None, None] * inverse
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
@@ -233,7 +238,7 @@ def sample(
     group_size: int,
     max_new_tokens: int,
     temperature: float,
-    stop_token: int,
+    stop_token: int | tuple[int, ...],
     generator: torch.Generator | None = None,
     at_once: int = 0,
 ) -> Samples:
@@ -241,27 +246,26 @@ def sample(
 
     temperature 0 takes the most likely token (log-probability 0: the policy is certain). Each row draws from a noise
     stream of its own (`row_noise`): neighbours, batch order and batch size do not change a single token.
-    at_once bounds the rows decoded together, to a group at least; 0: all.
+    stop_token: any of these ends a row. at_once bounds the rows decoded together, to a group at least; 0: all.
     Raises ValueError for an empty prompt, or one that leaves no room for `max_new_tokens` in the context.
     """
     device = model.embed.weight.device
     _check_prompts(model, prompts, max_new_tokens)
     noise = row_noise(prompts, group_size, max_new_tokens, generator).to(device)  # (N, T) in (0, 1]
-    N = len(noise)
-    tokens = torch.zeros(N, max_new_tokens, dtype=torch.long, device=device)
-    logps = torch.zeros(N, max_new_tokens, device=device)
-    lengths = torch.zeros(N, dtype=torch.long, device=device)
+    tokens, logps = torch.zeros_like(noise, dtype=torch.long), torch.zeros_like(noise)
+    lengths = torch.zeros(len(noise), dtype=torch.long, device=device)
     P = max(1, at_once // group_size) if at_once else len(prompts)
+    stops = torch.tensor(stop_token, device=device).view(-1)
     with torch.inference_mode():  # a tenth faster than no_grad; what is returned was made outside and may meet autograd
         for start in range(0, len(prompts), P):
             part = [x[start * group_size : (start + P) * group_size] for x in (noise, tokens, logps, lengths)]
-            _decode(model, prompts[start : start + P], group_size, temperature, stop_token, *part)
+            _decode(model, prompts[start : start + P], group_size, temperature, stops, *part)
     T = int(lengths.max())
     return Samples(tokens[:, :T], torch.arange(T, device=device) < lengths[:, None], logps[:, :T])
 
 
 def _decode(
-    model: Transformer, prompts: list[list[int]], group_size: int, temperature: float, stop_token: int, *rows_of: Tensor
+    model: Transformer, prompts: list[list[int]], group_size: int, temperature: float, stops: Tensor, *rows_of: Tensor
 ) -> None:
     """Fill tokens (N,T), logps (N,T) and lengths (N,) from noise (N,T), token by token."""
     noise, tokens, logps, lengths = rows_of
@@ -269,13 +273,15 @@ def _decode(
     logits, caches, positions, mask = _prefill(model, prompts, group_size, T)
     rows = torch.arange(N, device=noise.device)  # those still running; `caches`, `positions`, `mask` hold these alone
     alive = torch.ones(N, dtype=torch.bool, device=noise.device)
+    running, every = N, 1 if noise.device.type == "cpu" else 8  # counting waits for all that a GPU still has to do
     for t in range(T):
         token, logp = _draw(logits, noise[rows, t], temperature)
         tokens[rows, t] = torch.where(alive, token, 0)
         logps[rows, t] = torch.where(alive, logp, 0.0)
         lengths[rows] += alive
-        alive = alive & (token != stop_token)
-        running = int(alive.sum())
+        alive = alive & (token[:, None] != stops).all(dim=1)
+        if (t + 1) % every == 0:
+            running = int(alive.sum())
         if running == 0 or t + 1 == T:
             break
         if running <= 0.75 * len(rows):  # finished rows leave in blocks: copying the cache costs as much as a few steps
@@ -284,8 +290,7 @@ def _decode(
             mask = mask[keep] if mask is not None else None
             caches = [cache.rows(keep, T - t - 1) for cache in caches]
         step_mask = mask[..., : caches[0].length + 1] if mask is not None else None
-        logits = model.head(model.hidden(token[:, None], positions[:, None], caches, step_mask))[:, 0]
-        positions = positions + 1
+        logits = model.head(model.hidden(token[:, None], positions[:, None] + t, caches, step_mask))[:, 0]
 
 
 def _prefill(model: Transformer, prompts: list[list[int]], group_size: int, room: int):
@@ -359,8 +364,7 @@ def completion_states(model: Transformer, prompts: list[list[int]], samples: Sam
         raise ValueError(f"prompts: {N} samples are no multiple of {len(prompts)} prompts")
     device = samples.tokens.device
     different = {tuple(prompt): i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    of_prompt = torch.tensor([different[tuple(prompt)] for prompt in prompts], device=device)
-    of_prompt = of_prompt.repeat_interleave(N // len(prompts))  # (N,)
+    of_prompt = torch.tensor([different[tuple(p)] for p in prompts for _ in range(N // len(prompts))], device=device)
     caches = [KVCache() for _ in model.blocks]
     padded, lengths = _pad([list(prompt) for prompt in different], device)
     before = model.hidden(padded, caches=caches)  # (prompts, L, hidden)
@@ -401,7 +405,6 @@ def _pad(prompts: list[list[int]], device: torch.device | str) -> tuple[Tensor, 
 def _check_prompts(model: Transformer, prompts: list[list[int]], new_tokens: int) -> None:
     if not prompts or not all(prompts):
         raise ValueError("prompts: at least one prompt is needed, and none may be empty")
-    longest = max(len(prompt) for prompt in prompts)
-    if longest + new_tokens > model.config.max_seq_len:
-        room = f"max_seq_len {model.config.max_seq_len}"
-        raise ValueError(f"prompts: {longest} prompt tokens + {new_tokens} new ones exceed {room}")
+    longest, room = max(len(prompt) for prompt in prompts), model.config.max_seq_len
+    if longest + new_tokens > room:
+        raise ValueError(f"prompts: {longest} prompt tokens + {new_tokens} new ones exceed max_seq_len {room}")

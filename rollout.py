@@ -57,8 +57,7 @@ def rollout(policy: Transformer, source: Source, verifier: Verifier, config: Con
         samples = sample(policy, prompts, group_size=config.group_size, **how)  # (N, T)
     problems = [problem for problem in questions for _ in range(config.group_size)]  # N
     rewards = torch.tensor(verify(verifier, samples, problems, config), device=config.device)  # (N,)
-    errors = int(rewards.isnan().sum())
-    if errors:
+    if errors := int(rewards.isnan().sum()):
         rewards, samples, advantages = judge.without_failed(rewards, samples, config)
     else:
         advantages = group_advantages(rewards, config.group_size)  # (N,)
@@ -70,7 +69,7 @@ def rollout(policy: Transformer, source: Source, verifier: Verifier, config: Con
 
 def sampling(config: Config, temperature: float, seed: int) -> dict[str, Any]:
     """What every call of `sample` is handed: where a completion ends, and how it is drawn, with the noise of a seed."""
-    ends = {"max_new_tokens": config.max_new_tokens, "stop_token": tasks.FORMAT.end}
+    ends = {"max_new_tokens": config.max_new_tokens, "stop_token": tasks.FORMAT.ends}
     return {**ends, "temperature": temperature, "generator": torch.Generator().manual_seed(seed)}
 
 

@@ -36,14 +36,15 @@ USER, REFERENCE, ASSISTANT, END = (TOKENIZER.encode_single_token(name) for name 
 
 
 class Format:
-    """How problems become tokens: a tokenizer, what stands around the user's text, the token that ends a completion.
+    """How problems become tokens: a tokenizer, what stands around the user's text, the tokens that end a completion.
 
     Special tokens are named in `before` and `after` alone; view(question, privileged) gives the text between them, and
-    what it holds stays text. Text between two special tokens is encoded as one.
+    what it holds stays text. Text between two special tokens is encoded as one. `end` is taught, `ends` stop.
     """
 
-    def __init__(self, tokenizer, before: str, after: str, end: str, view: Callable[[str, str | None], list]):
+    def __init__(self, tokenizer, before: str, after: str, end: str, view: Callable[[str, str | None], list], ends=()):
         self.tokenizer, self.end, self.view = tokenizer, tokenizer.encode_single_token(end), view
+        self.ends, self.marker = (self.end, *ends), f"{MARKER} "
         self.before, self.after = self._parts(before), self._parts(after)
 
     def _parts(self, template: str) -> list[str | int]:
@@ -54,8 +55,11 @@ class Format:
 
     def prompt(self, question: str, privileged: str | None) -> list[int]:
         runs = groupby([*self.before, *self.view(question, privileged), *self.after], type)
-        ordinary = self.tokenizer.encode_ordinary
-        return [token for kind, run in runs for token in (run if kind is int else ordinary("".join(run)))]
+        return [t for kind, run in runs for t in (run if kind is int else self.tokenizer.encode_ordinary("".join(run)))]
+
+    def ended(self, tokens: list[int]) -> list[int]:
+        """A completion's tokens up to the first that ends it, that one included."""
+        return tokens[: next((i + 1 for i, token in enumerate(tokens) if token in self.ends), len(tokens))]
 
 
 BYTES = Format(TOKENIZER, ROLES[0], ROLES[2], ROLES[3], lambda q, shown: [q, REFERENCE, shown] if shown else [q])
@@ -68,10 +72,9 @@ def encode(text: str) -> list[int]:
 
 
 def decode(tokens: list[int]) -> str:
-    """Text of a completion, the end token and what follows it left out; bytes that are no UTF-8 become U+FFFD."""
-    control = getattr(FORMAT.tokenizer, "control", ())  # of a published vocabulary: no text, to a verifier neither
-    kept = tokens[: tokens.index(FORMAT.end)] if FORMAT.end in tokens else tokens
-    return FORMAT.tokenizer.decode([token for token in kept if token not in control])
+    """Text of a completion, special tokens and what follows its end left out; bytes that are no UTF-8 become U+FFFD."""
+    special = {*FORMAT.ends, *getattr(FORMAT.tokenizer, "control", ())}  # no text, to a verifier neither
+    return FORMAT.tokenizer.decode([token for token in FORMAT.ended(tokens) if token not in special])
 
 
 # ---- the two views ---------------------------------------------------------------------------------------------------
@@ -94,9 +97,8 @@ def teacher_prompt(problem: Problem, privileged: str = "answer") -> list[int]:
 
 def teacher_view(problem: Problem, privileged: str) -> list[int]:
     """The teacher's prompt: it shows the problem's own privileged text if it has one, else what --privileged says."""
-    return (
-        prompt(problem, problem.privileged) if problem.privileged is not None else teacher_prompt(problem, privileged)
-    )
+    own = problem.privileged
+    return teacher_prompt(problem, privileged) if own is None else prompt(problem, own)
 
 
 def prompt(problem: Problem, privileged: str | None) -> list[int]:
@@ -106,7 +108,7 @@ def prompt(problem: Problem, privileged: str | None) -> list[int]:
 
 def target(problem: Problem, cite: bool = False) -> list[int]:
     """The completion to imitate in the warm start: citation if asked for, worked solution, final answer, end token."""
-    lines = [f"{CITATION} {problem.answer}" * cite, problem.solution, f"{MARKER} {problem.answer}"]
+    lines = [f"{CITATION} {problem.answer}" * cite, problem.solution, f"{FORMAT.marker}{problem.answer}"]
     return encode("\n".join(filter(None, lines))) + [FORMAT.end]
 
 
@@ -201,9 +203,7 @@ def generated(task: str, held_out: int, chain: int = 0, filler: int = 0) -> Sour
             missed = missed + 1 if numbers(problem) in problems else 0
             drawn += [] if missed else [problem]
             if missed == 10_000:
-                few = f"{task} has no more different ones left to train on"
-                raise ValueError(f"--eval_problems {held_out}: {few}; lower it")
+                raise ValueError(f"--eval_problems {held_out}: {task} has no more different ones left; lower it")
         return drawn
 
-    listed = list(problems.values())
-    return Source(draw, listed, listed + draw(rng, 500), verifier)
+    return Source(draw, [*problems.values()], [*problems.values(), *draw(rng, 500)], verifier)

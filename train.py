@@ -3,7 +3,7 @@
 python train.py                        # 4-digit addition, minutes on a laptop CPU
 python train.py --method grpo          # the same protocol without the teacher
 python train.py --data my.jsonl --verifier my_rules.py:check
-python train.py --init FOLDER          # a published Llama or Qwen3 model instead of random weights
+python train.py --init FOLDER          # a published Llama or Qwen model instead of random weights
 
 Left out, and what the method becomes without it: more than one update of a batch (the policy ratio is 1 up to rounding,
 and its clip idle: REINFORCE with group advantages), a KL term to a reference policy (nothing holds the policy near its
@@ -70,8 +70,7 @@ def update(
         loss.backward()
         metrics["loss"] += loss.item()
         share = float(part.samples.mask.sum() / scored)
-        for name, value in means.items():
-            metrics[name] = metrics.get(name, 0.0) + share * value
+        metrics |= {name: metrics.get(name, 0.0) + share * value for name, value in means.items()}
     metrics = add_up(policy, teacher, metrics)
     norm = torch.nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
     metrics["grad_norm"] = total_norm(norm).item()

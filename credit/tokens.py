@@ -37,9 +37,9 @@ class Token(NamedTuple):
 
     def columns(self) -> list[str]:
         """The figures, in the order of NAMES."""
-        delta, push = (round(x, 4) + 0.0 for x in (self.delta, self.push))  # no -0.0000
+        delta = round(self.delta, 4) + 0.0  # no -0.0000; a push keeps its sign, that of the credit
         probabilities = f"{self.p_student:.4g}", f"{self.p_teacher:.4g}"
-        return [*probabilities, f"{delta:+.4f}", f"{self.weight:.4g}", f"{self.a_hat:+.4f}", f"{push:+.4f}"]
+        return [*probabilities, f"{delta:+.4f}", f"{self.weight:.4g}", f"{self.a_hat:+.4f}", f"{self.push:+.4f}"]
 
 
 @dataclass

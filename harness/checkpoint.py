@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 
 import published.weights
+import tasks
 from config import Config
 from harness.models import build_model, external_teacher
 from harness.options import CHANGEABLE, sense
+from published.chat import served
 from published.rounded_adam import RoundedAdam
 from support import shards
 from support.errors import reading
@@ -106,11 +108,11 @@ def export(state: State, config: Config, out: Path) -> None:
     score = f"held-out score {state.best:.3f}" if state.best >= 0 else "no reward on held-out problems"
     print(f"best.pt: the policy after update {state.best_step}, {score}")
     if state.best_step == 0 < state.step and state.best >= 0:
-        last = "--resume --export last takes the last" if config.init else "last.pt has the last"
+        last = f"--resume --out {out} --export last takes the last" if config.init else "last.pt has the last"
         print(f"warning: that is the policy before RL, no evaluation after it was as good; {last}")
     if config.init:
         model = build_model(dataclasses.replace(config, device="cpu")) if config.fsdp else state.policy
         weights = load(out / f"{config.export}.pt", "cpu" if config.fsdp else config.device)
         fill(model, weights["model"] if config.export == "last" else weights)
-        published.weights.save(model, out / "model", config.init)
+        published.weights.save(model, out / "model", config.init, served(tasks.FORMAT, Path(config.init)))
         print(f"{config.export}.pt as a folder for transformers and --init: {out / 'model'}")

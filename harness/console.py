@@ -62,7 +62,9 @@ def finish(out: Path) -> None:
     if not evaluated:
         print("no evaluation has a reward: the verifier failed on all held-out problems (verifier_error.txt)")
     elif last["step"] < rows[-1]["step"]:
-        print(f"after update {rows[-1]['step']} no held-out problem was tried (--eval_every), or none has a reward")
+        later = [row for row in rows if row["step"] > last["step"] and "pass@1" in row]
+        why = "no held-out problem has a reward" if later else "no evaluation was due (--eval_every)"
+        print(f"since update {last['step']}, {why}")
     try:
         print(visible(f"curves: {curves.curves([out], out / 'curves.png')}"))
     except Exception as error:  # of other people's packages, fonts and settings, or as there are none
@@ -90,7 +92,7 @@ class Interrupt:
             signal.signal(number, self.handle)
 
     def handle(self, number, frame):
-        self.signal = number
+        self.signal = self.signal or number  # a parent that starts processes may pass Ctrl-C on as SIGTERM
         if processes.rank() == 0 and sys.stderr.isatty():
             with contextlib.suppress(OSError):  # not by print: the program may be in the middle of one
                 os.write(2, b"ending after this step; Ctrl-C again ends at once\n")
@@ -111,4 +113,4 @@ def progress(steps: range):
     except ImportError:
         return steps
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of all processes, which a killed run would leave behind
-    return tqdm(steps, disable=not sys.stderr.isatty())
+    return tqdm(steps, disable=processes.rank() > 0 or not sys.stderr.isatty())

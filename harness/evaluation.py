@@ -1,6 +1,7 @@
 """How good the policy is on held-out problems, in either view, and where its credit falls."""
 
 import contextlib
+import itertools
 import math
 from statistics import fmean as mean
 
@@ -16,9 +17,11 @@ from verifiers import Verifier
 
 
 def held_out_samples(model: Transformer, prompts: list[list[int]], config: Config, temperature: float) -> Samples:
-    """One completion a prompt; the same noise at every call, so that evaluations differ by the policy alone."""
+    """One completion a prompt, if any; the same noise at every call: evaluations differ by the policy alone."""
     rows_of_a_rollout = max(1, config.prompts_per_step * config.group_size // processes.world())
     with processes.whole(model), torch.autocast("cuda", dtype=torch.bfloat16, enabled=config.bf16):
+        if not prompts:  # fewer problems than processes
+            return Samples(*torch.zeros(3, 0, 0))
         at_once = rows_of_a_rollout if config.micro_tokens else 0
         return sample(model, prompts, group_size=1, at_once=at_once, **sampling(config, temperature, seed=0))
 
@@ -30,12 +33,19 @@ def evaluate(
 
     held-out reward: the mean at temperature 1, where the verifier gives rewards between 0 and 1, or is known to.
     leakage: share of the completions at temperature 1 that cite a reference they were never shown.
+    Each process tries its part of the problems; all of them learn every figure, or the failure of one.
     """
-    prompts = [tasks.student_prompt(p) for p in source.held_out]
-    samples = held_out_samples(model, prompts, config, 1.0)
-    cited = [tasks.CITATION in tasks.decode(c) for c in samples.completions()]
-    greedy = held_out_samples(model, prompts, config, 0.0)
-    rewards, of_greedy = (verify(verifier, drawn, source.held_out, config) for drawn in (samples, greedy))
+
+    def tried() -> list[tuple[float, float, bool]]:
+        mine = processes.part(source.held_out)
+        prompts = [tasks.student_prompt(p) for p in mine]
+        samples = held_out_samples(model, prompts, config, 1.0)
+        cited = [tasks.CITATION in tasks.decode(c) for c in samples.completions()]
+        greedy = held_out_samples(model, prompts, config, 0.0)
+        rewards, of_greedy = (verify(verifier, drawn, mine, config) for drawn in (samples, greedy))
+        return list(zip(rewards, of_greedy, cited))
+
+    rewards, of_greedy, cited = map(list, zip(*itertools.chain(*processes.together(tried))))
     scores = {"pass@1": share_right(rewards, config), "greedy": share_right(of_greedy, config), "leakage": mean(cited)}
     if graded or any(0 < reward < 1 for reward in rewards):
         scores["held-out reward"] = mean_reward(rewards, config)
@@ -44,8 +54,13 @@ def evaluate(
 
 def evaluate_teacher(model: Transformer, source: tasks.Source, verifier: Verifier, config: Config) -> dict[str, float]:
     """Held-out pass@1 at temperature 1 of the same model when it is shown the reference."""
-    samples = held_out_samples(model, [tasks.teacher_view(p, config.privileged) for p in source.held_out], config, 1.0)
-    rewards = verify(verifier, samples, source.held_out, config)
+
+    def tried() -> list[float]:
+        mine = processes.part(source.held_out)
+        samples = held_out_samples(model, [tasks.teacher_view(p, config.privileged) for p in mine], config, 1.0)
+        return verify(verifier, samples, mine, config)
+
+    rewards = list(itertools.chain(*processes.together(tried)))
     return {"teacher pass@1": share_right(rewards, config)} | error_count("teacher verifier errors", rewards, config)
 
 
@@ -73,9 +88,8 @@ def credited_samples(
     if len(spread):
         first = int(spread[0]) // config.group_size * config.group_size
         picked = first + right_and_wrong(batch.rewards[first : first + config.group_size])
-    pair, end = batch.rows(picked), tasks.FORMAT.end
-    texts = batch.samples.tokens[picked].tolist()  # those of a dropped sample are there, and masked
-    texts = [tokens[: tokens.index(end) + 1] if end in tokens else tokens for tokens in texts]
+    pair = batch.rows(picked)
+    texts = [tasks.FORMAT.ended(tokens) for tokens in batch.samples.tokens[picked].tolist()]  # a dropped one's too
     pair.samples = Samples.of(texts, pair.rewards.device)
     rows: list[dict] = [
         {"question": problem.question, "completion": tasks.decode(tokens), "reward": reward}

@@ -7,18 +7,20 @@ import json
 import math
 import os
 import shlex
+from datetime import date
 from pathlib import Path
 
 import torch
 
-from config import GROUPS, INIT, Config
+from config import GROUPS, INIT, INSTRUCTION, Config
 from sources import gym
 from support import processes
-from support.errors import UserError, one_line, read_file
+from support.errors import UserError, one_line, read_file, reading
 from support.program import Parser
+from verifiers import MARKER
 
 # What a run may be resumed with: what stopped it can be mended, what it learns from stays.
-CHANGEABLE = "steps lr verifier_timeout on_verifier_error micro_batch halve_micro_batch fsdp export".split()
+CHANGEABLE = "steps lr verifier_timeout on_verifier_error micro_batch halve_micro_batch fsdp threads export".split()
 
 USED_BY = {"opsd_beta": ("opsd", "sdpo", "grpo+opsd"), "opsd_weight": ("grpo+opsd",), "sdpo_ema": ("sdpo",)}
 
@@ -35,6 +37,7 @@ def parse_config(argv: list[str], about: str | None = None) -> Config:
     config = resumed(given) if given.get("resume") else Config(**{**(INIT if given.get("init") else {}), **given})
     check_together(config, given)
     check_values(config)
+    check_words(config, given)
     if processes.world() > config.prompts_per_step:
         few = f"fewer questions than the {processes.world()} processes"
         raise UserError(f"--prompts_per_step {config.prompts_per_step}: {few}; raise it, or start fewer of them")
@@ -50,7 +53,7 @@ def check_together(config: Config, given: dict) -> None:
     for name, methods in USED_BY.items():
         if name in given and config.method not in methods:
             raise UserError(f"--method {config.method} has no use for --{name}; {', '.join(methods)} has")
-    for name in "warm_slip warm_teacher_slip warm_cite warm_solutions warm_teacher_share warm_lr".split():
+    for name in "warm_slip warm_teacher_slip warm_cite warm_solutions warm_teacher_share warm_lr marker".split():
         if name in given and config.warm_steps == 0:
             raise UserError(f"--{name} has no use without a warm start: leave it out, or raise --warm_steps")
         if name in given and config.data and name.endswith("slip"):
@@ -80,6 +83,22 @@ def check_together(config: Config, given: dict) -> None:
         raise UserError("--bf16 needs --device cuda")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: torch finds no CUDA device here; leave it out to run on the CPU")
+
+
+def check_words(config: Config, given: dict) -> None:
+    """What is said to the model, and looked at before it is trained."""
+    for name in ("instruction", "system", "thinking", "date"):
+        if name in given and not config.init:
+            raise UserError(f"--{name} is for models of --init: one made here knows no words")
+    if config.marker != MARKER and config.init and config.instruction == INSTRUCTION:
+        asks = f"the prompt still asks for {MARKER}: say with --instruction what it is to ask for, '' for nothing"
+        raise UserError(f"--marker {config.marker!r}: {asks}")
+    if config.marker != MARKER and (config.rlsd_thought_only or config.evidence == "contrastive"):
+        raise UserError(f"--rlsd_thought_only and --evidence contrastive look for {MARKER}: leave --marker out")
+    if config.look and (config.resume or processes.world() > 1):
+        raise UserError("--look is for one process and a run that has not begun: leave --resume and torchrun out")
+    with reading(f"--date {config.date!r}: a day like 2026-01-31 is needed"):
+        date.fromisoformat(config.date or "2026-01-31")
 
 
 def check_values(config: Config) -> None:
@@ -112,7 +131,7 @@ def resumed(given: dict) -> Config:
             raise UserError(f"--{name} {value} contradicts {has}; {others}")
     config = dataclasses.replace(config, **{"fsdp": False, **given})  # a checkpoint fits any number of processes
     check_files(config, given, out)
-    if fingerprint != fingerprint_of(config):
+    if fingerprint not in (fingerprint_of(config), fingerprint_of(config, INIT_FILES[:2])):  # as older runs had it
         changed = f"has changed since {out / 'config.json'} was written, or is another one: start a new run"
         raise UserError(f"--data, --eval_data, --init or the file of --verifier {changed}")
     return config
@@ -124,6 +143,7 @@ def verifier_file(verifier: str) -> str:
     return path if path.endswith(".py") and not path.startswith(gym.PREFIX) else ""
 
 
+INIT_FILES = "config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"
 FILES = ("data", "eval_data", "init", "verifier")  # whose content is fingerprinted, wherever they lie
 
 
@@ -162,10 +182,10 @@ def config_of(run: Path, **given) -> tuple[Config, str]:
     return config, fingerprint
 
 
-def fingerprint_of(config: Config) -> str:
+def fingerprint_of(config: Config, of_init: tuple[str, ...] = INIT_FILES) -> str:
     """Hash of the user's own files that a run depends on."""
     names = [config.data, verifier_file(config.verifier), config.eval_data]
-    names += [f"{config.init}/{name}" for name in ("config.json", "tokenizer.json") if config.init]
+    names += [f"{config.init}/{name}" for name in of_init if config.init]
     parts = [read_file(name) for name in names if Path(name).is_file()]
     parts.append(gym.package_version(config.task).encode())
     return hashlib.sha256(b"\0".join(filter(None, parts))).hexdigest()[:16]

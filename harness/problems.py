@@ -1,5 +1,9 @@
 """The run's problems and their verifier: from the user's file, a package or a generator; checked before training."""
 
+import contextlib
+from collections.abc import Iterator
+from datetime import date
+
 import tasks
 import verifiers
 from config import Config
@@ -17,9 +21,10 @@ from verifiers import BUILT_IN, MARKER, Verifier
 
 
 def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
-    """The source that the options name, and its verifier; every problem known in advance has to fit (`check_fit`)."""
+    """The source that the options name, and its verifier; every problem known in advance has to fit."""
     try:
-        tasks.FORMAT = chat(load_tokenizer(config.init)) if config.init else tasks.BYTES
+        tasks.FORMAT = published_format(config) if config.init else tasks.BYTES
+        tasks.FORMAT.marker = config.marker and f"{config.marker} "
         if config.data:
             source = from_file(config.data, config.eval_problems, "exact", config.privileged_key, config.eval_data)
         elif config.task.startswith(gym.PREFIX):
@@ -29,17 +34,30 @@ def load_source(config: Config) -> tuple[tasks.Source, Verifier]:
         verifier = verifier_of(config.verifier or source.verifier, config.verifier_timeout)
     except ValueError as error:
         raise UserError(str(error)) from error
+    rooms = []
     for problem in source.known:
-        try:
-            check_fit(problem, verifier, config)
-        except ValueError as error:  # a tokenizer's, too
-            raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
+        with of_problem(problem):
+            rooms.append(room_of(problem, verifier, config))
+    for i, name in enumerate(("max_new_tokens", "max_seq_len")):
+        most = max(range(len(rooms)), key=lambda n: rooms[n][i])
+        with of_problem(source.known[most]):
+            check_room(name, *rooms[most], config)
     long = sum("\n" in p.answer.strip() or len(p.answer) > 100 for p in source.known)
     if 2 * long > len(source.known) and config.data and not verifier_file(config.verifier) and processes.rank() == 0:
         whole = f"{long} of {len(source.known)} answers are whole texts, which a completion has to repeat"
         advice = "'answer' is for the final answer alone, 'solution' for the way to it"
         print(visible(f"note: {config.data}: {whole} behind {MARKER}: {advice}"))
     return source, verifier
+
+
+def published_format(config: Config) -> tasks.Format:
+    """The format of --init's model; a day that its template may tell is kept in the options, for when it is resumed."""
+    config.date = config.date or date.today().isoformat()
+    tokenizer = load_tokenizer(config.init)
+    try:
+        return chat(tokenizer, config)
+    except ValueError as error:
+        raise UserError(f"--init {config.init}: {error}") from error
 
 
 def verifier_of(name: str, seconds: float = 0.0) -> Verifier:
@@ -54,9 +72,17 @@ def verifier_of(name: str, seconds: float = 0.0) -> Verifier:
     return verifier
 
 
-def check_fit(problem: tasks.Problem, verifier: Verifier, config: Config) -> None:
-    """ValueError where no completion can earn the reward, or solution or prompts are longer than there is room."""
-    completion, after = tasks.target(problem), f"--max_new_tokens {config.max_new_tokens}"
+@contextlib.contextmanager
+def of_problem(problem: tasks.Problem) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:  # a tokenizer's, too
+        raise UserError(f"{problem.origin or repr(problem.question[:60])}: {error}") from error
+
+
+def room_of(problem: tasks.Problem, verifier: Verifier, config: Config) -> tuple[int, int]:
+    """Tokens of its answer and solution, of its longest prompt; ValueError where no completion can earn the reward."""
+    completion = tasks.target(problem)
     longest = max(len(tasks.teacher_view(problem, config.privileged)), len(tasks.student_prompt(problem)))
     if config.warm_solutions > 0 and config.warm_steps:  # of the teacher's examples, a share shows the solution
         longest = max(longest, len(tasks.teacher_view(problem, "solution")))
@@ -64,11 +90,17 @@ def check_fit(problem: tasks.Problem, verifier: Verifier, config: Config) -> Non
         longest = max(longest, len(tasks.prompt(problem, "x")) - 1 + config.max_new_tokens)
     if not can_be_earned(verifier, tasks.decode(completion), problem.answer):
         raise ValueError(f"no completion can earn a reward: the verifier does not accept {problem.answer[:60]!r}")
-    if len(completion) > config.max_new_tokens:
-        raise ValueError(f"the solution has {len(completion)} tokens, more than {after}; raise it")
-    if longest > config.max_seq_len - config.max_new_tokens:
+    return len(completion), longest
+
+
+def check_room(name: str, completion: int, longest: int, config: Config) -> None:
+    """ValueError where the longest answer or prompt of all does not fit."""
+    after = f"--max_new_tokens {config.max_new_tokens}"
+    if name == "max_new_tokens" and completion > config.max_new_tokens:
+        raise ValueError(f"the answer, with its solution, has {completion} tokens, more than {after}; raise it")
+    if name == "max_seq_len" and (needed := longest + config.max_new_tokens) > config.max_seq_len:
         room = f"--max_seq_len {config.max_seq_len}"
-        raise ValueError(f"the prompt has {longest} tokens; with {after} that exceeds {room}; raise it")
+        raise ValueError(f"the prompt has {longest} tokens; with {after} that exceeds {room}; raise it to {needed}")
 
 
 def can_be_earned(verifier: Verifier, completion: str, answer: str) -> bool:

@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 
 from config import Config
-from harness import console, memory
+from harness import console, look, memory
 from harness.checkpoint import State, export
 from harness.evaluation import credited_samples, evaluate, evaluate_teacher
 from harness.models import check_weights
 from harness.options import FILES, config_of, fingerprint_of
 from harness.problems import load_source
+from harness.threads import settle
 from harness.warm_start import steps_for, try_targets, warm_start
 from harness.watch import Watch, is_finite, keep_skipped
 from rollout import Rollout
@@ -41,6 +42,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(console.interruptible())
             stack.enter_context(memory.explained(lambda: memory.samples_a_pass(self.samples, config)))
+            threads = settle(config)
             self.source, self.verifier = load_source(config)
             config.warm_steps = steps_for(config, self.source)
             processes.apart = True
@@ -48,11 +50,18 @@ class Run:
             memory.check_memory(config, self.source)
             self.state = State(config)
             self.policy, self.teacher, self.optimizer = self.state.policy, self.state.teacher, self.state.optimizer
-            self.out = self.open_folder(stack)
+            if not config.look:
+                self.out = self.open_folder(stack)
             self.interrupt = console.Interrupt()
+            print(f"processes: {processes.world()}, threads in each: {threads}", flush=True)
             problems = self.source.train or "no end of them"
             print(f"problems: {problems} to train on, {len(self.source.held_out)} held out", flush=True)
             self.refused = try_targets(self.source, self.verifier, config)
+            if config.look:
+                look.look(self.policy, self.source, self.verifier, config)
+                raise SystemExit(0)  # nothing is trained
+            if config.init:
+                print(look.words(self.source.known[0], config), flush=True)
             self.stack = stack.pop_all()
         return self
 
@@ -74,7 +83,7 @@ class Run:
         """Evaluate the policy before its first update, in both views, and keep it."""
         config = self.config
         check_weights(self.policy)
-        row = {"step": 0} | processes.together(lambda: evaluate(self.policy, self.source, self.verifier, config))
+        row = {"step": 0} | evaluate(self.policy, self.source, self.verifier, config)
         row |= evaluate_teacher(self.policy, self.source, self.verifier, config)
         console.log(self.out, row)
         self.state.keep(row, self.out, config, due=True)
@@ -117,8 +126,7 @@ class Run:
         if config.init:
             row["peak GiB"] = console.peak_memory(config.device)
         if step % config.eval_every == 0:
-            held_out = lambda: evaluate(self.policy, self.source, self.verifier, config, self.watch.graded)
-            row |= processes.together(held_out)
+            row |= evaluate(self.policy, self.source, self.verifier, config, self.watch.graded)
         console.log(self.out, row | self.watch.look(row))
         self.watch.stop_if_hopeless()
         asked = processes.most(self.interrupt.signal)  # read once: it may come between two lines, or in one alone
@@ -128,9 +136,9 @@ class Run:
     # ---- the folder --------------------------------------------------------------------------------------------------
 
     def open_folder(self, stack: contextlib.ExitStack) -> Path:
-        """The run's folder, made or taken up again where its last checkpoint left it; the checkpoint's state."""
+        """The run's folder, made or taken up again where its last checkpoint left it."""
         config, state = self.config, self.state
-        config.out, state.best, state.best_step = processes.together(lambda: self.taken(stack))
+        config.out, state.best, state.best_step = processes.together(lambda: self.taken(stack))[0]
         out = Path(config.out)
         if processes.rank() > 0:  # does all that process 0 does, and writes it where nobody looks
             out = Path(stack.enter_context(tempfile.TemporaryDirectory()))

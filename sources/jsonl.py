@@ -72,6 +72,8 @@ def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
     alike = {key: [name for name in texts if name.strip().lower() in OTHERS.get(key, key).split()] for key in required}
     if missing := [key for key in required if key not in row]:
         advice = [f"rename {alike[key][0]!r} to {key!r}" for key in missing if len(alike[key]) == 1]
+        if privileged_key in missing and not advice:
+            advice = [f"the line has {', '.join(map(repr, row))}"[:200]]
         raise ValueError("; ".join([", ".join(f"no key {key!r}" for key in missing), *advice, form]))
     for key in (*required, "solution"):
         value = row.get(key)

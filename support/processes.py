@@ -8,7 +8,7 @@ gloo on CPU, nccl on CUDA. Without torchrun every function here leaves what it i
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from support.errors import UserError, one_line
 
-apart = False  # set by train.py once options and data are known to be sound
+apart = False  # set by harness/run.py once options and data are known to be sound
 
 
 def place() -> tuple[int, int]:
@@ -66,9 +66,15 @@ def has_lost_another(error: Exception) -> bool:
 
 def same_weights(*models: torch.nn.Module | None) -> None:
     """Take the weights of process 0; a sharded model has no two alike, and is left as it is."""
-    if world() > 1:
-        for p in (p for model in models if model is not None and not is_sharded(model) for p in model.parameters()):
-            dist.broadcast(p.detach(), 0)
+    for model in models:
+        if model is not None and not is_sharded(model):
+            same(model.parameters())
+
+
+def same(tensors: Iterable[Tensor]) -> None:
+    """Take what these tensors hold in process 0."""
+    for x in tensors if world() > 1 else ():
+        dist.broadcast(x.detach(), 0)
 
 
 def speaks() -> bool:
@@ -84,10 +90,15 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def share(questions: Sequence) -> list:
-    """This process's part; equal ones stay together, since the sampler's noise counts a prompt's repeats."""
-    place = {question: i for i, question in enumerate(dict.fromkeys(questions))}
-    mine = [question for question in questions if place[question] % world() == rank()]
+def part(problems: Sequence) -> list:
+    """This process's, perhaps none; equal questions stay together, since the sampler's noise counts their repeats."""
+    place = {question: i for i, question in enumerate(dict.fromkeys(problem.question for problem in problems))}
+    return [problem for problem in problems if place[problem.question] % world() == rank()]
+
+
+def share(problems: Sequence) -> list:
+    """This process's part of an update's problems, one at least."""
+    mine = part(problems)
     if not mine:
         few = f"fewer different questions in a batch than the {world()} processes"
         raise UserError(f"{few}: raise --prompts_per_step, or start fewer of them")
@@ -110,8 +121,8 @@ def everyones(x: Any) -> list:
     return parts
 
 
-def together(work: Callable[[], Any]) -> Any:
-    """What `work` gives in process 0; if it fails in any, all raise the first one's failure, and process 0 says so."""
+def together(work: Callable[[], Any]) -> list:
+    """What `work` gives in each process; if it fails in any, all raise the first failure, and process 0 says so."""
     global apart
     try:
         parts = everyones(work())
@@ -120,7 +131,7 @@ def together(work: Callable[[], Any]) -> Any:
     for failure in [part for part in parts if isinstance(part, UserError)]:
         apart = False
         raise failure
-    return parts[0]
+    return parts
 
 
 def gather(rows: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ def shard(model: Any, device: str) -> None:
     mesh = init_device_mesh(device, (world(),))
     for module in (*model.blocks, model):  # the rest, tied embeddings among it, goes with the model itself
         fully_shard(module, mesh=mesh)
-        module.set_gradient_divide_factor(1.0)  # a sum, as in sum_gradients
+        module.set_gradient_divide_factor(1.0)  # a sum, as add_up makes it
         module.set_force_sum_reduction_for_comms(True)  # gloo knows no other
     register_fsdp_forward_method(model, "hidden")  # after which the head stays whole for those who call it
 
