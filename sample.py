@@ -3,6 +3,7 @@
 python sample.py runs/addition-rlsd-0 "4785+3626"                         # in colour, or as figures
 python sample.py runs/addition-rlsd-0 "4785+3626" --html runs/page.html   # a page that needs nothing else
 python sample.py runs/addition-rlsd-0 --interactive
+python sample.py runs/mails/model "Where is my order?"                    # a published folder: one greedy answer
 
 best.pt samples groups in the student's view, as a training step does, until one has both right and wrong samples, and
 scores two of them in both views. Without a question, a held-out problem: another for every --seed.
@@ -12,11 +13,14 @@ import argparse
 import contextlib
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+import published.weights as published
 import tasks
+from config import Config
 from credit.answers import Trained, ask
 from credit.page import page
 from credit.questions import completed, find_problem
@@ -26,9 +30,15 @@ from harness.memory import check_memory, explained
 from harness.models import build_model
 from harness.options import FILES, check_files, config_of
 from harness.problems import can_be_earned, load_source
+from model import Transformer, sample
+from published.chat import as_served
+from published.tokenizer import load_tokenizer
+from rollout import sampling
 from support.errors import UserError, one_line, reading
 from support.files import fill, load, replace
 from support.program import Parser, program
+
+ANSWER = 256  # tokens at most, of a published model
 
 
 @explained()
@@ -66,20 +76,56 @@ def answer_question(run: Trained, question: str, args: argparse.Namespace) -> No
         print(f"\npage: {visible(str(args.html))}")
 
 
-def interact(run: Trained, args: argparse.Namespace) -> None:
+@explained()
+def load_folder(folder: Path) -> tuple[Transformer, Config]:
+    """A published model; its chat template, as it stands there, becomes the format."""
+    with reading(str(folder)):
+        tasks.FORMAT = as_served(load_tokenizer(folder))
+    return published.load(folder), Config(init=str(folder), max_new_tokens=ANSWER)
+
+
+@explained()
+def answer(model: Transformer, config: Config, question: str) -> str:
+    """The greedy answer to a question; UserError where it leaves no room for one."""
+    prompts = [tasks.student_prompt(tasks.Problem(question, ""))]
+    try:
+        samples = sample(model, prompts, group_size=1, **sampling(config, temperature=0.0, seed=0))
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    return tasks.decode(samples.completions()[0])
+
+
+def interact(ask_one: Callable[[str], None]) -> None:
     """Questions until an empty line or the end of input; one that cannot be asked costs one line."""
     with contextlib.suppress(EOFError):
         while question := input("question> ").strip():
             try:
-                answer_question(run, question, args)
+                ask_one(question)
             except UserError as error:
                 print(f"sample.py: {one_line(error)}", file=sys.stderr)
+
+
+def serve(args: argparse.Namespace, given: dict) -> None:
+    """Answer as a server of the folder would: the question alone, in the folder's own words, greedily."""
+    if args.html or args.answer or args.reference or args.seed or given.keys() - {"seed"}:
+        raise UserError(f"{args.run} is a model without teacher and verifier: it takes QUESTION or --interactive alone")
+    model, config = load_folder(args.run)
+
+    def ask_one(question: str) -> None:
+        print(visible(answer(model, config, question)))
+
+    if args.interactive:
+        interact(ask_one)
+    elif args.question is None:
+        raise UserError(f"{args.run} is a model without problems: ask it a QUESTION, or --interactive")
+    else:
+        ask_one(args.question)
 
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
     """Our own options, and those that take the place of the run's: the ones given."""
     parser = Parser("sample.py", __doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that train.py has left")
+    parser.add_argument("run", type=Path, metavar="RUN", help="folder that train.py has left; or a published model's")
     parser.add_argument("question", nargs="?", metavar="QUESTION", help="default: a held-out one, by --seed")
     parser.add_argument("--answer", default="", help="reference answer of a question that --data does not hold")
     parser.add_argument("--reference", default="", help="what the teacher is shown instead of what the run shows it")
@@ -105,9 +151,12 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, dict]:
 @program
 def main(argv: list[str]) -> int:
     args, given = parse(argv)
+    if any(args.run.glob("*.safetensors")):
+        serve(args, given)
+        return 0
     run = load_run(args.run, given)
     if args.interactive:
-        interact(run, args)
+        interact(lambda question: answer_question(run, question, args))
     else:
         held_out = run.source.held_out
         question = held_out[args.seed % len(held_out)].question if args.question is None else args.question

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tiktoken
 
-from published.chat_template import Chat, chat_of
+from published.chat_template import template_of
 from published.folder import read_json
 from support.errors import UserError, reading
 
@@ -31,10 +31,13 @@ class Tokenizer:
     Differs from `tokenizers` on purpose in one thing: added tokens inside a text are plain text.
     """
 
-    chat: Chat | None = None  # the folder's own template
+    template: str | None = None  # of the folder's chat; names: of its special tokens, as the template calls them
+    ends: tuple[int, ...] = ()  # what config.json and generation_config.json call eos
+    begins = False  # whether a text of its own begins with bos_token
 
     def __init__(self, encoding: tiktoken.Encoding, nfc: bool, ranks: dict[bytes, int], control: set[int]):
         self.encoding, self.nfc, self.n_vocab, self.control = encoding, nfc, encoding.n_vocab, control
+        self.names: dict[str, str] = {}
         self.special_tokens_set, self.encode_single_token = encoding.special_tokens_set, encoding.encode_single_token
         self.missing = {b for b in range(256) if bytes([b]) not in ranks}
         self.bytes_of = {rank: piece for piece, rank in ranks.items()}
@@ -63,11 +66,29 @@ class Tokenizer:
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """The byte-level BPE of tokenizer.json; UserError for another kind, or one that tiktoken would read differently."""
     path, settings = Path(folder) / "tokenizer.json", Path(folder) / "tokenizer_config.json"
+    if not Path(folder).is_dir():
+        raise UserError(f"no folder {folder}")
     with reading(f"{path}: no tokenizer that can be read"):
         config = read_json(settings) if settings.exists() else {}
         tokenizer = build_tokenizer(read_json(path), path, config)
-        tokenizer.chat = chat_of(path.parent, config)
+        given = {key: value for key, value in config.items() if key.endswith("_token")}
+        names = {key: value["content"] if isinstance(value, dict) else value for key, value in given.items()}
+        tokenizer.names = {key: name for key, name in names.items() if name and isinstance(name, str)}
+        tokenizer.template, tokenizer.begins = template_of(path.parent, config), config.get("add_bos_token") is True
+        tokenizer.ends = ends_of(path.parent)
     return tokenizer
+
+
+def ends_of(folder: Path) -> tuple[int, ...]:
+    """The token ids that config.json and generation_config.json call eos; UserError for what is none."""
+    found: list[int] = []
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        said = read_json(path).get("eos_token_id") if path.exists() else None
+        ids = said if isinstance(said, list) else [] if said is None else [said]
+        if odd := [x for x in ids if type(x) is not int]:
+            raise UserError(f"{path}: eos_token_id {odd[0]!r:.60} is no token id")
+        found += ids
+    return tuple(dict.fromkeys(found))
 
 
 def build_tokenizer(t: dict, path: Path, config: dict | None = None) -> Tokenizer:

