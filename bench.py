@@ -1,7 +1,7 @@
 """Speed and memory, beside what a user would take instead and beside this machine's own matrix products.
 
     pip install -r requirements/bench.txt    # transformers and trl; without them their rows are left out
-    python bench.py                          # five to ten minutes on two CPU cores; also writes results/bench.json, .md
+    python bench.py                          # half an hour on two CPU cores; also writes results/bench.json, .md
     python bench.py --only sampling          # one row; written to --out alone, and so is --smoke
     python bench.py --device cuda            # the same table; writes results/bench-cuda.json
 
@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 
 from speed.memory import peak_of_update
+from speed.several import seconds_of_a_step
 from speed.stages import profile, profile_table
 from speed.table import HEADER, ROWS, machine, measure, rounded, table_line, write
 from speed.workload import SMOKE, Run, Size
-from support.program import Parser, program
+from support.program import Parser, is_first, program
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -35,6 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME", choices=(*ROWS, "profile"), help=f"one of {', '.join(ROWS)}, profile")
     parser.add_argument("--out", help="file of the figures")
     parser.add_argument("--memory", choices=("ours", "full"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.rounds = args.rounds if args.rounds is not None else 2 if args.smoke else 7
     if args.rounds < 1:
@@ -54,6 +56,10 @@ def main(argv: list[str]) -> int:
     run = Run(SMOKE if args.smoke else Size(), args.device, args.rounds)
     if args.memory:
         print(peak_of_update(run, args.memory))
+        return 0
+    if args.worker:
+        seconds = seconds_of_a_step(run)
+        print(*[seconds] * is_first())
         return 0
     result = {"machine": machine(args.device), "smoke": args.smoke, "rounds": args.rounds, "rows": []}
     load = result["machine"]["load_average"] or 0

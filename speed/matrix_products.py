@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 import tasks
 import train
-from harness.checkpoint import State
-from model import Samples, Transformer
+from model import ModelConfig, Samples, Transformer
 from rlsd import group_advantages
 from rollout import Rollout, score
 from speed.turns import compared, median_seconds, time_ratios, turns
-from speed.workload import DEFAULT, NEVER, Run, config_of, draw, new_model, random_prompts
+from speed.workload import DEFAULT, NEVER, Run, config_of, draw, new_model, published_shape, random_prompts
 
 
 def linear_products(model: Transformer, rows: int, head_rows: int, backward: bool) -> list[tuple[Tensor, Tensor]]:
@@ -67,20 +66,30 @@ def floor_decode(run: Run) -> dict:
 
 def floor_update(run: Run) -> dict:
     """Seconds of train.update() without a teacher over those of its products, forward and backward."""
-    size, config = run.size, config_of(run, "grpo")
-    state, N, T = State(config), size.prompts * size.group, size.floor_tokens
-    questions = [tasks.Problem(f"{i:03d}+{i:03d}", "0") for i in range(size.prompts)]  # prompts of 9 tokens
-    problems = [problem for problem in questions for _ in range(size.group)]
+    return update_beside_products(run, DEFAULT, run.size.prompts, run.size.group, 9, run.size.floor_tokens)
+
+
+def floor_update_published(run: Run) -> dict:
+    prompts, group, length, _, T = run.size.published
+    return update_beside_products(run, published_shape(run), prompts, group, length, T)
+
+
+def update_beside_products(run: Run, shape: ModelConfig, prompts: int, group: int, length: int, T: int) -> dict:
+    """`floor_update` on `prompts` of `length` tokens, `group` samples of T tokens each."""
+    config, policy, N = config_of(run, "grpo"), new_model(run, shape), prompts * group
+    optimizer = torch.optim.Adam(policy.parameters(), lr=config.lr, betas=(0.9, 0.99))
+    questions = [tasks.Problem(f"{i:0{length - 2}d}", "0") for i in range(prompts)]  # a role's token on either side
+    problems = [problem for problem in questions for _ in range(group)]
     samples = Samples.of(random_prompts(N, T, T), run.device)
     rewards = torch.arange(N, device=run.device) % 2.0
-    batch = Rollout(problems, samples, rewards, group_advantages(rewards, size.group))
+    batch = Rollout(problems, samples, rewards, group_advantages(rewards, group))
     with torch.no_grad():
-        samples.logps = score(state.policy, batch, config, tasks.student_prompt)
-    linear = linear_products(state.policy, size.prompts * 9 + N * (T - 1), N * T, backward=True)
-    attention = attention_products(state.policy, N, T - 1, 9 + T - 1, backward=True)
+        samples.logps = score(policy, batch, config, tasks.student_prompt)
+    linear = linear_products(policy, prompts * length + N * (T - 1), N * T, backward=True)
+    attention = attention_products(policy, N, T - 1, length + T - 1, backward=True)
     a, b, c = turns(
         run,
-        lambda i: train.update(state.policy, None, state.optimizer, batch, config, 0.0),
+        lambda i: train.update(policy, None, optimizer, batch, config, 0.0),
         lambda i: multiply(linear + attention),
         lambda i: multiply(linear),
     )

@@ -8,6 +8,7 @@ import tempfile
 import warnings
 from collections.abc import Iterator
 
+import tiktoken
 import torch
 
 import tasks
@@ -43,13 +44,24 @@ def to_transformers(model: Transformer):
     return theirs.to(model.embed.weight.device).eval()
 
 
-def byte_tokenizer():
-    """Our tokenizer for transformers: the same id for every byte and role."""
+def wide_tokenizer(n_vocab: int) -> tiktoken.Encoding:
+    """Our tokenizer with a name for each of n_vocab tokens; no text is encoded as one of those added."""
+    own, names = tasks.TOKENIZER, filler_names(n_vocab)
+    ranks = {**tasks.RANKS, **{name.encode(): i for name, i in names.items()}}
+    return tiktoken.Encoding("wide", pat_str=own._pat_str, mergeable_ranks=ranks, special_tokens=tasks.SPECIAL)
+
+
+def filler_names(n_vocab: int) -> dict[str, int]:
+    return {f"<{i}>": i for i in range(tasks.TOKENIZER.n_vocab, n_vocab)}
+
+
+def byte_tokenizer(n_vocab: int = 0):
+    """Our tokenizer for transformers: the same id for every byte and role, and names as `wide_tokenizer` has them."""
     transformers, tokenizers = peers("transformers", "tokenizers")
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     vocab = {letter: byte for byte, letter in bytes_to_unicode().items()} | {"##": 256, "####": 257}
-    vocab |= {role: tasks.TOKENIZER.encode_single_token(role) for role in tasks.ROLES}
+    vocab |= {role: tasks.TOKENIZER.encode_single_token(role) for role in tasks.ROLES} | filler_names(n_vocab)
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocab, merges=[]))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -8,13 +8,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from statistics import mean
 
+import torch
+
 import tasks
 import train
 import verifiers
 from harness.checkpoint import State
-from speed.peers import byte_tokenizer, peers, quiet, to_transformers
+from model import ModelConfig
+from speed.peers import byte_tokenizer, peers, quiet, to_transformers, wide_tokenizer
 from speed.turns import compared, now, time_ratios, turns
-from speed.workload import Run, config_of
+from speed.workload import Run, config_of, new_model, published_shape
 
 TRL_WARM_UP = 2
 
@@ -37,10 +40,15 @@ def coin(share: float) -> verifiers.Verifier:
 class Trainer:
     """One of our training runs, from the same untrained weights every time."""
 
-    def __init__(self, run: Run, method: str, share: float):
+    def __init__(self, run: Run, method: str, share: float, shape: ModelConfig | None = None, chain: int = 0):
         self.config, self.verifier = config_of(run, method), coin(share)
-        self.source = tasks.generated("addition", held_out=100)
+        self.source = tasks.generated("addition", held_out=100, chain=chain)
         self.state = State(self.config)
+        if shape:
+            self.state.policy = new_model(run, shape)
+            self.state.optimizer = torch.optim.Adam(
+                self.state.policy.parameters(), lr=self.config.lr, betas=(0.9, 0.99)
+            )
 
     def step(self, i: int, lam: float = 0.0) -> int:
         """Sample, verify, score, update, and what the update does to the teacher -> completion tokens."""
@@ -62,11 +70,24 @@ class Trainer:
         return restore
 
 
-def beside_trl(run: Run, **options) -> dict:
+def published_beside_trl(run: Run) -> dict:
+    """As `beside_trl`, of a model of SmolLM2-135M's shape, in float32 without checkpointing: TRL at its best here."""
+    prompts, group, length, _, tokens = run.size.published
+    run = run._replace(size=run.size._replace(prompts=prompts, group=group, tokens=tokens))
+    shape, own = published_shape(run), tasks.FORMAT
+    tasks.FORMAT = tasks.Format(wide_tokenizer(shape.vocab_size), *tasks.ROLES[0::2], tasks.ROLES[3], own.view)
+    try:
+        ours = Trainer(run, "grpo", 1.0, shape, chain=(length - 3) // 2)
+        return beside_trl(run, ours, bf16=False, gradient_checkpointing=False)
+    finally:
+        tasks.FORMAT = own
+
+
+def beside_trl(run: Run, ours: Trainer | None = None, **options) -> dict:
     """Seconds of a step of TRL's GRPOTrainer over those of ours, which goes first in every round."""
     with quiet():
         transformers, trl, datasets = peers("transformers", "trl", "datasets")
-    ours = Trainer(run, "grpo", share=1.0)  # every group has spread: we leave out nothing that TRL computes
+    ours = ours or Trainer(run, "grpo", share=1.0)  # every group has spread: we leave out nothing that TRL computes
     our_steps: list[tuple[float, int]] = []
     trl_steps: list[tuple[float, int]] = []
     trl_tokens: list[int] = []
@@ -103,7 +124,7 @@ def beside_trl(run: Run, **options) -> dict:
             reward,
             trl.GRPOConfig(folder, save_strategy="no", logging_strategy="no", **options),
             data,
-            processing_class=byte_tokenizer(),
+            processing_class=byte_tokenizer(ours.state.policy.config.vocab_size),
             callbacks=[Turns()],
         ).train()
     a, b = our_steps[TRL_WARM_UP:], trl_steps[TRL_WARM_UP:]

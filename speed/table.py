@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from speed.matrix_products import floor_decode, floor_update
+from speed.matrix_products import floor_decode, floor_update, floor_update_published
 from speed.memory import memory
-from speed.sampling import length, sampling, sampling_512
-from speed.steps import beside_grpo, beside_trl
+from speed.sampling import length, sampling, sampling_512, sampling_published
+from speed.several import rlsd_step, train_beside_another, train_in_one, train_memory
+from speed.steps import beside_grpo, beside_trl, published_beside_trl
 from speed.workload import SMOKE, Run, Skipped
 
 
@@ -29,21 +30,55 @@ class Row(NamedTuple):
     measure: Callable[[Run], dict]
 
 
+def in_one_thread(measure: Callable[[Run], dict], run: Run) -> dict:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return measure(run)
+    finally:
+        torch.set_num_threads(threads)
+
+
 GENERATE, GRPO = "transformers `generate`, same weights", "GRPO step, 16 prompts x 16, steps/s"
+SMOL = "SmolLM2-135M's shape"
+ONE = "one process, one thread"
 OURS, PRODUCTS, FULL = "our GRPO step, same samples", "its matrix products alone", "full log-softmax + gather"
+PLAIN_TRL = "TRL `GRPOTrainer` in float32 without checkpointing, as ours"
 beside_plain_trl = partial(beside_trl, bf16=False, gradient_checkpointing=False)
+one_thread = lambda measure: partial(in_one_thread, measure)
 ROWS = {
-    "sampling": Row("sampling 16 prompts x 16, at most 64 tokens, tokens/s", GENERATE, ">= 5", sampling),
-    "sampling-512": Row(
-        "sampling 4 prompts x 16 at width 512, 8 layers, 128 tokens each, tokens/s", GENERATE, ">= 1.5", sampling_512
+    "sampling": Row(
+        "sampling 16 prompts x 16, at most 64 tokens, one thread, tokens/s", GENERATE, ">= 2.5", one_thread(sampling)
     ),
-    "grpo-step": Row(GRPO, "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing", ">= 4", beside_trl),
-    "grpo-step-plain": Row(GRPO, "TRL `GRPOTrainer` in float32 without checkpointing, as ours", "-", beside_plain_trl),
+    "sampling-512": Row(
+        "sampling 4 prompts x 16 at width 512, 8 layers, 128 tokens each, one thread, tokens/s",
+        GENERATE,
+        ">= 1.5",
+        one_thread(sampling_512),
+    ),
+    "sampling-135m": Row(
+        f"{SMOL}: sampling 8 prompts of 80 x 8, 32 tokens each, tokens/s", GENERATE, ">= 1.3", sampling_published
+    ),
+    "grpo-step": Row(GRPO, "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing", ">= 3", beside_trl),
+    "grpo-step-plain": Row(GRPO, PLAIN_TRL, ">= 2.2", beside_plain_trl),
+    "grpo-step-135m": Row(f"{SMOL}: GRPO step, 64 x 16 tokens, steps/s", PLAIN_TRL, ">= 1.5", published_beside_trl),
     "rlsd-lambda": Row("RLSD step with the teacher pass, time", OURS, "<= 1.12", partial(beside_grpo, lam=0.5)),
     "rlsd-zero": Row("RLSD step at lambda 0, time", OURS, "<= 1.01", partial(beside_grpo, lam=0.0)),
-    "floor-decode": Row("sampling 256 rows, time a token", PRODUCTS, "<= 2.5", floor_decode),
-    "floor-update": Row("update on 256 samples of 34 tokens, time", PRODUCTS, "<= 2", floor_update),
+    "floor-decode": Row("sampling 256 rows, one thread, time a token", PRODUCTS, "<= 2.3", one_thread(floor_decode)),
+    "floor-update": Row(
+        "update on 256 samples of 34 tokens, one thread, time", PRODUCTS, "<= 1.8", one_thread(floor_update)
+    ),
+    "floor-update-135m": Row(
+        f"{SMOL}: update on 64 samples of 16 tokens, time", PRODUCTS, "<= 1.3", floor_update_published
+    ),
     "memory": Row("memory of scoring and backward, 256 x 64 tokens, vocabulary 50,000", FULL, "<= 0.5", memory),
+    "rlsd-2": Row("RLSD step in 2 processes, steps/s", ONE, ">= 1.75", partial(rlsd_step, workers=2)),
+    "rlsd-4": Row("RLSD step in 4 processes, steps/s", ONE, "-", partial(rlsd_step, workers=4)),
+    "train": Row("a fifth of `make train`, speed", "the same with `WORKERS=1`", "-", train_in_one),
+    "train-busy": Row(
+        "a fifth of `make train` beside one busy program, time", "the same, idle", "<= 2.2", train_beside_another
+    ),
+    "train-memory": Row("memory of a fifth of `make train`, all processes", "700 MB", "<= 1", train_memory),
     "length": Row("sampling 512 tokens, time a token", "sampling 64 tokens", "<= 1.6", length),
 }
 

@@ -28,9 +28,17 @@ class Size(NamedTuple):
     floor_tokens: int = 34  # what a worked addition has
     memory: tuple[int, ...] = (256, 64, 50_000)  # N, T, V
     lengths: tuple[int, ...] = (64, 128, 256, 512, 1024)
+    published: tuple[int, ...] = (
+        8,
+        8,
+        80,
+        32,
+        16,
+    )  # SmolLM2-135M's rows: prompts, group, their tokens, sampled, trained
 
 
-SMOKE = Size(2, 4, 6, (128, 1, 1, 8), 8, (64, 32, 20_000), (2, 4, 8, 16, 32))
+SMOKE = Size(2, 4, 6, (128, 1, 1, 8), 8, (64, 32, 20_000), (2, 4, 8, 16, 32), (2, 4, 12, 6, 6))
+SMOLLM2 = ModelConfig(49_152, 576, 1536, 30, 9, 3, head_dim=64, qk_norm=False)
 
 
 class Run(NamedTuple):
@@ -39,6 +47,11 @@ class Run(NamedTuple):
     size: Size
     device: str
     rounds: int
+
+
+def published_shape(run: Run) -> ModelConfig:
+    """SmolLM2-135M's shape; with --smoke a small model of as many tokens as there are names for."""
+    return SMOLLM2 if run.size is not SMOKE else ModelConfig(2 * tasks.TOKENIZER.n_vocab, qk_norm=False)
 
 
 def random_prompts(n: int, shortest: int, longest: int) -> list[list[int]]:
