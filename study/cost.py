@@ -5,6 +5,7 @@
 One thread, and processor seconds instead of the clock, so that other jobs on the machine matter less.
 """
 
+import contextlib
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 from support.program import Parser, program
 
@@ -48,13 +50,15 @@ def measure(options: list[str]) -> dict:
         scorings.append(1)
         return run(*args)
 
-    for room in [room for room in sys.modules.values() if getattr(room, "completion_states", None) is run]:
-        room.completion_states = run_and_count  # type: ignore[attr-defined]
-    for update in range(UPDATES + 1):
-        if update == 1:
-            began, counted = time.process_time(), len(scorings)
-        lam = 0.5 if config.method == "rlsd" else 0.0
-        train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
+    rooms = [name for name, room in sys.modules.items() if getattr(room, "completion_states", None) is run]
+    with contextlib.ExitStack() as stack:
+        for room in rooms:
+            stack.enter_context(mock.patch(f"{room}.completion_states", run_and_count))
+        for update in range(UPDATES + 1):
+            if update == 1:
+                began, counted = time.process_time(), len(scorings)
+            lam = 0.5 if config.method == "rlsd" else 0.0
+            train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
     return {
         "seconds": round((time.process_time() - began) / UPDATES, 4),
         "scorings": (len(scorings) - counted) // UPDATES,

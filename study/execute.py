@@ -34,7 +34,7 @@ def execute(runs: list[Run], folder: Path, results: Path) -> None:
         for _, group in groupby(todo, key=lambda run: run.task):
             part = list(group)
             jobs = [
-                ([*run.arguments(folder), "--steps", "1"], folder / "warm_runs" / f"{run.task}-{run.warm_seed}")
+                ([*run.arguments(folder), "--steps", "1"], run.out(folder / "warm_runs"))
                 for run in {run.warm_seed: run for run in part if run.method != "opd"}.values()
             ]
             if any(run.method == "opd" for run in part):
@@ -90,9 +90,10 @@ def program(name: str, options: list[str]) -> None:
 
 
 def read(results: Path) -> list[dict]:
-    """Finished runs and probes, each once; a line that is none, as a kill may leave one, is passed over with a word."""
+    """Finished runs and probes of a folder or file, each once; a line that is none, as a kill may leave one, is passed
+    over with a word."""
     rows: dict[tuple[str, str], dict] = {}
-    for path in sorted(results.glob("*.jsonl")):
+    for path in sorted(results.glob("*.jsonl")) if results.is_dir() else [results] * results.is_file():
         for i, line in enumerate(path.read_bytes().splitlines(), start=1):
             try:
                 row = json.loads(line)

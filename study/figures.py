@@ -12,7 +12,7 @@ import numpy as np
 from config import Config
 from harness.curves import COLOURS, STYLES
 from rlsd import lambda_at
-from study.bootstrap import FEWEST, mean
+from study.bootstrap import FEWEST, Estimate, mean
 from study.scores import Study
 
 STUDY_PANELS = {
@@ -86,5 +86,57 @@ def credit_figure(samples: Path, out: Path) -> None:
         axis.set(ylabel=f"A_hat / A at lambda {lam:g}", ylim=(0.9, 1.1))
         says = "right, praise" if row["reward"] else "wrong, blame"
         axis.set_title(f"{row['question']}: {says} of each token (1: plain GRPO's)", fontsize=10)
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
+
+
+def headroom_figure(panels: dict[str, dict[str, dict[str, Estimate]]], mark: float, out: Path) -> None:
+    """Samples worth {panel: {weighting: {regime: estimate}}} with intervals; mark: the bound on the paper's weights."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(11, 6), sharey=True, constrained_layout=True, squeeze=False)
+    for axis, (title, weightings) in zip(axes[0], panels.items()):
+        for k, (name, regimes) in enumerate(weightings.items()):
+            shown = {i: of for i, of in enumerate(regimes.values()) if of.n}
+            places = [i + 0.8 * (k + 0.5) / len(weightings) - 0.4 for i in shown]
+            x = np.array([[of.value, of.low, of.high] for of in shown.values()]).T.reshape(3, -1)
+            bars = np.maximum([x[0] - x[1], x[2] - x[0]], 0)
+            axis.errorbar(x[0], places, xerr=bars, fmt="o", markersize=4, color=COLOURS[k % 7], label=name)
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.axvline(mark, color="black", linewidth=0.8, linestyle=":")
+        axis.set_xscale("symlog", linthresh=0.5, linscale=0.2)
+        ticks = (-4, -1, 0, 1, 2, 4, 8)
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_yticks(range(len(regimes)), list(regimes))
+        axis.set(title=title, xlabel="samples worth (GRPO: 1)")
+        axis.grid(alpha=0.3, axis="x")
+    axes[0][0].invert_yaxis()
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle(
+        f"32 samples; bars: 95 % interval over policies; dotted: {mark:.2f}, the bound on the paper's weights"
+    )
+    figure.savefig(out, dpi=100)
+    plt.close(figure)
+
+
+def bias_figure(panels: dict[str, dict[str, tuple[Estimate, Estimate]]], out: Path) -> None:
+    """Of each weighting {panel: {weighting: (cosine of the means, noise)}}; on the curve it is worth GRPO's samples."""
+    figure, axes = plt.subplots(2, -(-len(panels) // 2), figsize=(11, 9), constrained_layout=True, squeeze=False)
+    noise, known = np.geomspace(0.02, 100, 200), list(dict.fromkeys(name for of in panels.values() for name in of))
+    lines = {}
+    for axis, (title, weightings) in zip(axes.flat, panels.items()):
+        for name, pair in weightings.items():
+            k = known.index(name)
+            y, x = ([[max(of.value - of.low, 0)], [max(of.high - of.value, 0)]] for of in pair)
+            look = {"fmt": "os^D"[k // 7 % 4], "color": COLOURS[k % 7], "markersize": 5, "elinewidth": 0.8}
+            lines[name] = axis.errorbar([pair[1].value], [pair[0].value], xerr=x, yerr=y, **look)
+        axis.plot(noise, noise**-0.5, color="black", linewidth=0.8)
+        axis.set_xscale("log")
+        axis.set(title=title, xlim=(0.3, 60), ylim=(-0.5, 1.2))
+        axis.grid(alpha=0.3)
+    for axis in axes[-1]:
+        axis.set_xlabel("signal's share in E|g|^2, over GRPO's (right: less noise)")
+    for axis in axes[:, 0]:
+        axis.set_ylabel("cosine of the mean gradient with GRPO's")
+    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4, frameon=False)
+    figure.suptitle("bias and noise of each weighting, 32 samples; above the curve it is worth more samples than GRPO")
     figure.savefig(out, dpi=100)
     plt.close(figure)

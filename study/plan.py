@@ -5,6 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from config import METHODS, Config
+from harness.options import parse_config
+from support.errors import UserError
+from tasks import GENERATORS
+
 SHARED = "--warm_cite 0.5 --warm_solutions 0.3 --steps 60 --eval_every 5 --eval_problems 400 --save_every 60"
 TASKS = {
     "addition": "--task addition",
@@ -57,6 +62,23 @@ def rate_of(task: str, samples: int, method: str) -> str:
     return rates.get(method) or rates.get(kin) or rates["rlsd"]
 
 
+def task_options(task: str) -> str:
+    """Of TASKS, or of a task that was added to tasks.py."""
+    if task in TASKS or task in GENERATORS:
+        return TASKS.get(task, f"--task {task}")
+    raise UserError(f"task {task!r} is none of {', '.join([*TASKS, *(GENERATORS.keys() - TASKS.keys())])}")
+
+
+def method_options(method: str) -> str:
+    """Of VARIANTS; of a method, or RLSD with a reading of the evidence, that was added to config.py."""
+    readings = [name for name in Config.__dataclass_fields__["evidence"].metadata["choices"] if name != "plain"]
+    if method in VARIANTS or method in METHODS:
+        return VARIANTS.get(method, f"--method {method}")
+    if method in readings:
+        return f"--method rlsd --evidence {method}"
+    raise UserError(f"method {method!r} is none of {', '.join(dict.fromkeys([*VARIANTS, *METHODS, *readings]))}")
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run of the study; `samples` is 256 or 32 an update."""
@@ -66,6 +88,7 @@ class Run:
     method: str
     seed: int
     lr: str = ""
+    more: str = ""  # options that win over those of the cell
 
     @property
     def name(self) -> str:
@@ -81,9 +104,9 @@ class Run:
 
     @property
     def options(self) -> str:
-        parts = [SHARED, TASKS[self.task], VARIANTS[self.method], FEW if self.samples == 32 else ""]
+        parts = [SHARED, task_options(self.task), method_options(self.method), FEW if self.samples == 32 else ""]
         lr = self.lr or rate_of(self.task, self.samples, self.method)
-        return " ".join([*parts, f"--lr {lr} --seed {self.seed} --warm_seed {self.warm_seed}"])
+        return " ".join([*parts, f"--lr {lr} --seed {self.seed} --warm_seed {self.warm_seed}", self.more]).strip()
 
     def out(self, folder: Path) -> Path:
         """Where the run is made: other options, another run."""
@@ -101,6 +124,27 @@ GRID = tuple(method for method in VARIANTS if method.startswith("rlsd-") and met
 
 def cell(task: str, samples: int, methods: tuple[str, ...], seeds: range) -> list[Run]:
     return [Run(task, samples, method, seed) for seed in seeds for method in methods]
+
+
+def chosen(cell: str, seeds: str, more: str) -> list[Run]:
+    """TASK:METHOD,METHOD,... on seeds like 0-4 or 0,2,5, seed by seed; more: options of train.py for all of them."""
+    task, _, methods = cell.partition(":")
+    spans = [part.partition("-") for part in seeds.split(",")]
+    if not all(a.isdecimal() and (b.isdecimal() or not dash) for a, dash, b in spans):
+        raise UserError(f"--seeds {seeds}: a span like 0-4 or a list like 0,2,5 is needed")
+    numbers = sorted({seed for a, _, b in spans for seed in range(int(a), int(b or a) + 1)})
+    names = list(dict.fromkeys(methods.split(",")))
+    if len(names) < 2 or not numbers:
+        raise UserError(
+            f"--cells {cell}, --seeds {seeds}: TASK:METHOD,METHOD and a seed are needed, nothing to compare"
+        )
+    words = more.replace("=", " ").split()
+    if own := {"--task", "--method", "--evidence", "--seed", "--out"} & set(words):
+        raise UserError(f"--set {min(own)}: is what --cells and --seeds say; name a variant in study/plan.py")
+    runs = [Run(task, 256, method, seed, more=" ".join(words)) for seed in numbers for method in names]
+    for run in runs[: len(names)]:
+        parse_config(run.options.split())  # a mistake is told before anything is trained
+    return runs
 
 
 def study() -> list[Run]:

@@ -9,7 +9,6 @@ ratio of squared cosines is the ratio of samples that two weightings need for th
 
 import argparse
 import json
-import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from model import Transformer
 from rlsd import evidence_weights, rlsd_loss
 from rollout import Rollout, score
 from study.bootstrap import samples_worth
+from study.oracles import deciding_tokens
 from support.errors import UserError, reading
 from support.files import fill, load, replace
 from support.program import Parser, program
@@ -92,25 +92,10 @@ def cosines(per_batch: list[dict[str, torch.Tensor]], adam: bool = False) -> dic
     return found
 
 
-def deciding_tokens(completion: list[int], problem: tasks.Problem) -> list[int]:
-    """Where an addition is won or lost: the first token off the right derivation; in a right sample the results of
-    the columns that a carry enters, at the first token in which they differ from the result without it."""
-    right = tasks.target(problem)
-    for t, (token, expected) in enumerate(zip(completion, right)):
-        if token != expected:
-            return [t]
-    places = []
-    for m in re.finditer(r"(\d)\+(\d)=(\d+)", tasks.decode(completion)):  # a token a character up to the marker
-        forgotten, result = str(int(m[1]) + int(m[2])), m[3]
-        if result != forgotten:
-            places.append(m.start(3) + next(i for i, digit in enumerate(result) if digit != forgotten[i : i + 1]))
-    return places
-
-
 def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[dict]:
     """Of each sample with an advantage: share of |Delta|, and of the weight moved at eps_w 0.2, by kind of token.
 
-    deciding: see above. first: where the teacher's own style, to cite the reference, could begin.
+    deciding: see oracles.py. first: where the teacher's own style, to cite the reference, could begin.
     """
     part = batch.rows(batch.advantages.nonzero().squeeze(1))
     with torch.no_grad():
@@ -130,8 +115,8 @@ def evidence_shares(model: Transformer, batch: Rollout, config: Config) -> list[
     return rows
 
 
-def parse(argv: list[str]) -> tuple[argparse.Namespace, Config]:
-    parser = Parser("probe.py", __doc__, epilog="every other option is one of train.py")
+def parse(argv: list[str], name: str = "probe.py", about: str | None = __doc__) -> tuple[argparse.Namespace, Config]:
+    parser = Parser(name, about, epilog="every other option is one of train.py")
     parser.add_argument("--batches", type=int, default=60, help="batches of samples (default: 60)")
     parser.add_argument("--keep", default="", help="file for the figures (JSON)")
     parser.add_argument("--policy", default="", help="a run's folder: probe its last policy, not the warm start")

@@ -44,6 +44,18 @@ def updates_to(run: dict, target: float) -> float:
     return float(max(1.0, steps[i - 1] + share * (steps[i] - steps[i - 1])))
 
 
+def target_of(runs: list[dict]) -> float | None:
+    """The pass@1 that 90 % of the runs' mean gain leads to; None where they gain less than 0.05."""
+    low, high = (np.mean([figure(run) for run in runs]) if runs else 0.0 for figure in (start, final))
+    return float(low + 0.9 * (high - low)) if high - low >= 0.05 else None
+
+
+def paired_speed(theirs: list[float], mine: list[float], last: float) -> tuple[Estimate, int]:
+    """Ratio of updates to a target, paired by seed; how many runs never get there, counted at the last update."""
+    bounded = [[last if np.isnan(x) else x for x in side] for side in (theirs, mine)]
+    return ratio(*bounded), int(np.isnan(theirs + mine).sum())
+
+
 def entropy_while_learning(run: dict) -> float:
     """Mean entropy of the updates whose reward is one of LEARNING: methods are compared at equal accuracy."""
     low, high = LEARNING[run["task"]]
@@ -69,11 +81,19 @@ def seconds(run: dict) -> float:
 
 
 def held_out(run: dict) -> int:
-    return int(run["options"].split("--eval_problems ")[1].split()[0])
+    return int(run["options"].split("--eval_problems ")[-1].split()[0])
 
 
 def leakage(run: dict) -> float:
     return float([row["leakage"] for row in run["curve"] if "leakage" in row][-1])
+
+
+def leaked(runs: list[dict]) -> Estimate:
+    """Mean leakage at the end; its interval reaches 3 / problems at least, the 95 % bound where none cites."""
+    found = mean(map(leakage, runs))
+    if found.n:  # all seeds share the held-out problems
+        found.high = max(found.high, 3 / held_out(runs[0]))
+    return found
 
 
 class Study:
@@ -103,14 +123,11 @@ class Study:
     def speed(self, task: str, method: str, *cell) -> tuple[Estimate, int, float] | None:
         """GRPO's updates over the method's, to 90 % of GRPO's gain: (ratio, runs that never got there, target)."""
         grpo = self.runs(task, "grpo", *cell)
-        low, high = (np.mean([f(run) for run in grpo]) if grpo else 0.0 for f in (start, final))
-        if high - low < 0.05:
+        target = target_of(grpo)
+        if target is None:
             return None
-        target = float(low + 0.9 * (high - low))
         theirs, mine = self.pairs(lambda run: updates_to(run, target), task, "grpo", method, *cell)
-        last = float(evaluations(grpo[0])[0][-1])  # a run that never gets there is counted at its end: a bound
-        bounded = [[last if np.isnan(x) else x for x in side] for side in (theirs, mine)]
-        return ratio(*bounded), int(np.isnan(theirs + mine).sum()), target
+        return *paired_speed(theirs, mine, float(evaluations(grpo[0])[0][-1])), target
 
 
 def peak_and_fall(runs: list[dict]) -> tuple[Estimate, Estimate]:
