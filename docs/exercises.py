@@ -20,13 +20,21 @@ EXERCISES = {  # name: file, the line as it is, the line as it is tried
     "nothing": ("rlsd.py", "", ""),
     "sign": ("rlsd.py", "log_weights = advantages.detach().sign()[:, None] * delta", "log_weights = delta"),
     "clip": ("rlsd.py", "clipped = weights.clamp(1 - eps_w, 1 + eps_w)", "clipped = weights"),
-    "std": ("rlsd.py", "torch.where(no_spread, 0.0, centred / (std + eps))", "torch.where(no_spread, 0.0, centred)"),
+    "std": (
+        "rlsd.py",
+        "advantages = torch.where(no_spread, 0.0, centred / (std + eps))",
+        "advantages = torch.where(no_spread, 0.0, centred)",
+    ),
     "teacher": (
         "rollout.py",
         "teacher_logps = score(teacher, batch, config, view)",
         "teacher_logps = score(teacher, batch, config, tasks.student_prompt)",
     ),
-    "direction": ("rlsd.py", "loss = -surrogate.sum()", "loss = surrogate.sum()"),
+    "direction": (
+        "rlsd.py",
+        "loss = -surrogate.sum() / (tokens.clamp(min=1) if denominator is None else denominator)",
+        "loss = surrogate.sum() / (tokens.clamp(min=1) if denominator is None else denominator)",
+    ),
 }
 
 
