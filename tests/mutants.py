@@ -9,10 +9,12 @@ their tests have changed. Ends with exit code 1 where a survivor is not listed i
 import argparse
 import ast
 import collections
+import functools
 import hashlib
 import json
 import os
 import random
+import re
 import sys
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -34,17 +36,53 @@ PARTS = {
 }
 REST = {  # of a folder's pattern, the files that are not named themselves
     "train.py": ["test_methods.py", "test_train.py", "test_guards.py"],
-    "rollout.py": ["test_methods.py", "test_train.py"],
+    "rollout.py": ["test_methods.py", "test_train.py", "test_depends.py"],
     "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py"],
     "config.py": ["bad_input/test_bad_options.py", "test_train.py"],
-    "support/judge.py": ["test_judge.py", "test_train.py"],
+    "sample.py": ["test_sample.py"],
+    "plot.py": ["test_plot.py"],
+    "reproduce.py": ["test_study.py"],
+    "bench.py": ["test_bench.py"],
+    "support/child.py": ["test_worker.py"],
+    "support/errors.py": ["bad_input/test_bad_checkpoints.py", "test_ends.py"],
+    "support/files.py": ["bad_input/test_bad_checkpoints.py", "faults/test_faults.py", "test_train.py"],
+    "support/judge.py": ["test_judge.py"],
     "support/micro_batches.py": ["test_methods.py", "test_train.py"],
-    "support/numbers.py": ["test_methods.py", "test_train.py", "test_guards.py"],
-    "sources/jsonl.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
-    "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
+    "support/numbers.py": ["test_guards.py", "test_train.py"],
+    "support/workers.py": ["test_workers.py"],
+    "support/p*.py": ["test_ends.py", "test_ranks.py"],
+    "support/shards.py": ["test_ranks.py"],
+    "sources/careless.py": ["test_tasks.py"],
+    "sources/jsonl.py": ["test_tasks.py", "test_depends.py", "bad_input/test_bad_data.py"],
+    "sources/verifier_process.py": ["test_judge.py", "test_worker.py"],
+    "sources/*.py": ["test_reasoning.py", "test_worker.py"],
+    "harness/checkpoint.py": ["bad_input/test_bad_checkpoints.py", "test_train.py"],
+    "harness/console.py": ["test_missing.py", "test_train.py"],
+    "harness/curves.py": ["test_plot.py"],
+    "harness/evaluation.py": ["test_judge.py", "test_depends.py", "test_train.py"],
+    "harness/memory.py": ["test_guards.py"],
+    "harness/models.py": ["test_train.py", "test_depends.py", "test_methods.py", "test_missing.py"],
     "harness/options.py": ["bad_input/test_bad_options.py", "test_train.py"],
-    "harness/*.py": ["test_methods.py", "test_train.py", "test_guards.py"],
+    "harness/look.py": ["test_serving.py"],
+    "harness/threads.py": ["test_workers.py"],
+    "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
+    "harness/run.py": ["test_train.py", "test_guards.py", "test_missing.py"],
+    "harness/warm_start.py": [
+        "test_train.py",
+        "test_depends.py",
+        "test_missing.py",
+        "bad_input/test_bad_checkpoints.py",
+    ],
+    "harness/watch.py": ["test_guards.py"],
     "baselines/*.py": ["test_baselines.py", "test_methods.py", "test_train.py"],
+    "published/rounded_adam.py": ["test_rounded_adam.py"],
+    "published/chat*.py": ["test_serving.py", "test_pretrained.py"],
+    "published/*.py": ["bad_input/test_bad_models.py", "test_pretrained.py"],
+    "credit/*.py": ["test_sample.py"],
+    "study/localise.py": ["test_localise.py"],
+    **{f"study/{name}.py": ["test_headroom.py"] for name in "split oracles variants headroom headroom_report".split()},
+    "study/*.py": ["test_study.py"],
+    "speed/*.py": ["test_bench.py"],
 }
 RESULTS = ROOT / "results" / "mutants.json"
 
@@ -98,8 +136,18 @@ class Mutant:
 
 
 def tests_of(file: str) -> list[str]:
-    """Those of the first pattern that the file's name fits; none where it fits none."""
+    """The tests of a file's own: of the first pattern that its name fits; none where it fits none."""
     return next((tests for pattern, tests in (CORE | REST).items() if fnmatch(file, pattern)), [])
+
+
+def others_of(file: str) -> list[str]:
+    """The other tests that name a file, as a module or by its path."""
+    module = file.removesuffix(".py").replace("/", ".")
+    folder, _, name = module.rpartition(".")
+    named = rf"\b{re.escape(file)}|\b{re.escape(module)}\b|\bfrom {re.escape(folder) or '_'} import [^\n]*\b{name}\b"
+    tests = sorted((ROOT / "tests").rglob("test_*.py"))
+    found = [path.relative_to(ROOT / "tests").as_posix() for path in tests if re.search(named, path.read_text())]
+    return [test for test in found if test not in tests_of(file)]
 
 
 def files_of(patterns: dict[str, list[str]]) -> list[str]:
@@ -252,10 +300,9 @@ def visited(node: ast.AST):
 def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
     """Try mutants one after the other; the tests that kill most in a second go first."""
     kills = collections.Counter(row["test"] for row in rows_of(journal))
-    durations: dict[str, dict[str, float]] = {}
     with Copy() as copy:
         for i, (mutant, tests, state) in enumerate(todo):
-            seconds = durations.get(mutant.file) or durations.setdefault(mutant.file, copy.durations(tests))
+            seconds = dict(collections.ChainMap(*(durations(copy, test) for test in tests)))
             rank = {test: -(kills[test] + 0.5) / (seconds[test] + 0.01) for test in seconds}
             verdict = copy.verdict(mutant.file, mutant.text, tests, rank)
             kills[verdict.test] += 1
@@ -264,6 +311,17 @@ def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
                 file.write(json.dumps(row) + "\n")
             if verdict.outcome == "passed" or i % 50 == 0:
                 print(f"{i + 1}/{len(todo)} {verdict.outcome:6} {mutant}", flush=True)
+
+
+@functools.cache
+def durations(copy: Copy, test: str) -> dict[str, float]:
+    """Seconds of each test of a file, all of which pass on the code as it is; kept as long as code and tests are."""
+    sources = [path for path in sorted(copy.folder.rglob("*.py")) if "tests" not in path.parts]
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, ROOT / "tests" / test])).hexdigest()[:16]
+    path = ROOT / "runs" / f"durations-{state}.json"
+    if not path.exists():
+        path.write_text(json.dumps(copy.durations([test])))
+    return json.loads(path.read_text())
 
 
 def tried(journal: Path, state: str) -> dict[str, dict]:
@@ -283,7 +341,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="*", help="default: the core, " + ", ".join(CORE))
     parser.add_argument("--all", action="store_true", help="the rest too, " + ", ".join(REST))
-    parser.add_argument("--sample", type=int, default=0, help="so many of each file, at random; nothing is written")
+    parser.add_argument("--sample", type=int, default=0, help="so many of each file, at random")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--list", action="store_true", help="count the mutants, and run nothing")
     args = parser.parse_args()
@@ -300,7 +358,8 @@ def main() -> int:
     todo = []
     for file in files:
         before = tried(journal, states[file])
-        todo += [(m, tests_of(file), states[file]) for m in made[file] if m.key not in before]
+        todo += [(i, m, tests_of(file), states[file]) for i, m in enumerate(made[file]) if m.key not in before]
+    todo = [row[1:] for row in (sorted(todo, key=lambda row: row[0]) if args.sample else todo)]  # a few of each first
     print(f"{sum(map(len, made.values()))} mutants, {len(todo)} to try", flush=True)
     if args.list:
         return 0
@@ -315,32 +374,52 @@ def main() -> int:
     work(todo[:: args.jobs], journal)
     for pid in helpers:
         os.waitpid(pid, 0)
-    return report(files, made, {file: tried(journal, states[file]) for file in files}, keep=not args.sample)
+    known = {file: tried(journal, states[file]) for file in files}
+    return report_sample(files, made, known) if args.sample else report(files, made, known)
 
 
-def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict], keep: bool) -> int:
-    """Counts and survivors to the screen, if kept to results/mutants.json; 1 where tests/mutation.md lacks one."""
+def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict]) -> int:
+    """Counts and survivors to the screen and to results/mutants.json; 1 where tests/mutation.md lacks one."""
     listed = (ROOT / "tests" / "mutation.md").read_text().split("\n## ")
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "make mutants", "files": {}}
+    result = json.loads(RESULTS.read_text())
     result["files"] = {file: of for file, of in result["files"].items() if (ROOT / file).exists()}
     unexplained = 0
     for file in files:
-        rows = [(m, known[file].get(m.key)) for m in made[file]]
-        survivors = [m for m, row in rows if row is not None and row["outcome"] == "passed"]
-        killed = sum(row is not None and row["outcome"] != "passed" for _, row in rows)
+        killed, survivors = counted(made[file], known[file])
         result["files"][file] = {
-            "mutants": len(rows),
+            "mutants": len(made[file]),
             "killed": killed,
-            "share": round(killed / len(rows), 4),
+            "share": round(killed / len(made[file]), 4),
             "survivors": [str(m) for m in survivors],
         }
         reasons = [line.strip() for part in listed if part.startswith(file) for line in part.splitlines()]
         unexplained += sum(m.entry not in reasons for m in survivors)
-        print(f"{file}: {killed} of {len(rows)} killed, {killed / len(rows):.1%}")
-    if keep:
-        RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+        print(f"{file}: {killed} of {len(made[file])} killed, {killed / len(made[file]):.1%}")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{unexplained} survivors without a reason in tests/mutation.md")
     return int(unexplained > 0)
+
+
+def report_sample(files: list[str], drawn: dict[str, list[Mutant]], known: dict[str, dict]) -> int:
+    """Of each file's sample, as far as it was tried: killed ones and survivors, to results/mutants.json as well."""
+    result = json.loads(RESULTS.read_text())
+    sampled = result["sampled"] = {f: of for f, of in result.get("sampled", {}).items() if (ROOT / f).exists()}
+    for file in files:
+        killed, survivors = counted(drawn[file], known[file])
+        if tries := killed + len(survivors):
+            sampled[file] = {"tried": tries, "killed": killed, "survivors": [str(m) for m in survivors]}
+            print(f"{file}: {killed} of {tries} killed", *map(str, survivors), sep="\n    ")
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    tries, killed = (sum(of[what] for of in sampled.values()) for what in ("tried", "killed"))
+    print(f"{killed} of {tries} killed, {len(sampled)} files")
+    return 0
+
+
+def counted(mutants: list[Mutant], known: dict[str, dict]) -> tuple[int, list[Mutant]]:
+    """Of the mutants that were tried: how many were killed, and those that were not."""
+    rows = [(m, known[m.key]["outcome"]) for m in mutants if m.key in known]
+    survivors = [m for m, outcome in rows if outcome == "passed"]
+    return len(rows) - len(survivors), survivors
 
 
 if __name__ == "__main__":

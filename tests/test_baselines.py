@@ -1,13 +1,19 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tasks
+from baselines import readings
 from baselines.losses import generalised_jsd, opd_loss, opsd_loss, sdpo_loss
-from baselines.readings import agreement, contrastive, negative_only, thought_only
-from rlsd import rlsd_loss, token_advantages
+from baselines.readings import agreement, contrastive, negative_only
+from config import Config
+from model import Samples
+from rlsd import evidence_weights, rlsd_loss, token_advantages
+from rollout import Rollout
 
 seeds = st.integers(0, 2**32)
 
@@ -125,16 +131,28 @@ def test_contrastive_replaces_the_student_in_the_ratio(seed):
     assert torch.allclose(got, expected)
 
 
-@given(seeds)
-def test_negative_only_and_thought_only_are_grpo_elsewhere(seed):
-    student, teacher, _, A, mask = evidence(seed)
-    full = token_advantages(A, teacher, student, mask)
-    plain = A[:, None].expand(4, 3)
-    got = token_advantages(A, negative_only(student, teacher, A), student, mask)
-    assert torch.equal(got, torch.where((A < 0)[:, None], full, plain))
-    thought = torch.tensor([[1, 0, 1]] * 4)
-    got = token_advantages(A, thought_only(student, teacher, thought), student, mask)
-    assert torch.equal(got, torch.where(thought.bool(), full, plain))
+READINGS = st.sampled_from(Config.__dataclass_fields__["evidence"].metadata["choices"])
+
+
+@given(seeds, READINGS, st.booleans(), st.booleans())
+def test_readings_combine(seed, reading, negative, thought):
+    """The weight is 1, exactly, outside what the two options select, and inside to the bit the reading's own."""
+    student, teacher, misled, A, mask = evidence(seed)
+    samples = Samples.of([tasks.encode(text) for text in ("a####", "####b", "ab#### 1", "#### 1")])
+    inside = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]]).bool()  # of the thought
+    samples.tokens = samples.tokens[:, :3]
+    batch = Rollout([tasks.Problem("q", "a")] * 4, samples, A, A, hints=["x", None, "y", "z"])
+    config = Config(evidence=reading)
+
+    def weights(config):
+        read = readings.read(batch, config, student, teacher, lambda other: misled)
+        return evidence_weights(A, read, student, mask)[0]
+
+    chosen = torch.ones(4, 3, dtype=torch.bool)
+    chosen &= (A < 0)[:, None] | torch.tensor(not negative)
+    chosen &= inside | torch.tensor(not thought)
+    found = weights(replace(config, rlsd_negative_only=negative, rlsd_thought_only=thought))
+    assert torch.equal(found, torch.where(chosen, weights(config), 1.0))
 
 
 def test_where_each_reading_begins():

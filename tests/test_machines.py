@@ -142,6 +142,7 @@ def test_the_committed_table_is_whole_and_no_row_fails():
     assert [row["name"] for row in table["rows"] if row.get("failed")] == []
 
 
+@pytest.mark.slow
 def test_what_one_run_has_passed_the_next_one_leaves_out(tmp_path):
     """As .ci/run does; a run that would be left with nothing, or that misses a test, is no success."""
     (tmp_path / "conftest.py").write_bytes((ROOT / "tests/conftest.py").read_bytes())

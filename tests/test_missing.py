@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 
 import tasks
 import train
-from baselines import methods
 from harness import console, curves, evaluation, run, warm_start
 from harness.checkpoint import State
 from harness.models import build_model
@@ -117,17 +116,6 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)
 
 
-@pytest.mark.parametrize("method", ["opsd", "grpo+opsd", "sdpo", "opd"])
-def test_a_dropped_sample_moves_nothing(method):
-    """Also where a right sample of its group could be shown to the teacher."""
-    rewards = torch.tensor([math.nan, 1.0, 0.0, math.nan])
-    texts = Samples.of([[5, 6], [5], [6], [7]])
-    config = train.Config(on_verifier_error="drop", group_size=4)
-    _, _, advantages = judge.without_failed(rewards, texts, config)
-    batch = train.Rollout([None] * 4, texts, rewards, advantages, hints=["x", None, "x", "x"])
-    assert methods.moving(batch, train.Config(method=method)).tolist() == ([2] if method == "sdpo" else [1, 2])
-
-
 @pytest.mark.parametrize(
     "rewards, zero, expected",
     [
@@ -173,7 +161,7 @@ def own(folder, *more, rule):
             "verifier: 10 of 20 targets of the warm start earn 1, 0.65 in the mean\n",
         ),
         ("0.5", "verifier: 0 of 20 targets of the warm start earn 1, 0.5 in the mean\nwarm start"),
-        ("float(completion == answer)", "verifier: 0 of 20 targets of the warm start earn 1\nnote: all earn 0"),
+        ("float(completion == answer)", "0 of 20 targets of the warm start earn 1\nnote: the verifier gives 0"),
         ("1 / 0", "verifier: 0 of 20 targets of the warm start earn 1\nwarm start"),
     ],
 )
@@ -231,15 +219,6 @@ def test_the_export_comes_before_the_picture(tmp_path, monkeypatch):
     monkeypatch.setattr(console, "finish", lambda out: order.append("picture"))
     assert train.main(options(tmp_path, "run", "--steps", "1")) == 0
     assert order == ["export", "picture"]
-
-
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "nonsense"])
-def test_a_backend_for_pictures_is_not_the_runs_business(tmp_path, backend):
-    env = {**os.environ, "MPLBACKEND": backend, "OMP_NUM_THREADS": "1"}
-    args = [sys.executable, ROOT / "train.py", *options(tmp_path, "lr$1_a_b$", "--steps", "1")]
-    done = subprocess.run(args, env=env, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and "Traceback" not in done.stderr
-    assert done.stdout.splitlines()[-1].startswith("curves")
 
 
 def test_no_updates_are_an_evaluation(tmp_path, capsys):
@@ -433,13 +412,14 @@ def test_the_steps_of_a_run_are_written_down(tmp_path, capsys):
 # ---- several processes -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_process_whose_samples_are_all_dropped_holds_up_nobody(tmp_path):
     """--fsdp runs every block together: process 1 has no reward at all, process 0 none from its second update on."""
     given = options(tmp_path, "run", "--fsdp", "--on_verifier_error", "drop", "--steps", "2")
     given[given.index("--warm_steps") + 1] = "0"
     (tmp_path / "rules.py").write_text(
         "import os\nn = 0\ndef check(completion, answer):\n    global n\n    n += 1\n"
-        "    return float(len(completion) % 2) if n < 14 and os.environ['RANK'] == '0' else None\n"
+        "    return float(len(completion) % 2) if n < 11 and os.environ['RANK'] == '0' else None\n"
     )
     args = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", ROOT / "train.py"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}

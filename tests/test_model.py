@@ -261,6 +261,14 @@ def test_finished_rows_leave_as_soon_as_a_quarter_has_finished(monkeypatch):
     assert s.tokens.shape == (8, 3) and steps == [2, 8, 8]  # nothing is run once all have stopped
 
 
+@given(prompts_, st.integers(0, 99), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=4))
+def test_any_of_several_stop_tokens_ends_a_row(prompts, seed, stops):
+    """Rows are those that nothing stops, up to the first of them, which is kept."""
+    whole = draw(prompts, seed, stop_token=()).tokens.tolist()
+    ends = [next((t + 1 for t, token in enumerate(row) if token in stops), len(row)) for row in whole]
+    assert draw(prompts, seed, stop_token=tuple(stops)).completions() == [row[:n] for row, n in zip(whole, ends)]
+
+
 def test_a_cache_with_room_is_written_in_place_and_nowhere_else():
     keys, values = torch.randn(2, 3, 2, 4, 5).unbind()  # (B, K, S, D)
     cache = model_module.KVCache(keys, values, 3)  # the fourth slot is not written yet
@@ -451,7 +459,14 @@ def slow_forward(model, tokens):
     def turn(x, position):
         out = x.clone()
         for i in range(c.head_dim // 2):
-            angle = torch.tensor(position * c.rope_theta ** (-2 * i / c.head_dim))
+            speed = c.rope_theta ** (-2 * i / c.head_dim)
+            if c.rope_scaling:  # by the turns that a pair makes in the former context
+                factor, low, high, context = c.rope_scaling
+                turns = context * speed / (2 * math.pi)
+                share = (turns - low) / (high - low)
+                slowed = speed / factor
+                speed = slowed if turns < low else speed if turns > high else share * speed + (1 - share) * slowed
+            angle = torch.tensor(position * speed)
             a, b = x[i], x[i + c.head_dim // 2]
             out[i] = a * angle.cos() - b * angle.sin()
             out[i + c.head_dim // 2] = a * angle.sin() + b * angle.cos()
@@ -462,10 +477,13 @@ def slow_forward(model, tokens):
     for block in model.blocks:
         h = norm(x, block.attention_norm)
         w_q, w_k, w_v = block.attention.qkv.weight.split([c.num_heads * D, c.num_kv_heads * D, c.num_kv_heads * D])
+        bias = block.attention.qkv.bias if c.qkv_bias else torch.zeros(len(block.attention.qkv.weight))
+        b_q, b_k, b_v = bias.split([c.num_heads * D, c.num_kv_heads * D, c.num_kv_heads * D])
         heads = []
         for head in range(c.num_heads):
             group = head // (c.num_heads // c.num_kv_heads)
             q, k, v = h @ w_q[head * D :][:D].T, h @ w_k[group * D :][:D].T, h @ w_v[group * D :][:D].T
+            q, k, v = q + b_q[head * D :][:D], k + b_k[group * D :][:D], v + b_v[group * D :][:D]
             if c.qk_norm:
                 q, k = norm(q, block.attention.q_norm), norm(k, block.attention.k_norm)
             q, k = (torch.stack([turn(row, t) for t, row in enumerate(m)]) for m in (q, k))
@@ -487,6 +505,9 @@ def slow_forward(model, tokens):
         {"num_kv_heads": 1},
         {"head_dim": 6},
         {"rope_theta": 100.0},
+        {"qkv_bias": True, "qk_norm": False},
+        # of the five pairs, by turns in a context of 20: one stays, three are slowed in part, one in full
+        {"head_dim": 10, "rope_theta": 20.0, "rope_scaling": (8.0, 0.4, 2.5, 20.0)},
         {"norm_eps": 0.5},
     ],
 )
@@ -504,11 +525,10 @@ def test_tied_embeddings_share_one_matrix():
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(0, 30))
 def test_rotary_scores_depend_on_distance_alone(a, b, shift):
     q, k = torch.randn(2, 1, 1, 1, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    turning = ModelConfig(1, head_dim=8, rope_theta=100.0)
     score = lambda m, n: (
-        (rotate(q, rope_tables(torch.tensor([[m]]), 8, 100.0)) * rotate(k, rope_tables(torch.tensor([[n]]), 8, 100.0)))
-        .sum()
-        .item()
-    )
+        rotate(q, rope_tables(torch.tensor([[m]]), turning)) * rotate(k, rope_tables(torch.tensor([[n]]), turning))
+    ).sum()
     assert math.isclose(score(a, b), score(a + shift, b + shift), abs_tol=1e-5)
 
 
@@ -519,6 +539,23 @@ def test_default_model_is_small_and_starts_near_uniform():
     logps = torch.log_softmax(model(torch.randint(262, (4, 30))), dim=-1)
     loss = -logps.mean().item()
     assert abs(loss - math.log(262)) < 0.5, loss
+
+
+@pytest.mark.parametrize("layers, width", [(1, 64), (8, 64), (2, 192)])
+def test_first_weights_have_gpt2s_deviations_by_width_and_depth(layers, width):
+    """0.02 at a width of 768; what writes into the residual stream by sqrt(2 layers) less; norms are ones."""
+    torch.manual_seed(1)
+    model = Transformer(ModelConfig(262, hidden_size=width, intermediate_size=3 * width, num_layers=layers))
+    deep = 0
+    for name, p in model.named_parameters():
+        if p.dim() == 1:
+            assert torch.equal(p, torch.ones_like(p))
+            continue
+        writes = name.endswith(("attention.out.weight", "mlp.down.weight"))
+        deep += writes
+        expected, n = 0.02 * (768 / width) ** 0.5 / (2 * layers if writes else 1) ** 0.5, p.numel()
+        assert abs(p.std().item() / expected - 1) < 5 / (2 * n) ** 0.5 and abs(p.mean().item()) < 5 * expected / n**0.5
+    assert deep == 2 * layers
 
 
 def test_bf16_autocast_runs_and_stays_near():

@@ -1,5 +1,6 @@
 """The suite turns red for every mistake in the museum: each is made in a copy of the code, and its test is run."""
 
+import ast
 import json
 import re
 import subprocess
@@ -7,7 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from museum.mistakes import MISTAKES
 from museum.pieces import PIECES
+from museum.show import changed
+from mutants import CORE, REST, files_of
 
 SHOW = Path(__file__).with_name("museum") / "show.py"
 
@@ -21,6 +25,13 @@ def verdicts():
 
 def test_the_museum_has_all_fifteen_mistakes():
     assert {re.sub("[a-z]", "", piece.number) for piece in PIECES} == {str(n) for n in range(1, 16)}
+
+
+def test_every_file_has_a_mistake_to_plant():
+    """In a place of its own, where the changed file can still be read; make planted sees whether a test fails."""
+    for mistake in MISTAKES:
+        ast.parse(changed(mistake))
+    assert {mistake.file for mistake in MISTAKES} == set(files_of(CORE | REST))
 
 
 @pytest.mark.parametrize("piece", PIECES, ids=lambda piece: piece.number)

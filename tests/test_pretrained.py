@@ -26,6 +26,7 @@ import sample as sample_file  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
 from baselines import readings  # noqa: E402
+from config import Config  # noqa: E402
 from harness import evaluation  # noqa: E402
 from harness.problems import load_source  # noqa: E402
 from model import ModelConfig, Transformer, sample  # noqa: E402
@@ -49,10 +50,16 @@ SHAPE = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+# Of the six pairs of a head of 12 one turns as before, one is slowed in part, four are in full.
+LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+LLAMA3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 FAMILIES = {
     "llama": ("Llama", {}),
     "llama tied": ("Llama", {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "llama head_dim": ("Llama", {"head_dim": 20, "rms_norm_eps": 1e-3}),
+    "llama 3.1": ("Llama", {"rope_parameters": LLAMA3_ROPE}),
+    "qwen2": ("Qwen2", {}),
+    "qwen2 tied": ("Qwen2", {"tie_word_embeddings": True, "head_dim": 16}),
     "qwen3": ("Qwen3", {"head_dim": 20}),
     "qwen3 tied": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
     "qwen3 theta": ("Qwen3", {"rope_parameters": {"rope_type": "default", "rope_theta": 500.0}}),
@@ -139,9 +146,11 @@ def test_shards_are_joined(tmp_path):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("qk_norm", [True, False])
-def test_a_model_of_our_own_is_read_by_transformers(tmp_path, tied, qk_norm):
-    config = ModelConfig(300, head_dim=20, tie_embeddings=tied, qk_norm=qk_norm, rope_theta=777.0, norm_eps=1e-4)
+@pytest.mark.parametrize("kind", [{}, {"qk_norm": False}, {"qk_norm": False, "qkv_bias": True}])
+@pytest.mark.parametrize("rope_scaling", [None, (4.0, 1.0, 3.0, 20.0)])
+def test_a_model_of_our_own_is_read_by_transformers(tmp_path, tied, kind, rope_scaling):
+    config = ModelConfig(300, head_dim=20, tie_embeddings=tied, rope_theta=777.0, norm_eps=1e-4, **kind)
+    config.rope_scaling = rope_scaling
     torch.manual_seed(0)
     ours = Transformer(config)
     save(ours, tmp_path)
@@ -279,7 +288,7 @@ def test_old_and_new_ways_to_write_the_rotary_base_are_read(tmp_path):
         assert read_config(tmp_path).rope_theta == theta
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path, family):
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     given = {name: SHAPE[name] for name in names}
@@ -287,7 +296,8 @@ def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path, family):
     ours = read_config(tmp_path)
     theirs = transformers.AutoConfig.for_model(family, num_key_value_heads=None, **given)
     theta = getattr(theirs, "rope_theta", None) or theirs.rope_parameters["rope_theta"]
-    assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, theirs.head_dim)
+    width = 12 if family == "qwen2" else theirs.head_dim  # which has none, and divides in its attention
+    assert (ours.num_kv_heads, ours.head_dim) == (theirs.num_key_value_heads, width)
     assert (ours.max_seq_len, ours.norm_eps) == (theirs.max_position_embeddings, theirs.rms_norm_eps)
     assert (ours.rope_theta, ours.tie_embeddings) == (theta, theirs.tie_word_embeddings)
 
@@ -295,7 +305,11 @@ def test_what_config_json_leaves_out_is_as_in_transformers(tmp_path, family):
 REFUSED = {
     "model_type 'mistral'": {"model_type": "mistral"},
     "model_type 'qwen3_moe'": {"model_type": "qwen3_moe"},
-    "rope type 'llama3'": {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0}},
+    "low_freq_factor 4 has to be smaller": {"rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": 4.0}},
+    "original_max_position_embeddings is missing": {
+        "rope_parameters": {k: v for k, v in LLAMA3_ROPE.items() if k[:8] != "original"}
+    },
+    "factor 0 is no size": {"rope_parameters": {**LLAMA3_ROPE, "factor": 0}},
     "'full_attention' are not supported": {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
     "rope type 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None},
     "rope type 'linear'": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None},
@@ -319,7 +333,7 @@ def test_a_feature_that_the_model_lacks_is_refused_by_name(tmp_path, name):
     edit(tmp_path / "config.json", **REFUSED[name])
     with pytest.raises(UserError, match=name) as error:
         load(tmp_path)
-    assert "\n" not in str(error.value) and "not supported" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_unknown_missing_and_misshapen_weights_are_named(tmp_path):
@@ -400,8 +414,8 @@ def test_what_is_not_what_its_name_says_is_neither_read_nor_exported(tmp_path, n
     (source / name).unlink()
     (source / name).symlink_to(tmp_path / "secret")
     if name == "chat_template.jinja" and b"\x00" not in content:  # text it is; whether a template, its reader says
-        with pytest.raises(UserError, match="0 times"):
-            load_tokenizer(source)
+        with pytest.raises(ValueError, match="0 times"):
+            chat(load_tokenizer(source))
         return
     for act in (lambda: load(source), lambda: save(sound, tmp_path / "out", source)):
         with pytest.raises(UserError, match="is not what its name says|is no JSON|object is needed") as error:
@@ -884,19 +898,20 @@ def test_tokenizer_config_may_not_contradict_the_tokenizer(tmp_path):
         with pytest.raises(UserError, match="tokenizer_config.json"):
             load_tokenizer(tmp_path)
     templated(tmp_path, "qwen", None, added_tokens_decoder={"1": {"content": "<|im_end|>"}})
-    assert load_tokenizer(tmp_path).chat is None
+    assert load_tokenizer(tmp_path).template is None
 
 
 @pytest.mark.parametrize("name", ["{question}", "{privileged}", "####", "5", "Reference"])
 def test_an_added_token_of_any_name_replaces_no_text(tmp_path, restore_format, name):
+    """None of a problem's: what the instruction says is part of the template, to transformers too."""
     bpe("qwen", tmp_path / "tokenizer.json")
-    problem, prompts = tasks.Problem("How many {apples}?", "7"), []
+    problem, prompts = tasks.Problem("How many {apples} #### 5?", "#### 7"), []
     for add in (
         lambda t: None,
         lambda t: t["added_tokens"].append({"content": name, "id": t["model"]["vocab"].get(name, 900)}),
     ):
         changed(tmp_path / "tokenizer.json", add)
-        tasks.FORMAT = chat(load_tokenizer(tmp_path))
+        tasks.FORMAT = chat(load_tokenizer(tmp_path), Config(instruction=""))
         prompts.append((tasks.student_prompt(problem), tasks.teacher_prompt(problem)))
     assert prompts[0] == prompts[1]
 
@@ -1047,7 +1062,7 @@ def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeyp
             lambda *a, draw=room.sample, **options: stops.append(options["stop_token"]) or draw(*a, **options),
         )
     assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
-    assert len(stops) >= 4 and set(stops) == {load_tokenizer(folder).encode_single_token("<|im_end|>")}
+    assert len(stops) >= 4 and set(stops) == {(load_tokenizer(folder).encode_single_token("<|im_end|>"),)}
 
 
 def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
@@ -1064,7 +1079,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
         error = capsys.readouterr().err
         assert what in error and error.startswith("train.py: ") and error.count("\n") == 1, error
 
-    fails(tmp_path / "nowhere", "nowhere/tokenizer.json: No such file")
+    fails(tmp_path / "nowhere", "no folder ")
     fails(folder, "leave --hidden_size", "--hidden_size", "64")
     fails(folder, "--dtype bfloat16 needs", "--dtype", "bfloat16", "--method", "sdpo")
     fails(folder, "ends at 512", "--max_seq_len", "600")
@@ -1154,7 +1169,6 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     again = load_tokenizer(tmp_path / "b")
     for text in strings(300, seed=4):
         assert again.encode_ordinary(text) == made.encode(text).ids
-    smollm2.ask(tmp_path / "b", "Who?", new_tokens=3)
 
 
 def test_the_dry_run_makes_a_whole_step(tmp_path, capfd, monkeypatch):

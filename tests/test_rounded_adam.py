@@ -84,3 +84,15 @@ def test_a_weight_whose_gradient_is_zero_or_missing_stays():
     assert zero.tolist() == missing.tolist() == [1.0, 1.0, 1.0]
     optimizer.zero_grad()
     assert zero.grad is None
+
+
+def test_every_step_rounds_by_chances_of_its_own():
+    """Two steps of half the way to the next number: a quarter has come two numbers far, a quarter none, half one."""
+    weight = torch.nn.Parameter(torch.full((10_000,), 0.02).bfloat16())
+    optimizer, near = RoundedAdam([weight], lr=2**-14, betas=(0.9, 0.99)), 2**-13
+    start = weight.data.float()
+    for _ in range(2):
+        weight.grad = torch.full_like(weight, -1.0)
+        optimizer.step()
+    numbers = ((weight.data.float() - start) / near).round()
+    assert [(numbers == n).float().mean().item() for n in (0, 1, 2)] == pytest.approx([0.25, 0.5, 0.25], abs=0.02)

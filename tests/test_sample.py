@@ -25,11 +25,12 @@ import tasks
 from config import Config
 from credit import answers, terminal
 from credit.page import page
-from credit.questions import find_problem
+from credit.questions import completed, find_problem
 from credit.tokens import Sample, Token, bounds, depth, push_depth, visible
 from harness.models import build_model
 from model import Samples, token_logps
 from rlsd import rlsd_loss, token_advantages
+from support.errors import UserError
 from support.files import save
 from verifiers import expression
 
@@ -121,6 +122,22 @@ def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, 
     assert not figures and (moved > 10) == (lam > 0)
 
 
+@pytest.mark.parametrize("evidence", ["contrastive", "agreement"])
+def test_the_probabilities_shown_are_the_models_whatever_reads_them(tmp_path, capsys, monkeypatch, evidence):
+    run = make_run(tmp_path / "run", evidence=evidence, temperature=0.6, privileged="solution")
+    batches, problem = spied(monkeypatch), tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
+    printed = ask(run, "47+85", capsys=capsys)
+    shown = [[float(x) for x in line.split()[-6:-4]] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
+    model, by_hand = sample.load_run(run, trusted(run)).model, []
+    for ids in batches[0].samples.completions():
+        with torch.no_grad():
+            views = [tasks.student_prompt(problem), tasks.teacher_prompt(problem, "solution")]
+            scored = [token_logps(model, [view], Samples.of([ids]), 0.6)[0].exp().tolist() for view in views]
+        by_hand += map(list, zip(*scored))
+    assert len(shown) == len(by_hand) > 0 and all(0 <= x <= 1 for row in shown for x in row)
+    assert all(row == pytest.approx(own, rel=2e-3) for row, own in zip(shown, by_hand))
+
+
 @given(st.integers(0, 10**6), st.sampled_from([0.5, 1.0, 2.0]), st.sampled_from([-1.0, 1.0]))
 def test_the_push_is_the_gradient_at_the_tokens_own_logit(seed, temperature, advantage):
     """Of rlsd_loss, summed over the tokens, by autograd; logits are divided by the temperature first."""
@@ -134,6 +151,11 @@ def test_the_push_is_the_gradient_at_the_tokens_own_logit(seed, temperature, adv
     a_hat = token_advantages(A, teacher_logps, logps.detach(), mask)
     push = [Token("", p, 0, 0, 0, a).push for p, a in zip(logps.exp()[0].tolist(), a_hat[0].tolist())]
     assert push == pytest.approx((-scaled.grad.gather(-1, tokens)).flatten().tolist(), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("a_hat, p, shown", [(-0.5, 1.0, "-0.0000"), (-0.5, 0.9999, "-0.0000"), (0.0, 0.5, "+0.0000")])
+def test_a_push_too_small_for_the_digits_keeps_its_sign(a_hat, p, shown):
+    assert Token("", p, 1.0, -0.0, 1.0, a_hat).columns() == [f"{p:.4g}", "1", "+0.0000", "1", f"{a_hat:+.4f}", shown]
 
 
 def test_a_group_of_equal_rewards_shows_one_sample_without_credit(tmp_path, capsys):
@@ -158,6 +180,12 @@ def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
 def test_the_seed_decides(run, capsys):
     first, again, other = (ask(run, "47+85", *seed, capsys=capsys) for seed in ([], ["--seed", "0"], ["--seed", "1"]))
     assert first == again != other
+
+
+def test_without_a_question_the_seed_picks_a_held_out_one(run, capsys):
+    held_out = [problem.question for problem in sample.load_run(run, trusted(run)).source.held_out]
+    asked = [ask(run, "--seed", seed, capsys=capsys).splitlines()[0] for seed in ("0", "3", "8")]
+    assert asked == [f"question: {held_out[i]}" for i in (0, 3, 3)] and len(set(held_out)) == 5
 
 
 def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
@@ -215,6 +243,16 @@ def test_a_question_of_the_file_needs_no_answer_and_another_does(tmp_path, capsy
     assert "reference answer: 9" in ask(run, "q 9?", "--answer", "9", capsys=capsys)
     assert re.search(r"question: q \d\?", ask(run, capsys=capsys))
     assert "give its reference answer with --answer" in refused(run, "q 9?", capsys=capsys)
+
+
+@pytest.mark.parametrize("privileged", ["answer", "solution"])
+def test_a_prompt_may_fill_the_room_and_no_more(privileged):
+    problem = tasks.Problem("1+1", "2", "1+1=2")
+    needed = len(tasks.teacher_prompt(problem, privileged))
+    config = Config(privileged=privileged, max_new_tokens=9, max_seq_len=9 + needed)
+    assert completed(config, "1+1", problem, "", "") == problem
+    with pytest.raises(UserError, match=f"{needed} tokens, and the run has room for {needed - 1}"):
+        completed(dataclasses.replace(config, max_seq_len=8 + needed), "1+1", problem, "", "")
 
 
 def test_interactive_asks_until_an_empty_line_and_survives_a_bad_question(run, capsys, monkeypatch):
@@ -332,6 +370,26 @@ def check_paint(painted, advantage):
     assert plain == "".join(map(visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
     blue, orange = (set(map(str, terminal.INK[sign])) for sign in (1, -1))
     assert set(re.findall(r"48;5;(\d+)", painted)) <= (blue if advantage > 0 else orange)
+
+
+def test_blue_raises_orange_lowers_and_more_is_darker():
+    """Of the 256 colours those from 16 on are a cube of 6 x 6 x 6, blue last."""
+    red, blue = (lambda c: (c - 16) // 36), (lambda c: (c - 16) % 6)
+    for sign, more, less in ((1, blue, red), (-1, red, blue)):
+        shades = [
+            int(re.findall(r"48;5;(\d+)", terminal.painted("x", sign, deep))[0]) for deep in (-1, -0.5, 0, 0.5, 1)
+        ]
+        assert shades == list(terminal.INK[sign]) and all(more(c) >= less(c) for c in shades)
+        assert more(shades[-1]) > less(shades[-1]) + 2
+
+
+@pytest.mark.parametrize("a_hat", [[1.1, 1.0, 0.8], [0.9, 1.2, 1.0]])
+def test_the_page_outlines_the_token_farthest_from_plain_grpo(a_hat):
+    """To either side; its figures stand above the text."""
+    one = Sample(1.0, 1.0, [Token(f"t{i}", 0.5, 0.5, 0.0, a, a) for i, a in enumerate(a_hat)])
+    text = page("title", [], [one], Config(rlsd_lambda=1.0))
+    far = max(range(3), key=lambda i: abs(a_hat[i] - 1))
+    assert f'<p class="figures"><b>t{far}</b>' in text and re.findall(r'farthest"[^>]*>(t\d)', text) == [f"t{far}"]
 
 
 def test_depth_runs_from_bound_to_bound():

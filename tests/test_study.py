@@ -1,5 +1,6 @@
 """The study's arithmetic, on curves made by hand; the report from committed runs is made in full."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -7,11 +8,15 @@ import numpy as np
 import pytest
 import torch
 
+import reproduce
 import tasks
 import train
+from config import Config
 from harness.checkpoint import State
 from harness.options import parse_config
-from study import bootstrap, execute, language, plan, probe, report, scores
+from model import token_logps
+from study import bootstrap, compare, cost, execute, figures, headroom, language, oracles, plan, probe, report, scores
+from support.errors import UserError
 
 SAMPLES = execute.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
 
@@ -61,6 +66,15 @@ def test_figures_of_a_run_by_hand():
     assert scores.leakage(run([0.1, 0.2], leakage=0.3)) == 0.3
 
 
+def test_that_no_leak_was_seen_is_not_that_there_is_none():
+    """Of 400 problems, which all seeds share: the interval reaches 3 / 400 at least, however few completions cite."""
+    of = lambda *shares: scores.leaked([run([0.1], s, leakage=share) for s, share in enumerate(shares)])
+    assert (of(0, 0).value, of(0, 0).low, of(0, 0).high) == (0, 0, 0.0075)
+    assert of(0, 0.0025).value == 0.00125 and of(0, 0.0025).high == 0.0075
+    assert (of(0.4, 0.4).low, of(0.4, 0.4).high, of().n) == (0.4, 0.4, 0)
+    assert scores.held_out({"options": "--eval_problems 400 --eval_problems 50 --lr 1"}) == 50  # as train.py reads it
+
+
 def test_intervals():
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
     e = bootstrap.mean([*values, float("nan")])
@@ -78,12 +92,43 @@ def test_intervals():
         (-0.1, -0.01, 5, "does not hold"),
         (-0.01, 0.015, 5, "does not hold"),
         (-0.1, 0.1, 5, "undecided"),
+        (0.0, 0.1, 5, "undecided"),  # at the mark itself nothing lies above it
+        (-0.1, 0.02, 5, "does not hold"),
+        (-0.1, 0.0201, 5, "undecided"),
         (0.01, 0.1, 4, "undecided"),
         (-0.1, -0.01, 4, "undecided"),
     ],
 )
 def test_verdicts(low, high, n, expected):
     assert bootstrap.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
+
+
+def test_the_axis_counts_every_updates_tokens():
+    """An update without an evaluation too; two runs at the mean of what each had sampled by then."""
+    lengths = [(10, 20, 30), (30, 20, 10)]
+    runs = [{"samples": 100, "curve": [{"step": 0, "pass@1": 0.1}]} for _ in lengths]
+    for one, tokens in zip(runs, lengths):
+        one["curve"] += [{"step": i, "length": n, "lambda": 0.1 * (i < 3)} for i, n in enumerate(tokens, start=1)]
+        one["curve"][1] |= {"clipped_low": 0.1, "clipped_high": 0.2}
+        one["curve"][2] |= {"clipped_low": 0.2, "clipped_high": 0.2}
+        one["curve"][-1] |= {"pass@1": 0.5, "clipped_low": 0.9, "clipped_high": 0.1}
+    assert [point[:2] for point in figures.over_tokens(runs, "pass@1")] == [(0.0, 0.1), (6.0, 0.5)]
+    clipped = [point[:2] for point in figures.over_tokens(runs, "clipped")]
+    assert clipped == [pytest.approx(p) for p in ((2.0, 0.3), (4.0, 0.4))]  # where lambda is above 0
+
+
+def test_the_clock_of_the_cost_holds_its_updates_and_nothing_else(monkeypatch):
+    """The first update is not timed, nor what stands before it; every forward pass over the samples is counted."""
+    events, update, clock = [], train.update, iter([100.0, 106.0])
+    monkeypatch.setattr(train, "update", lambda *args: events.append("update") or update(*args))
+    monkeypatch.setattr(cost.time, "process_time", lambda: events.append("clock") or next(clock))
+    small = "--hidden_size 32 --num_layers 1 --prompts_per_step 2 --group_size 4 --max_new_tokens 40 --chain 2"
+    for options, scorings in (("--method grpo", 1), ("", 2), ("--evidence contrastive", 3), ("--method opsd", 2)):
+        events.clear()
+        clock = iter([100.0, 106.0])
+        found = cost.measure([*small.split(), *options.split()])
+        assert events == ["update", "clock", *["update"] * cost.UPDATES, "clock"]
+        assert (found["seconds"], found["scorings"]) == (round(6 / cost.UPDATES, 4), scorings)
 
 
 def test_pairs_and_speed_take_the_same_seeds():
@@ -118,9 +163,13 @@ def rows_of(text, claim):
 
 def test_report_of_few_runs_gives_no_verdicts(tmp_path):
     runs = [run([0.2, 0.9, 0.95], s, m, no_spread=0.0) for s in (0, 1) for m in ("grpo", "rlsd", "opsd")]
-    text = report.write([*runs, run([0.2, 0.8], 100, lr="1e-4")], [], {}, SAMPLES, tmp_path).read_text()
+    tuned = [run([0.2, 0.8], s, lr="1e-4", leakage=0.1 * (s - 99)) for s in (100, 101)]
+    text = report.write([*runs, *tuned], [], [], {}, SAMPLES, tmp_path).read_text()
+    assert "| 0.0001 | 0.500 | 0.500 | 0.1500 | 2 |" in text  # leakage of the tuning too
+    assert "| 0.0000 [0.0000, 0.0075] |" in rows_of(text.split("## Every cell")[1], "addition | rlsd")[0]
+    assert "perfect evidence give?\n\nNot run yet" in text
     assert "undecided |" in rows_of(text, "RLSD ends above GRPO (addition)")[0]
-    assert rows_of(text, "RLSD ends above GRPO (countdown)")[0].split("|")[3:5] == [" - ", " 0 "]
+    assert rows_of(text, "RLSD ends above GRPO (countdown)")[0].split("|")[3:6] == [" - ", " > 0 ", " 0 "]
     assert (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "credit.png").stat().st_size > 10_000
 
 
@@ -130,7 +179,7 @@ def test_report_of_a_clear_case(tmp_path):
     runs = [run([0.2, 0.5, 0.8 + shift(s), 0.8], s, no_spread=0.0) for s in range(6)]
     runs += [run([0.2, 0.7, 0.9, 0.9 + shift(s)], s, "rlsd", no_spread=0.0) for s in range(6)]
     runs += [run([0.2, 0.8, 0.5, 0.5 + shift(s)], s, "opsd", no_spread=0.0, leakage=0.4) for s in range(6)]
-    text = report.write(runs, [], {}, SAMPLES, tmp_path).read_text()
+    text = report.write(runs, [], [], {}, SAMPLES, tmp_path).read_text()
     for claim in (
         "RLSD ends above GRPO (addition)",
         "OPSD rises first",
@@ -141,11 +190,29 @@ def test_report_of_a_clear_case(tmp_path):
         assert rows_of(text, claim)[0].endswith("| holds |"), rows_of(text, claim)
 
 
+def test_half_the_updates_are_not_clear_where_a_run_never_arrives():
+    """Forty runs four times as fast; with one that stays where it began the interval is still above the mark."""
+    slow, fast = [0.0, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0], [0.0] + [1.0] * 7
+    cell, seeds = ("addition", "rlsd", 256, True), range(10, 50)  # fresh ones
+    for last, verdict in ((fast, "holds"), ([0.0] * 8, "undecided")):
+        runs = [run(last if s == 49 else fast, s, "rlsd") for s in seeds]
+        study = scores.Study([run(slow, s) for s in seeds] + runs)
+        _, speed = report.pays(study, "", *cell)
+        assert study.speed(*cell)[0].low > 2 and speed[-1] == verdict
+        assert speed[1].endswith(f"{int(verdict == 'undecided')} never")
+        figure, never, target = study.speed(*cell)
+        reached = [35 if np.isnan(x := scores.updates_to(r, target)) else x for r in runs]  # at the last update
+        assert never == (35 in reached)
+        assert figure.value == pytest.approx(40 * scores.updates_to(run(slow), target) / sum(reached))
+    assert [report.clear(v, 1) for v in ("holds", "does not hold")] == ["undecided", "does not hold"]
+    assert report.both("holds", "holds") == "holds" and report.both("undecided", "does not hold") == "does not hold"
+
+
 def test_names_and_options_of_the_study_are_sound(tmp_path):
     runs = plan.study()
     assert len({r.name for r in runs}) == len(runs) and {r.name for r in plan.quick()} <= {r.name for r in runs}
-    tuned = {r.seed for r in runs if r.lr}
-    assert not tuned & {r.seed for r in runs if not r.lr}  # rates are chosen on seeds that nothing else uses
+    for kind in ("seed", "warm_seed"):  # rates are chosen on seeds, and a warm start, that nothing else uses
+        assert not {getattr(r, kind) for r in runs if r.lr} & {getattr(r, kind) for r in runs if not r.lr}
     for method in ("grpo", "rlsd", "opsd"):
         assert sum(r.method == method and r.task == "addition" and not r.lr for r in runs) >= 10
     for r in runs:
@@ -186,6 +253,71 @@ def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch)
     for run in (r for r in runs if r.method == "grpo"):
         assert len([p for p in trained if p.parent == tmp_path / "runs" / run.name]) == 2
         assert len({p for p in trained if p.parent == tmp_path / "runs" / run.name}) == 2
+
+
+def as_trained(name, options):
+    """What train.py leaves of a run, with figures of its own; here all at once."""
+    out = Path(options[options.index("--out") + 1])
+    steps = int(options[len(options) - 1 - options[::-1].index("--steps") + 1])
+    rng = np.random.default_rng([ord(c) for c in str(out)])
+    rows = [{"step": i, **{name: rng.random() for name in (*execute.CURVE[1:], "loss")}} for i in range(steps + 1)]
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "metrics.jsonl").write_text("".join(json.dumps(row | {"nothing": None}) + "\n" for row in rows))
+    (out / "config.json").write_text(json.dumps({"steps": steps}))
+    (out / "last.pt").write_text("")
+
+
+def test_a_run_comes_out_of_its_cell_as_it_went_in(tmp_path, monkeypatch):
+    """Recorded, read and put into its cell: every update's figures, under its own task, samples, seeds and rate."""
+    monkeypatch.setattr(execute, "program", as_trained)
+    made = [plan.Run("addition", 256, "grpo", 3), plan.Run("countdown", 32, "rlsd-wide", 1)]
+    made += [plan.Run("countdown", 256, "rlsd", 12), plan.Run("countdown", 256, "grpo", 100, "1e-4")]
+    execute.execute(made, tmp_path / "runs", tmp_path / "results")
+    study = scores.Study(execute.read(tmp_path / "results"))
+    found = [(cell, one) for cell, runs in study.cells.items() for one in runs] + [(None, one) for one in study.tuning]
+    assert len(found) == 4
+    for r in made:
+        ((cell, one),) = [(cell, one) for cell, one in found if one["name"] == r.name]
+        assert cell == (None if r.lr else (r.task, r.method, r.samples, r.seed >= 10)) and one["seed"] == r.seed
+        lines = (r.out(tmp_path / "runs") / "metrics.jsonl").read_text().splitlines()
+        assert one["curve"] == [{k: round(json.loads(line)[k], 5) for k in execute.CURVE} for line in lines]
+        assert len(lines) == (241 if r.samples == 32 else 61) and one["options"] == r.options
+
+
+def test_a_run_of_seven_of_sixty_steps_is_not_finished(tmp_path, monkeypatch):
+    asked, out = [], tmp_path / "run"
+    monkeypatch.setattr(execute, "program", lambda *args: asked.append(args))
+    execute.train(["--steps", "60"], out)
+    as_trained("", ["--out", str(out), "--steps", "7"])
+    (out / "config.json").write_text('{"steps": 60}')
+    execute.train(["--steps", "60"], out)
+    as_trained("", ["--out", str(out), "--steps", "60"])
+    execute.train(["--steps", "60"], out)
+    new, resumed = ["--steps", "60", "--out", str(out)], ["--resume", "--out", str(out)]
+    assert asked == [("train.py", new), ("train.py", resumed)]
+
+
+@pytest.mark.parametrize("options", [[], ["--quick"], ["--report"], ["--quick", "--report"]])
+def test_the_quick_cut_touches_nothing_of_the_study(tmp_path, monkeypatch, options):
+    """Trained, kept, reported: of the study in results/, of the cut in runs/quick, and nothing of older ones."""
+    calls, made = [], []
+    home = tmp_path / "runs" / "quick" / "results" if "--quick" in options else tmp_path / "results"
+    wanted = plan.quick() if "--quick" in options else plan.study()
+    (home / "study").mkdir(parents=True)
+    rows = [{"name": one.name, "options": text} for one in wanted[:1] for text in (one.options, "--lr 1")]
+    (home / "study" / "addition.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    for name in ("execute", "execute_probes"):
+        monkeypatch.setattr(reproduce, name, lambda todo, folder, results: calls.append((len(todo), folder, results)))
+    of_cells = lambda todo, folder, results, jobs: calls.append((len(todo), folder, results))
+    monkeypatch.setattr(headroom, "execute", of_cells)
+    monkeypatch.setattr(report, "write", lambda runs, probes, cells, costs, pair, out: made.append((runs, out)) or out)
+    assert reproduce.main(options) == 0 and made == [(rows[:1], home)]
+    folder = tmp_path / "runs" / ("quick" if "--quick" in options else "study")
+    probed = plan.quick_probes() if "--quick" in options else plan.probes()
+    trained = [(len(wanted), folder, home / "study"), (len(probed), folder, home / "probe")]
+    trained += [(0 if "--quick" in options else len(headroom.cells()), folder, home / "headroom.jsonl")]
+    assert calls == ([] if "--report" in options else trained)
 
 
 def test_rows_of_an_older_study_are_left_out():
@@ -238,6 +370,98 @@ def test_the_committed_runs_are_whole(capsys):
     assert capsys.readouterr().out == ""
 
 
+# ---- a researcher's own cells ----------------------------------------------------------------------------------------
+
+
+def test_cells_are_runs_of_the_study_seed_by_seed_with_the_same_options_more():
+    runs = plan.chosen("countdown:rlsd,grpo,rlsd", "0-1,11", "--steps=20 --lr 1e-3")
+    assert [(r.method, r.seed) for r in runs] == [(m, s) for s in (0, 1, 11) for m in ("rlsd", "grpo")]
+    for r in runs:
+        assert r.options == f"{dataclasses.replace(r, more='').options} --steps 20 --lr 1e-3"
+        config = parse_config(r.options.split())
+        assert (config.task, config.method, config.seed, config.steps) == ("countdown", r.method, r.seed, 20)
+        assert config.lr == 1e-3 and config.warm_seed == int(r.seed == 11)  # one warm start for both of a pair
+    assert plan.chosen("addition:grpo,opsd", "3", "") == [plan.Run("addition", 256, m, 3) for m in ("grpo", "opsd")]
+
+
+def test_what_was_added_by_the_table_of_contributing_is_a_cell(monkeypatch):
+    """A reading of the evidence, a method, a task: known by their names, without a line in study/."""
+    field = Config.__dataclass_fields__["evidence"]
+    monkeypatch.setattr(field, "metadata", {**field.metadata, "choices": (*field.metadata["choices"], "mine")})
+    of = parse_config(plan.chosen("addition:grpo,mine", "0", "")[1].options.split())
+    assert (of.method, of.evidence, of.lr) == ("rlsd", "mine", 4e-4)
+    monkeypatch.setattr(plan, "METHODS", (*plan.METHODS, "my_method"))
+    assert "--method my_method  --lr 4e-4" in plan.Run("addition", 256, "my_method", 0).options
+    monkeypatch.setitem(plan.GENERATORS, "my_task", (tasks.addition, "number"))
+    assert " --task my_task " in plan.Run("my_task", 256, "grpo", 0).options
+
+
+@pytest.mark.parametrize(
+    "cell, seeds, more, says",
+    [
+        ("addition:grpo", "0-4", "", "nothing to compare"),
+        ("addition:grpo,rlsd", "4-0", "", "nothing to compare"),
+        ("addition:grpo,rlsd", "few", "", "0-4"),
+        ("addition:grpo,rlsd", "0-", "", "0-4"),
+        ("addition:grpo,nobodys", "0", "", "'nobodys' is none of grpo"),
+        ("addition:rlsd,plain", "0", "", "'plain' is none of grpo"),  # it is rlsd again
+        ("sums:grpo,rlsd", "0", "", "'sums' is none of addition"),
+        ("addition:grpo,rlsd", "0", "--seed 3", "--set --seed"),
+        ("addition:grpo,rlsd", "0", "--stepz 3", "unrecognized arguments: --stepz"),
+    ],
+)
+def test_cells_that_cannot_be_compared_are_one_line(capsys, cell, seeds, more, says):
+    assert reproduce.main(["--cells", cell, "--seeds", seeds, f"--set={more}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
+
+
+def test_a_comparison_by_hand_and_no_interval_under_five_seeds(tmp_path):
+    """Mine ends 0.1 above GRPO on every seed but one that GRPO lacks; half the updates; twice the seconds."""
+    slow, fast = [0.0, 0.2, 0.4, 0.8, 0.8], [0.0, 0.4, 0.8, 0.9, 0.9]
+    for n in (4, 5):
+        wanted = [plan.Run("addition", 256, m, s) for s in range(n) for m in ("grpo", "mine")]
+        rows = [run(fast, s, "mine", seconds=2.0) for s in range(n + 1)] + [run(slow, s, seconds=1.0) for s in range(n)]
+        said = compare.write(wanted, rows, tmp_path)
+        grpo, mine = (said.split(f"\n| {m} |")[1].splitlines()[0].strip("| ").split(" | ") for m in ("grpo", "mine"))
+        assert grpo[:3] == ["1", str(n), "0.800" + " [0.800, 0.800]" * (n == 5)]
+        to = lambda v: scores.updates_to(run(v), 0.72)
+        shown = [f"{x:.{d}f}" for x, d in ((0.9, 3), (0, 4), (0.1, 3), (0.16, 3), (to(slow) / to(fast), 2), (2, 2))]
+        assert [cell.split(" [")[0].split(",")[0] for cell in mine[2:-1]] == shown and "0 never" in mine[6]
+        assert ("[" in said, "no interval and no verdict" in said) == (n == 5, n == 4)
+        assert mine[1] == str(n) and mine[-1] == ("holds" if n == 5 else "undecided")
+        assert (tmp_path / "addition-grpo-mine.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="no finished runs of grpo and mine"):
+        compare.write(wanted, rows[: n + 1], tmp_path)
+
+
+def test_a_comparison_tells_the_rate_and_a_method_that_changed_nothing(tmp_path):
+    """As a reading that the clip hides: every figure of the same runs but their seconds; and not of one seed alone."""
+    wanted = [plan.Run("addition", 256, m, s) for s in (0, 1) for m in ("grpo", "rlsd", "clamped")]
+    rows = [run([0.0, 0.4, 0.8], s, m, seconds=i) for s in (0, 1) for i, m in enumerate(("rlsd", "clamped"))]
+    rows += [run([0.0, 0.4, 0.8 if s else 0.7], s) for s in (0, 1)]
+    rows[-1]["options"] += " --lr 2e-4 --warm_lr 3"  # the last one wins
+    said = compare.write(wanted, rows, tmp_path)
+    assert "| grpo | 1, 2e-4 | 2 |" in said and "| clamped | 1 | 2 |" in said
+    (same,) = [line for line in said.splitlines() if "the same runs" in line]
+    assert same.startswith("rlsd and clamped are the same runs")
+
+
+def test_cells_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(execute, "program", lambda name, options: made.append(options) or as_trained(name, options))
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    command = ["--cells", "addition:grpo,rlsd", "--seeds", "0-1", "--set", "--steps 20"]
+    assert reproduce.main([*command, "--report"]) == 2 and made == []
+    for _ in range(2):
+        assert reproduce.main(command) == 0 and len(made) == 2 + 4  # two warm starts
+    assert reproduce.main([*command, "--report"]) == 0 and len(made) == 6
+    table = capsys.readouterr().out.split("\n| rlsd | 4e-4 | 2 |")
+    assert len(table) == 4 and table[1].splitlines()[0] == table[3].splitlines()[0]
+    assert reproduce.main([*command, "--quick"]) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
 # ---- probe -----------------------------------------------------------------------------------------------------------
 
 
@@ -274,39 +498,51 @@ def test_a_policy_of_another_shape_is_one_line_and_exit_code_2(tmp_path, capsys)
 def test_deciding_tokens():
     problem = tasks.Problem("95+17", "112", "5+7=12\n9+1=11")
     right = tasks.target(problem)
-    assert probe.deciding_tokens(right, problem) == [12] and tasks.decode(right)[7:13] == "9+1=11"  # 11, not 10
+    assert oracles.deciding_tokens(right, problem) == [12] and tasks.decode(right)[7:13] == "9+1=11"  # 11, not 10
     slip = tasks.target(tasks.Problem("95+17", "102", "5+7=12\n9+1=10"))
-    assert probe.deciding_tokens(slip, problem) == [12]
+    assert oracles.deciding_tokens(slip, problem) == [12]
     ten = tasks.Problem("85+17", "102", "5+7=12\n8+1=10")  # 10, not 9: they differ in the first token
-    assert probe.deciding_tokens(tasks.target(ten), ten) == [11]
+    assert oracles.deciding_tokens(tasks.target(ten), ten) == [11]
 
 
 def test_gradients_of_the_probe_are_those_of_the_training_step():
-    config = parse_config(
-        [
-            "--hidden_size",
-            "32",
-            "--num_layers",
-            "1",
-            "--prompts_per_step",
-            "4",
-            "--group_size",
-            "4",
-            "--max_grad_norm",
-            "1e9",
-        ]
-    )
-    state = State(config)
-    batch = train.rollout(
-        state.policy, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
-    )
-    found = probe.gradients(state.policy, batch, config)
-    for name, lam in (("GRPO", 0.0), ("RLSD, eps_w 0.2, lambda 0.5 (paper)", 0.5)):
-        fresh = State(config)
-        train.update(fresh.policy, fresh.teacher, fresh.optimizer, batch, config, lam)
+    """GRPO's, RLSD's and OPSD's by train.update; the two of weights 0 and 1 written out. Away from the defaults."""
+    small = "--hidden_size 32 --num_layers 1 --prompts_per_step 4 --group_size 4 --max_grad_norm 1e9 --warm_steps 0"
+    config = parse_config([*small.split(), "--temperature", "0.8", "--privileged", "solution"])
+
+    def sharp(config):
+        state = State(config)
+        with torch.no_grad():
+            for p in [*state.policy.parameters(), *state.teacher.parameters()]:
+                p.mul_(3) if p.dim() == 2 else None
+        return state
+
+    policy, odd = sharp(config).policy, lambda c, a: float(sum(map(ord, c)) % 2)
+    batch = train.rollout(policy, tasks.generated("addition", 5), odd, config, 1)
+    found = probe.gradients(policy, batch, config)
+    for name, lam, method in (
+        ("GRPO", 0.0, "rlsd"),
+        ("RLSD, eps_w 0.2, lambda 0.5 (paper)", 0.5, "rlsd"),
+        ("OPSD, full vocabulary", 0.0, "opsd"),
+    ):
+        of = dataclasses.replace(config, method=method)
+        fresh = sharp(of)
+        train.update(fresh.policy, fresh.teacher, fresh.optimizer, batch, of, lam)
         expected = torch.cat([p.grad.flatten() for p in fresh.policy.parameters()])
-        assert torch.allclose(found[name], expected, atol=1e-5)
-    shares = probe.evidence_shares(state.policy, batch, config)
+        assert torch.allclose(found[name], expected, atol=1e-5), name
+    views = [[tasks.prompt(p, shown) for p in batch.problems] for shown in ("",)]
+    views += [[tasks.prompt(p, p.solution) for p in batch.problems]]
+    student, teacher = (token_logps(policy, view, batch.samples, 0.8) for view in views)
+    delta, A, mask = (teacher - student).detach(), batch.advantages[:, None], batch.samples.mask
+    for name, ones in (
+        ("agreement: weight 1 where sign(A) Delta > 0.02, else 0", A.sign() * delta > 0.02),
+        ("weight 1 where |Delta| > 0.02, else 0", delta.abs() > 0.02),
+    ):
+        assert 0 < (ones & mask).sum() < (mask & (A != 0)).sum()
+        loss = -(student * A * ones * mask).sum() / mask.sum()
+        gradient = torch.autograd.grad(loss, list(policy.parameters()), retain_graph=True)
+        assert torch.allclose(found[name], torch.cat([g.flatten() for g in gradient]), atol=1e-5), name
+    shares = probe.evidence_shares(policy, batch, config)
     assert all(0 <= row[k] <= 1 + 1e-6 for row in shares for k in row if k != "right")
 
 
@@ -359,6 +595,12 @@ def test_the_language_models_page_is_its_runs_and_its_figures_stand_on_our_pages
     finals = {m: page.split(f"\n| {m} |")[1].split("|")[2].split()[0] for m in ("grpo", "rlsd", "opsd")}
     assert finals == {"grpo": "0.251", "rlsd": "0.286", "opsd": "0.727"}
     assert all(f"OPSD takes it to {finals['opsd']}" in said and f"({finals[m]})" in said for m in ("grpo", "rlsd"))
+    both = [row for row in rows if row["method"] in ("grpo", "rlsd") and row["tickets"] == 7]
+    narrow = sum(language.alike(row) > 0.98 for row in both)  # hardly a group with a lesson left
+    assert (
+        f"in {narrow} of {len(both)} runs" in " ".join(said.split())
+        and f"In {narrow} of these {len(both)} runs" in said
+    )
 
 
 def test_a_methods_rate_is_the_best_of_its_tuning_runs_alone():

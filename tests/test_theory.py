@@ -134,6 +134,19 @@ def test_signal_to_noise_reaches_both_bounds_on_any_split(lam, eps_w, split, see
     assert of(np.array(delta[: len(split)]), 0.0) <= second * (1 + 1e-9)
 
 
+def test_weights_that_see_the_verdict_lengthen_the_mean_by_more_than_the_bound():
+    """docs/derivation.md, 4: a carry taken half of the time, an answer then right half of the time."""
+    page = " ".join((Path(__file__).parents[1] / "docs/derivation.md").read_text().split())
+    chance, reward = torch.tensor([0.25, 0.25, 0.5]), torch.tensor([1.0, 0.0, 0.0])  # taken, taken, forgotten
+    A, moves = reward - chance @ reward, torch.tensor([0.5, 0.5, -0.5])  # d log P / d logit of the carry
+    student, teacher = torch.tensor([0.5, 0.5, 0.5]).log()[:, None], torch.tensor([0.99, 0.99, 0.01]).log()[:, None]
+    parts = [(chance * token_advantages(A, teacher, student, torch.ones(3, 1), lam)[:, 0] * moves) for lam in (0, 0.5)]
+    plain, weighed = (part.sum().item() for part in parts)
+    assert "{} - {} + {} = {}".format(*parts[0].abs().tolist(), plain) in page
+    assert math.isclose(weighed, 0.14375, rel_tol=1e-6) and f"0.14375, {weighed / plain:.2f} times as much" in page
+    assert weighed / plain > 1.1 * (1 + 1e-3)
+
+
 def test_the_bounds_over_the_papers_run():
     """docs/derivation.md, 4: lambda 0.5 to 0 over 50 of 200 updates."""
     page = " ".join((Path(__file__).parents[1] / "docs/derivation.md").read_text().split())

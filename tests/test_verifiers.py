@@ -68,7 +68,9 @@ def test_hostile_text_is_quick_and_worth_nothing(verifier, completion):
                 start = time.process_time()  # what else the machine does is no fault of the verifier's
                 reward = verifier(text, answer)
                 seconds.append(time.process_time() - start)
-            assert min(seconds) < patience(0.05)
+            assert min(seconds) < 0.05 or min(seconds) < patience(
+                0.05
+            )  # how slow this machine is takes a while to tell
             assert reward == 0.0 or answer is completion and verifier is exact
 
 

@@ -391,10 +391,10 @@ def test_names_with_spaces_and_letters_of_any_alphabet(tmp_path):
     (home / "Fragen ü.jsonl").write_text("".join(f'{{"question": "é{i}", "answer": "ß{i}"}}\n' for i in range(9)))
     (home / "règle.py").write_text("def check(c, a):\n    return float(len(c) % 2)\n")
     options = ["--data", home / "Fragen ü.jsonl", "--verifier", f"{home}/règle.py:check", "--out", home / "läuft"]
-    python, env = [sys.executable, ROOT / "train.py"], environment(PYTHONIOENCODING="ascii")
-    for argv in ([*TINY, *options, "--warm_dir", home / "warm"], ["--resume", *options, "--steps", "2"]):
-        done = subprocess.run([*python, *argv], capture_output=True, env=env, cwd=home)
-        assert done.returncode == 0 and not done.stderr, done.stderr.decode()
+    command = [sys.executable, ROOT / "train.py", *TINY, *options, "--warm_dir", home / "warm"]
+    done = subprocess.run(command, capture_output=True, env=environment(PYTHONIOENCODING="ascii"), cwd=home)
+    assert done.returncode == 0 and not done.stderr, done.stderr.decode()
+    assert train.main([*map(str, ["--resume", *options, "--steps", "2"])]) == 0
     TRIED["folders"] += 2
 
 

@@ -64,7 +64,7 @@ PIECES = [
         "    teacher_logps = score(teacher, batch, config, view)  # (N, T)\n",
         "    teacher_logps = score(teacher, batch, config, view)\n"
         "    teacher_logps = torch.nn.functional.pad(teacher_logps[:, :-1], (0, 1))\n",
-        "test_methods.py::test_readings_of_the_evidence_are_used",
+        "test_methods.py::test_an_update_is_the_loss_written_out",
     ),
     Piece(
         "4a",
@@ -73,7 +73,7 @@ PIECES = [
         "rollout.py",
         "return token_logps(model, prompts, batch.samples, config.temperature)",
         "return token_logps(model, prompts, batch.samples, config.temperature if torch.is_grad_enabled() else 1.0)",
-        "test_train.py::test_sampling_scoring_and_teacher_share_one_temperature",
+        "test_methods.py::test_an_update_is_the_loss_written_out",
     ),
     Piece(
         "4b",
@@ -82,7 +82,7 @@ PIECES = [
         "rollout.py",
         "    teacher_logps = score(teacher, batch, config, view)  # (N, T)\n",
         "    teacher_logps = score(teacher, batch, config, view).roll(1, dims=1)\n",
-        "test_methods.py::test_readings_of_the_evidence_are_used",
+        "test_methods.py::test_an_update_is_the_loss_written_out",
     ),
     Piece(
         "5a",
@@ -100,7 +100,7 @@ PIECES = [
         "train.py",
         ", denominator=tokens)",
         ")",
-        "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
+        "test_methods.py::test_an_update_is_the_loss_written_out",
     ),
     Piece(
         "6a",
@@ -108,7 +108,7 @@ PIECES = [
         "stopping is never trained: completions grow to the limit",
         "model.py",
         "        lengths[rows] += alive\n",
-        "        lengths[rows] += alive & (token != stop_token)\n",
+        "        lengths[rows] += alive & (token[:, None] != stops).all(dim=1)\n",
         "test_model.py::test_shape_and_content_of_samples",
     ),
     Piece(
@@ -146,7 +146,7 @@ PIECES = [
         "train.py",
         "tokens, scored = total(mask.sum()), ",
         "tokens, scored = total(mask.sum() + sum(len(tasks.student_prompt(p)) for p in batch.problems)), ",
-        "test_train.py::test_update_takes_the_gradient_of_the_whole_batch",
+        "test_methods.py::test_an_update_is_the_loss_written_out",
     ),
     Piece(
         "8",
@@ -241,7 +241,7 @@ PIECES = [
         "train.py",
         'if config.method == "rlsd" and interval and step % interval == 0:',
         "if False:",
-        "test_methods.py::test_frozen_live_and_synced_teachers",
+        "test_methods.py::test_what_holds_at_every_checkpoint",
     ),
     Piece(
         "14b",
@@ -252,7 +252,7 @@ PIECES = [
         "            sync(teacher, policy, step, config)\n",
         "            sync(teacher, policy, step, config)\n"
         "            metrics = fitted(policy, teacher, optimizer, batch, config, lam)\n",
-        "test_train.py::test_teacher_is_synced_after_every_kth_update",
+        "test_methods.py::test_what_holds_at_every_checkpoint",
     ),
     Piece(
         "15a",

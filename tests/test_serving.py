@@ -1,0 +1,519 @@
+"""A trained model serves as it was trained: transformers, with what an export holds and nothing else, asks alike."""
+
+import json
+import os
+import re
+import shlex
+from datetime import date
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("safetensors.torch")
+
+from test_pretrained import bpe, edit, published  # noqa: E402
+
+import sample as program  # noqa: E402
+import tasks  # noqa: E402
+import train  # noqa: E402
+from config import Config  # noqa: E402
+from harness.options import INIT_FILES, fingerprint_of, parse_config  # noqa: E402
+from model import sample  # noqa: E402
+from published.chat import TELL, chat, served  # noqa: E402
+from published.chat_template import worded  # noqa: E402
+from published.tokenizer import load_tokenizer  # noqa: E402
+from published.weights import load  # noqa: E402
+from sources.jsonl import load_problems  # noqa: E402
+from support.errors import UserError, visible  # noqa: E402
+from verifiers import from_file  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("own_signals")
+
+# Of the shape of the published ones: what each does with a system turn, its user's text, thoughts and the day.
+SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
+{{ '<|im_start|>system\nYou are a small model.<|im_end|>\n' }}{% endif %}\
+{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}\
+{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+QWEN25 = """{%- if tools %}
+    {{- '<|im_start|>system\\n# Tools' }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}
+        {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>system\\nYou are Qwen.<|im_end|>\\n' }}
+    {%- endif %}
+{%- endif %}
+{%- for message in messages %}
+    {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "tool" %}
+        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""  # noqa: E501
+QWEN3 = """{%- if messages[0].role == 'system' %}
+    {{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- endif %}
+{%- set ns = namespace(multi_step_tool=true, last_query_index=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step_tool and message.role == "user" and message.content is string %}
+        {%- set ns.multi_step_tool = false %}
+        {%- set ns.last_query_index = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.content is string %}
+        {%- set content = message.content %}
+    {%- else %}
+        {%- set content = '' %}
+    {%- endif %}
+    {%- if message.role == "user" or (message.role == "system" and not loop.first) %}
+        {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}
+    {%- elif message.role == "assistant" %}
+        {%- if loop.index0 > ns.last_query_index %}
+            {{- '<|im_start|>' + message.role + '\\n<think>\\n\\n</think>\\n\\n' + content }}
+        {%- else %}
+            {{- '<|im_start|>' + message.role + '\\n' + content }}
+        {%- endif %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<think>\\n\\n</think>\\n\\n' }}
+    {%- endif %}
+{%- endif %}
+"""
+LLAMA32 = """{{- bos_token }}
+{%- if not date_string is defined %}
+    {%- if strftime_now is defined %}
+        {%- set date_string = strftime_now("%d %b %Y") %}
+    {%- else %}
+        {%- set date_string = "26 Jul 2024" %}
+    {%- endif %}
+{%- endif %}
+
+{%- if messages[0]['role'] == 'system' %}
+    {%- set system_message = messages[0]['content']|trim %}
+    {%- set messages = messages[1:] %}
+{%- else %}
+    {%- set system_message = "" %}
+{%- endif %}
+
+{{- "<|start_header_id|>system<|end_header_id|>\\n\\n" }}
+{{- "Today Date: " + date_string + "\\n\\n" }}
+{{- system_message }}
+{{- "<|eot_id|>" }}
+{%- for message in messages %}
+    {{- '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n'+ message['content'] | trim + '<|eot_id|>' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
+{%- endif %}
+"""
+SHAPES = {  # tokenizer, template, end of a turn
+    "smollm2": ("smollm2", SMOLLM2, "<|im_end|>"),
+    "qwen2.5": ("qwen", QWEN25, "<|im_end|>"),
+    "qwen3": ("qwen", QWEN3, "<|im_end|>"),
+    "llama3": ("llama3", LLAMA32, "<|eot_id|>"),
+    "begins with white space": ("qwen", "\n\n  {% if true %}  \n" + SMOLLM2 + "{% endif %}\n\n", "<|im_end|>"),
+    "no template, qwen": ("qwen", None, "<|im_end|>"),
+    "no template, llama3": ("llama3", None, "<|eot_id|>"),
+    "no template, plain": ("gpt2", None, "<|endoftext|>"),
+}
+WORDS = {
+    "as it comes": {},
+    "no instruction": {"instruction": ""},
+    "both": {"instruction": 'Reply with JSON, like {"a": "1"}. <|im_end|>', "system": "You sort e-mails.\nBriefly."},
+    "thoughts": {"thinking": "on"},
+    "no thoughts": {"thinking": "off", "instruction": "Answer with '%}' \\n or \"{{ x }}\" 日本語 😀"},
+}
+
+
+@pytest.fixture(autouse=True)
+def restore_format():
+    yield
+    tasks.FORMAT, tasks.BYTES.marker = tasks.BYTES, "#### "
+
+
+def shaped(folder, shape):
+    kind, template, end = SHAPES[shape]
+    bpe(kind, folder / "tokenizer.json")
+    begin = {"bos_token": "<|begin_of_text|>"} if kind == "llama3" else {}
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **begin}
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(config | ({"chat_template": template} if template else {}))
+    )
+    return folder
+
+
+def exported(made, source, out):
+    """The folder's tokenizer as transformers has it after an export."""
+    out.mkdir()
+    for name, content in {"tokenizer.json": (source / "tokenizer.json").read_bytes(), **served(made, source)}.items():
+        (out / name).write_bytes(content)
+    return transformers.AutoTokenizer.from_pretrained(out)
+
+
+def turns(question, system=""):
+    return [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
+
+
+def ids(theirs, conversation, **how):
+    return theirs.apply_chat_template(conversation, add_generation_prompt=True, return_dict=False, **how)
+
+
+@pytest.mark.parametrize("words", WORDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_question_alone_makes_the_prompt_of_training(tmp_path, shape, words):
+    """From the export by the question, from the published folder by all that the run said: the same tokens."""
+    config = Config(**WORDS[words], date="2026-01-31")
+    source = shaped(tmp_path, shape)
+    tasks.FORMAT = chat(load_tokenizer(source), config)
+    theirs = exported(tasks.FORMAT, source, tmp_path / "out")
+    published = transformers.AutoTokenizer.from_pretrained(source)
+    published.chat_template = SHAPES[shape][1] or published.chat_template
+    asks = f"\n\n{config.instruction}" if config.instruction else ""
+    how = {} if config.thinking == "default" else {"enable_thinking": config.thinking == "on"}
+    for question in ("What is 3+4?", "  12 + 3 \n", "{{ bos_token }} {% endif %}", "日本語", "\n\t x"):  # none is blank
+        prompt = tasks.student_prompt(tasks.Problem(question, "7"))
+        assert prompt == ids(theirs, turns(question))
+        if published.chat_template:
+            assert prompt == ids(published, turns(question + asks, config.system), date_string="31 Jan 2026", **how)
+        told = question + TELL.format(privileged="7")
+        assert tasks.teacher_prompt(tasks.Problem(question, "7")) == ids(theirs, turns(told))
+
+
+def test_what_the_caller_says_goes_first(tmp_path):
+    """A system turn, the thinking switch and a day of the caller's; an instruction stands in every user's turn."""
+    config = Config(instruction="Be brief.", system="You are A.", thinking="off", date="2026-01-31")
+    source = shaped(tmp_path, "qwen3")
+    theirs = exported(chat(load_tokenizer(source), config), source, tmp_path / "out")
+    text = lambda conversation, **how: theirs.apply_chat_template(conversation, tokenize=False, **how)
+    assert text(turns("x", "You are B.")).count("You are") == 1 and "You are B." in text(turns("x", "You are B."))
+    assert "<think>" in text(turns("x"), add_generation_prompt=True)
+    assert "<think>" not in text(turns("x"), add_generation_prompt=True, enable_thinking=True)
+    said = [*turns("one"), {"role": "assistant", "content": "1"}, *turns("two")]
+    assert text(said).count("Be brief.") == 2 and "one\n\nBe brief.<|im_end|>" in text(said)
+    parts = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
+    theirs.chat_template = worded(
+        "{% for m in messages[0].content %}[{{ m.text }}]{% endfor %}", "Be brief.", "", "default", {}
+    )
+    assert text(parts) == "[x][\n\nBe brief.]"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=20), st.text(max_size=20), st.text(max_size=20))
+def test_no_text_of_the_user_breaks_out_of_the_template(instruction, system, question):
+    from jinja2.sandbox import ImmutableSandboxedEnvironment as Environment
+
+    env = Environment(trim_blocks=True, lstrip_blocks=True)
+    template = worded(
+        "{% for m in messages %}<{{ m.role }}|{{ m.content }}>{% endfor %}", instruction, system, "on", {}
+    )
+    asks = f"\n\n{instruction}" if instruction else ""
+    expected = f"<system|{system}>" * bool(system) + f"<user|{question}{asks}>"
+    assert env.from_string(template).render(messages=turns(question)) == expected
+
+
+def test_an_export_is_trained_again_without_its_own_words(tmp_path):
+    source = shaped(tmp_path, "qwen2.5")
+    first = chat(load_tokenizer(source), Config(instruction="One.", system="Two."))
+    exported(first, source, tmp_path / "out")
+    again = load_tokenizer(tmp_path / "out")
+    assert chat(again, Config(instruction="One.", system="Two.")).template == first.template
+    other = chat(again, Config(instruction="Three.")).template
+    assert "Three." in other and "One." not in other and "Two." not in other
+
+
+def test_a_day_is_that_of_the_run_wherever_the_model_is_served(tmp_path):
+    source = shaped(tmp_path, "llama3")
+    made = chat(load_tokenizer(source), Config(date="2026-01-31"))
+    text = exported(made, source, tmp_path / "out").apply_chat_template(turns("x"), tokenize=False)
+    assert "Today Date: 31 Jan 2026" in text
+    today = chat(load_tokenizer(source), Config())
+    assert date.today().strftime("%d %b %Y") in today.template
+
+
+def test_what_stands_in_for_a_template_is_said(tmp_path):
+    for shape, said in {"qwen2.5": "", "no template, qwen": "ChatML", "no template, plain": "plain text"}.items():
+        note = chat(load_tokenizer(shaped(tmp_path, shape))).note
+        assert said in note and bool(note) == bool(said)
+
+
+# ---- a run -----------------------------------------------------------------------------------------------------------
+
+DATA = [
+    {"question": f"Sort: parcel {i} is late", "answer": '{"to": "post"}', "why": f"late is post {i}"} for i in range(20)
+]
+RULE = """import json
+def check(completion, answer):
+    try:
+        return float(json.loads(completion) == json.loads(answer))
+    except ValueError:
+        return 0.25 * (len(completion) % 3)
+"""
+
+
+def model_folder(folder, family="qwen2", shape="qwen2.5", **said):
+    published(folder, family, shape={"vocab_size": 950, "max_position_embeddings": 512})
+    shaped(folder, shape)
+    edit(folder / "config.json", **said)
+    return folder
+
+
+def options(folder, init, name, *more):
+    (folder / "mails.jsonl").write_text("\n".join(map(json.dumps, DATA)))
+    (folder / "rule.py").write_text(RULE)
+    given = (
+        f"--init {init} --data {folder}/mails.jsonl --verifier {folder}/rule.py:check --privileged_key why --lr 1e-3 "
+    )
+    given += (
+        "--max_seq_len 200 --max_new_tokens 24 --prompts_per_step 2 --group_size 4 --eval_problems 2 --eval_every 1"
+    )
+    return [*given.split(), "--out", str(folder / name), "--warm_dir", str(folder / "warm"), *more]
+
+
+JSON = ("--instruction", "Reply with JSON.", "--system", "You sort e-mails.", "--marker", "")
+
+
+@pytest.mark.parametrize(
+    "family, shape, more",
+    [("qwen2", "qwen2.5", JSON), ("qwen3", "qwen3", ("--thinking", "off")), ("llama 3.1", "llama3", JSON)],
+)
+def test_the_exported_folder_answers_in_transformers_as_here(tmp_path, capsys, family, shape, more):
+    """The prompts of training by apply_chat_template alone, and greedily the same tokens, up to the same end."""
+    init = model_folder(tmp_path / "m", family, shape)
+    argv = options(
+        tmp_path, init, "run", "--steps", "1", "--warm_steps", "60", "--warm_batch", "4", "--warm_lr", "3e-3"
+    )
+    assert train.main([*argv, *more]) == 0
+    printed = capsys.readouterr().out
+    assert "the student's prompt" in printed and "the teacher's prompt" in printed
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype=torch.float32).eval()
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path / "run/model"), load(tmp_path / "run/model")
+    lengths = set()
+    for row in DATA[:4]:
+        prompt = tasks.student_prompt(tasks.Problem(row["question"], row["answer"]))
+        asked = theirs.apply_chat_template(
+            turns(row["question"]), add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        assert asked["input_ids"][0].tolist() == prompt
+        answer = model.generate(**asked, max_new_tokens=24, do_sample=False)[0, len(prompt) :].tolist()
+        how = {"group_size": 1, "max_new_tokens": 24, "temperature": 0.0, "stop_token": tasks.FORMAT.ends}
+        (own,) = sample(ours, [prompt], **how).completions()
+        assert own == answer
+        lengths.add(len(own))
+        assert program.main([str(tmp_path / "run/model"), row["question"]]) == 0  # sample.py, by the folder alone
+        assert capsys.readouterr().out == f"{visible(tasks.decode(own))}\n"
+        whole = lambda text: re.sub("\ufffd+", "?", text)  # bytes that are no UTF-8: a few signs more, or fewer
+        assert whole(theirs.decode(answer, skip_special_tokens=True)) == whole(tasks.decode(own))
+    assert min(lengths) < 24  # some have ended by themselves, there as here
+
+
+def test_a_folder_that_cannot_be_asked_is_one_line(tmp_path, capsys, monkeypatch):
+    init = model_folder(tmp_path / "m")
+    assert program.main([str(init)]) == 2 and "ask it a QUESTION" in capsys.readouterr().err
+    assert program.main([str(init), "why " * 999]) == 2 and "exceed max_seq_len" in capsys.readouterr().err
+    given = iter(["Who?", ""])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(given))
+    assert program.main([str(init), "--interactive"]) == 0 and len(capsys.readouterr().out) > 1
+
+
+def test_a_run_keeps_its_words(tmp_path, capsys):
+    init = model_folder(tmp_path / "m")
+    argv = options(tmp_path, init, "run", "--steps", "1", *JSON[:4])
+    assert train.main(argv) == 0
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert (config["instruction"], config["system"], config["date"]) == (JSON[1], JSON[3], date.today().isoformat())
+    go_on = ["--resume", "--out", str(tmp_path / "run"), "--verifier", f"{tmp_path}/rule.py:check", "--steps", "2"]
+    capsys.readouterr()
+    assert train.main([*go_on, "--instruction", "Another."]) == 2
+    assert "--instruction Another. contradicts" in capsys.readouterr().err
+    older = fingerprint_of(Config(**{k: v for k, v in config.items() if k != "fingerprint"}), INIT_FILES[:2])
+    assert older != config["fingerprint"]
+    edit(tmp_path / "run/config.json", fingerprint=older)  # a run that knew of fewer files goes on
+    assert train.main(go_on) == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["fingerprint"] == config["fingerprint"]
+    edit(init / "tokenizer_config.json", chat_template=SMOLLM2)
+    assert train.main([*go_on[:-1], "3"]) == 2 and "has changed since" in capsys.readouterr().err
+
+
+def test_any_end_that_the_folder_names_ends_a_completion(tmp_path):
+    init = model_folder(tmp_path / "m", eos_token_id=[7, 1])
+    (init / "generation_config.json").write_text(json.dumps({"eos_token_id": [9], "temperature": 0.5}))
+    tokenizer = load_tokenizer(init)
+    tasks.FORMAT = chat(tokenizer)
+    assert set(tasks.FORMAT.ends) == {tokenizer.encode_single_token("<|im_end|>"), 7, 1, 9}
+    start = tokenizer.encode_single_token("<|im_start|>")
+    for end in tasks.FORMAT.ends:
+        assert tasks.decode([*tasks.encode("ab"), start, *tasks.encode("c"), end, *tasks.encode("d")]) == "abc"
+    kept = json.loads(served(tasks.FORMAT, init)["generation_config.json"])
+    assert set(kept["eos_token_id"]) == set(tasks.FORMAT.ends) and kept["temperature"] == 0.5
+    edit(init / "config.json", eos_token_id="x")
+    with pytest.raises(UserError, match="eos_token_id 'x' is no token id"):
+        load_tokenizer(init)
+
+
+# ---- look before you train -------------------------------------------------------------------------------------------
+
+
+def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
+    init = model_folder(tmp_path / "m")
+    before = sorted(tmp_path.rglob("*"))
+    argv = options(tmp_path, init, "run", "--look", "2", *JSON[:4])
+    wrote = sorted([*before, tmp_path / "mails.jsonl", tmp_path / "rule.py"])
+    assert train.main(argv) == 0
+    printed = capsys.readouterr().out
+    assert "problems: 18 to train on, 2 held out" in printed
+    assert printed.count("the student's prompt") == printed.count("the teacher's prompt") == 2
+    assert printed.count("  | <|im_start|>system\n  | You sort e-mails.<|im_end|>\n") == 4
+    assert printed.count("Reference, for your eyes alone: late is post") == 2
+    assert printed.count("completion of ") == printed.count("the verifier read ") == printed.count(": reward ") == 8
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == wrote
+
+
+def test_a_look_at_a_model_of_our_own(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert train.main("--look 1 --eval_problems 3 --hidden_size 32 --num_layers 1".split()) == 0
+    printed = capsys.readouterr().out
+    assert "  | <|user|>" in printed and "weights are random" in printed and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ("--system x", "--system is for models of --init"),
+        ("--init M --marker ANSWER", "has no use without a warm start"),
+        ("--init M --warm_steps 5 --marker ANSWER", "the prompt still asks for ####"),
+        ("--warm_steps 5 --marker A --rlsd_thought_only", "look for ####"),
+        ("--init M --date tomorrow", "a day like 2026-01-31 is needed"),
+        ("--init M --thinking maybe", "invalid choice"),
+        ("--look 1 --resume --out x", "--resume needs --out"),
+    ],
+)
+def test_words_that_fit_nothing_are_one_line(given, said):
+    with pytest.raises(UserError, match=said) as error:
+        parse_config(given.split())
+    assert "\n" not in str(error.value)
+
+
+def test_the_marker_of_the_targets_is_the_runs(tmp_path):
+    init = model_folder(tmp_path / "m")
+    problem = tasks.Problem("?", "7", "3+4")
+    for marker, text in {"####": "3+4\n#### 7", "": "3+4\n7", "So:": "3+4\nSo: 7"}.items():
+        tasks.FORMAT = chat(load_tokenizer(init))
+        tasks.FORMAT.marker = marker and f"{marker} "
+        assert tasks.decode(tasks.target(problem)) == text
+
+
+# ---- make llm --------------------------------------------------------------------------------------------------------
+
+
+def test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on(tmp_path, capfd, monkeypatch):
+    monkeypatch.syspath_prepend(Path(train.__file__).parent / "examples/support_rules")
+    import llm
+
+    init = model_folder(tmp_path / "m")
+    small = "--warm_steps 2 --eval_problems 4 --eval_every 1 --prompts_per_step 2 --group_size 2 --max_new_tokens 40 "
+    small += "--max_seq_len 400"  # the test's tokenizer makes more tokens than published ones
+    argv = [str(init), "--out", str(tmp_path / "run"), *small.split(), "--warm_dir", str(tmp_path / "warm")]
+    assert llm.main([*argv, "--steps", "1"]) == 0
+    out, _ = capfd.readouterr()
+    commands = [line for line in out.splitlines() if line.startswith("$ python train.py")]
+    assert [" --steps 0" in line for line in commands] == [True, False] and "--resume" in commands[1]
+    rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [0, 1]
+    assert f"{rows[0]['pass@1']:.3f} before RL" in out and f"{rows[1]['pass@1']:.3f} after 1 updates" in out
+    before = json.loads((tmp_path / "run/before.json").read_text())
+    assert len(before) == 3 and all(out.count(row["question"]) == 1 for row in before)
+    model, config = program.load_folder(tmp_path / "run/model")
+    told = [visible(program.answer(model, config, row["question"]).strip()) for row in before]
+    assert all(f"  after:  {text}\n" in out for text in told)
+    assert llm.main([*argv, "--steps", "2"]) == 0  # goes on, and remembers what it answered before
+    out, _ = capfd.readouterr()
+    assert "after 2 updates" in out and out.count("$ python train.py") == 1
+    assert json.loads((tmp_path / "run/before.json").read_text()) == before
+    for more, said in (("--method grpo", "contradicts"), ("--look 1", "goes on by itself"), ("--steps 1", "made 2")):
+        assert llm.main([*argv, "--steps", "2", *more.split()]) == 2
+        assert said in capfd.readouterr().err, more
+    (tmp_path / "run/before.json").unlink()
+    assert llm.main([*argv, "--steps", "2"]) == 2 and "--steps 0" in capfd.readouterr().err
+    assert llm.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 2
+
+
+def test_make_llm_killed_before_its_first_export_was_whole_goes_on(tmp_path, capfd, monkeypatch):
+    monkeypatch.syspath_prepend(Path(train.__file__).parent / "examples/support_rules")
+    import llm
+
+    init = model_folder(tmp_path / "m")
+    small = "--warm_steps 2 --eval_problems 4 --eval_every 1 --prompts_per_step 2 --group_size 2 --max_new_tokens 40 "
+    small += "--max_seq_len 400"
+    argv = [str(init), "--out", str(tmp_path / "run"), *small.split(), "--warm_dir", str(tmp_path / "warm")]
+    monkeypatch.setattr(llm, "answers", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        llm.main([*argv, "--steps", "0"])
+    monkeypatch.undo()
+    (tmp_path / "run/model/model.safetensors").unlink()
+    assert llm.main([*argv, "--steps", "0"]) == 0 and "before RL" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("more", [["--html", "p.html"], ["--answer", "4"], ["--seed", "3"], ["--verifier", "number"]])
+def test_what_a_published_folder_has_no_use_for_is_refused(tmp_path, capsys, more):
+    (tmp_path / "model.safetensors").touch()
+    assert program.main([str(tmp_path), "What?", *more]) == 2
+    assert "without teacher and verifier" in capsys.readouterr().err
+
+
+def test_a_base_models_template_ends_a_turn_with_its_own_token(tmp_path):
+    source = shaped(tmp_path, "qwen2.5")
+    edit(source / "tokenizer_config.json", eos_token="<|endoftext|>")
+    tokenizer = load_tokenizer(source)
+    assert chat(tokenizer).end == tokenizer.encode_single_token("<|im_end|>")
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_page_shows_works(tmp_path, monkeypatch, capsys):
+    """From its data and its verifier through a look and a run to an answer of transformers, as a reader types it."""
+    monkeypatch.chdir(tmp_path)
+    model_folder(tmp_path / "FOLDER")
+    page = (Path(__file__).parent.parent / "docs" / "own_model.md").read_text()
+    blocks = re.findall(r"```(\w*)\n(.*?)```", page, re.DOTALL)
+    lines, rule, look, more = (text for _, text in blocks[:4])
+    (tmp_path / "mails.jsonl").write_text(lines)
+    (tmp_path / "my_rules.py").write_text(rule)
+    problems = load_problems(str(tmp_path / "mails.jsonl"), "rule")
+    check = from_file(str(tmp_path / "my_rules.py"), "check")
+    assert [check(p.answer, p.answer) for p in problems] == [1.0, 1.0] and problems[0].privileged == "broken: repair"
+    assert check(problems[0].answer, problems[1].answer) == check("[1]", problems[0].answer) == check("", "{}") == 0.0
+    argv = shlex.split(look.replace("\\\n", " "))[2:]
+    room = [
+        "--max_new_tokens",
+        "60",
+        "--max_seq_len",
+        "400",
+    ]  # the test's tokenizer makes more tokens than published ones
+    assert train.main([*argv, *room]) == 0 and "problem 2 of 2" in capsys.readouterr().out and not Path("runs").exists()
+    assert train.main([*argv[:-2], *shlex.split(more), "--steps", "1", *room]) == 0
+    capsys.readouterr()
+    exec(blocks[4][1], {})  # the page's own lines, which serve what was trained
+    assert capsys.readouterr().out.endswith("\n")
+    assert program.main(["runs/mails/model", "..."]) == 0
+    assert program.main(["runs/mails", "I paid twice! Hurry!", "--verifier", "my_rules.py:check"]) == 0
+    assert "reference answer" in capsys.readouterr().out
+    assert train.main([*argv[:-2], "--steps", "0", "--out", "runs/warm", *room]) == 0
+    assert "warm start: found" in capsys.readouterr().out  # the run's own
+    assert program.main(["runs/warm/model", "I paid twice! Hurry!"]) == 0
+    assert Config().instruction in page and all(f"`--{name} " in page for name in ("instruction", "system", "thinking"))
