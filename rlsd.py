@@ -142,6 +142,5 @@ def _check(mask: Tensor, advantages: Tensor, lam: float, eps_w: float, **logps: 
             raise ValueError(f"{name}: None is no tensor")
         if value.shape != mask.shape:
             raise ValueError(f"{name}: {tuple(value.shape)} is not the mask's {tuple(mask.shape)}")
-        bad = int((mask.bool() & ~torch.isfinite(value)).sum())
-        if bad:
+        if bad := int((mask.bool() & ~torch.isfinite(value)).sum()):
             raise ValueError(f"{name}: {bad} of {int(mask.sum())} completion tokens are not finite")
