@@ -72,12 +72,13 @@ def execute(runs: list[Run], init: Path, device: str, jobs: int) -> None:
         for part in (todo[:1], todo[1:]):
             for row in pool.map(lambda run: trained(run, init, device), part):
                 append(RESULTS / "language.jsonl", row)
+                drop_checkpoints(RUNS / row["name"])
                 first, last = row["curve"][0], row["curve"][-1]
                 print(f"{row['name']}: pass@1 {first['pass@1']:.3f} -> {last['pass@1']:.3f}", flush=True)
 
 
 def trained(run: Run, init: Path, device: str) -> dict:
-    """Train, take the log and what the policy quotes of the rules, and drop the checkpoints: 2.7 GB each."""
+    """Train, and take the log and what the last policy quotes of the rules."""
     data, out = RUNS / f"tickets-{run.tickets}.jsonl", RUNS / run.name
     if not data.exists():
         RUNS.mkdir(parents=True, exist_ok=True)
@@ -90,11 +91,15 @@ def trained(run: Run, init: Path, device: str) -> dict:
     elif metrics_of(out)[-1]["step"] < 60:  # a study that was killed
         python(ROOT / "train.py", "--resume", "--out", out, "--verifier", rule)
     quoted = python(Path(__file__), "--quotes", out, "--verifier", rule)
-    for path in [*out.glob("*.pt"), *out.glob("model/*.safetensors")]:
-        path.unlink()
     curve = [{k: round(row[k], 5) for k in CURVE if k in row} for row in metrics_of(out)]
     kind = {"method": run.method, "seed": run.seed, "lr": run.lr, "tickets": run.tickets, "device": device}
     return {"name": run.name, "options": run.options, **kind, "quotes": float(quoted), "curve": curve}
+
+
+def drop_checkpoints(out: Path) -> None:
+    """Once the run's row is kept: 2.7 GB each."""
+    for path in [*out.glob("*.pt"), *out.glob("model/*.safetensors")]:
+        path.unlink()
 
 
 def quotes(out: Path, verifier: str) -> float:

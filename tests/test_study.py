@@ -614,3 +614,19 @@ def test_a_methods_rate_is_the_best_of_its_tuning_runs_alone():
     rows += [run("rlsd", "2e-5", 100, 0.5), run("rlsd", "1e-5", 100, 0.5)]
     rates = language.best_rates(rows)
     assert rates["grpo"] == "2e-5" and rates["rlsd"] == "1e-5"
+
+
+def test_a_language_runs_checkpoints_go_once_its_row_is_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(language, "RESULTS", tmp_path)
+    monkeypatch.setattr(language, "RUNS", tmp_path / "runs")
+    run, curve = language.Run("grpo", 0, "1e-5"), [{"pass@1": 0.1}, {"pass@1": 0.2}]
+    weights = tmp_path / "runs" / run.name / "last.pt"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    monkeypatch.setattr(language, "trained", lambda run, *_: {"name": run.name, "options": run.options, "curve": curve})
+    with monkeypatch.context() as killed, pytest.raises(ZeroDivisionError):
+        killed.setattr(language, "append", lambda *_: 1 / 0)
+        language.execute([run], tmp_path, "cpu", 1)
+    assert weights.exists() and language.read() == []
+    language.execute([run], tmp_path, "cpu", 1)
+    assert not weights.exists() and [row["name"] for row in language.read()] == [run.name]
