@@ -22,7 +22,7 @@ from baselines.losses import opsd_loss
 from baselines.methods import logits
 from baselines.readings import agreement
 from config import Config
-from harness.console import Interrupt, Interrupted
+from harness.console import Interrupt, interruptible
 from harness.evaluation import evaluate, evaluate_teacher
 from harness.memory import explained
 from harness.models import build_model
@@ -179,7 +179,7 @@ def show(found: dict) -> None:
 
 @program
 def main(argv: list[str]) -> int:
-    try:
+    with interruptible():
         own, config = parse(argv)
         source, verifier = load_source(config)
         model = policy_of(own.policy, config, source)
@@ -187,11 +187,7 @@ def main(argv: list[str]) -> int:
         show(found)
         if own.keep:
             replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
-        return 0
-    except Interrupted as interrupted:
-        number, where = interrupted.args
-        print(f"interrupted {where}", flush=True)
-        return 128 + number
+    return 0
 
 
 if __name__ == "__main__":

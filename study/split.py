@@ -27,7 +27,7 @@ from baselines import readings
 from baselines.losses import opsd_loss
 from baselines.methods import logits, with_hints
 from config import Config
-from harness.console import Interrupted
+from harness.console import interruptible
 from harness.evaluation import evaluate, evaluate_teacher
 from harness.memory import explained
 from harness.problems import load_source
@@ -267,7 +267,7 @@ def show(found: dict) -> None:
 
 @program
 def main(argv: list[str]) -> int:
-    try:
+    with interruptible():
         own, config = parse(argv, "split.py", __doc__)
         config = dataclasses.replace(config, evidence="contrastive")  # so that a wrong answer of the group comes along
         source, verifier = load_source(config)
@@ -277,11 +277,7 @@ def main(argv: list[str]) -> int:
         show(found)
         if own.keep:
             replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
-        return 0
-    except Interrupted as interrupted:
-        number, where = interrupted.args
-        print(f"interrupted {where}", flush=True)
-        return 128 + number
+    return 0
 
 
 if __name__ == "__main__":

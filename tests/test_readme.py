@@ -315,6 +315,13 @@ def test_speed_and_size_of_published_models_are_those_measured():
     assert [float(x) for x in (*said.groups(), *step.groups())] == measured
 
 
+def test_the_time_of_make_train_is_the_one_recorded():
+    log = (ROOT / "results" / "make_train.txt").read_text()
+    idle, busy = (60 * int(m) + float(s) for m, s in re.findall(r"^real\s+(\d+)m([\d.]+)s", log, re.MULTILINE))
+    assert f"{idle / 60:.1f} minutes on two idle ones, {busy / 60:.1f} beside a busy program" in README
+    assert f"took {idle:.0f} s with the machine to itself and {busy:.0f} s beside" in prose("speed.md")
+
+
 def test_what_make_llm_reaches_is_what_its_log_says():
     log = (ROOT / "results" / "make_llm.txt").read_text()
     shares = r"share right: ([\d.]+) before RL \(shown the rule: ([\d.]+)\), ([\d.]+) after (\d+) updates"
