@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_headroom import sharp
 
 import reproduce
 import tasks
 import train
 from config import Config
-from harness.checkpoint import State
 from harness.options import parse_config
 from model import token_logps
 from study import bootstrap, compare, cost, execute, figures, headroom, language, oracles, plan, probe, report, scores
@@ -509,13 +509,6 @@ def test_gradients_of_the_probe_are_those_of_the_training_step():
     """GRPO's, RLSD's and OPSD's by train.update; the two of weights 0 and 1 written out. Away from the defaults."""
     small = "--hidden_size 32 --num_layers 1 --prompts_per_step 4 --group_size 4 --max_grad_norm 1e9 --warm_steps 0"
     config = parse_config([*small.split(), "--temperature", "0.8", "--privileged", "solution"])
-
-    def sharp(config):
-        state = State(config)
-        with torch.no_grad():
-            for p in [*state.policy.parameters(), *state.teacher.parameters()]:
-                p.mul_(3) if p.dim() == 2 else None
-        return state
 
     policy, odd = sharp(config).policy, lambda c, a: float(sum(map(ord, c)) % 2)
     batch = train.rollout(policy, tasks.generated("addition", 5), odd, config, 1)
