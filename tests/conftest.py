@@ -46,8 +46,11 @@ def pytest_configure(config):
         if not os.access(home if os.path.isdir(home) else os.path.dirname(home), os.W_OK):
             os.environ["MPLCONFIGDIR"] = tempfile.mkdtemp()  # else each process would make one, and say so
             atexit.register(shutil.rmtree, os.environ["MPLCONFIGDIR"], ignore_errors=True)
-    if file := os.environ.pop("PASSED", ""):  # taken out: a test may start a pytest of its own
-        config.pluginmanager.register(Once(Path(file)))
+    # taken out: a test may start a pytest of its own
+    if file := os.environ.pop("PASSED", ""):
+        config.pluginmanager.register(Once(set(Path(file).read_text(encoding="utf-8").split("\n")[:-1]), file))
+    elif before := getattr(config, "workerinput", {}).get("passed"):
+        config.pluginmanager.register(Once(set(before)))
     import torch
 
     torch.set_num_threads(1)
@@ -56,8 +59,8 @@ def pytest_configure(config):
 class Once:
     """PASSED=FILE: of several runs that share the file, each leaves out what an earlier one has passed; see .ci/run."""
 
-    def __init__(self, file: Path):
-        self.file, self.before = file, set(file.read_text(encoding="utf-8").split("\n")[:-1])
+    def __init__(self, before: set[str], file: str = ""):
+        self.before, self.file = before, file
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, config, items):
@@ -66,9 +69,13 @@ class Once:
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid in self.before])
         items[:] = [item for item in items if item.nodeid not in self.before]
 
+    @pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+    def pytest_configure_node(self, node):
+        node.workerinput["passed"] = sorted(self.before)
+
     def pytest_runtest_logreport(self, report):
-        if report.when == "call" and report.passed:
-            with self.file.open("a", encoding="utf-8") as file:
+        if self.file and report.when == "call" and report.passed:
+            with open(self.file, "a", encoding="utf-8") as file:
                 file.write(report.nodeid + "\n")
 
 
@@ -79,3 +86,18 @@ def own_signals():
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def no_picture(monkeypatch):
+    """Curves take more time than the rest of a small run, and have tests of their own."""
+    monkeypatch.setattr("harness.curves.curves", lambda runs, out: out)
+
+
+@pytest.fixture
+def own_format():
+    """A published model's run changes how texts are written; the tests want bytes back."""
+    import tasks
+
+    yield
+    tasks.FORMAT, tasks.BYTES.marker = tasks.BYTES, "#### "

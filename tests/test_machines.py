@@ -37,11 +37,10 @@ def test_what_a_shell_has_set_reaches_no_test(tmp_path):
     (tmp_path / "conftest.py").write_bytes((ROOT / "tests/conftest.py").read_bytes())
     (tmp_path / "test_told.py").write_text(f"SHELL = {SHELL!r}\n{TOLD}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_told.py"]
-    with subprocess.Popen(
-        command, cwd=tmp_path, env={**os.environ, **SHELL}, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
-    ) as process:
-        said = process.stdout.read().decode(errors="replace")
-    assert process.returncode == 0 and counted(said)["passed"] == 1, said
+    how = {"cwd": tmp_path, "env": {**os.environ, **SHELL}, "stdin": subprocess.DEVNULL}
+    done = subprocess.run(command, **how, stdout=subprocess.PIPE)
+    said = done.stdout.decode(errors="replace")
+    assert done.returncode == 0 and counted(said)["passed"] == 1, said
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")
@@ -107,17 +106,12 @@ def test_every_row_can_be_had_where_its_python_is(tmp_path):
 
 def test_a_stopped_table_goes_on_and_is_written_row_by_row(tmp_path, monkeypatch, capsys):
     ran = []
-
-    def run(name, *_):
-        ran.append(name)
-        good = {"python": "3", "torch": "2", "numpy": "1", "tests": "all", "passed": 3, "skipped": 0, "failed": 0}
-        bad = {"failed": 1, "failures": ["tests/a.py::b"]} if name == "busy" else {}
-        timing = {"seconds": 9, "load": 1.0}
-        told = {"not run": "no such Python"} if name == "python3.14" else {**good, **timing, **bad}
-        return {"name": name, "about": ROWS[name].about, "tree": machines.tree(), **told}
-
+    good = {"python": "3", "torch": "2", "numpy": "1", "tests": "all", "passed": 3, "skipped": 0, "failed": 0}
+    good |= {"seconds": 9, "load": 1.0}
+    bad = {"python3.14": {"not run": "no such Python"}, "busy": {**good, "failed": 1, "failures": ["tests/a.py::b"]}}
+    row = lambda name: {"name": name, "about": ROWS[name].about, "tree": "as it is", **bad.get(name, good)}
     monkeypatch.setattr(machines, "TABLE", tmp_path / "machines.json")
-    monkeypatch.setattr(machines, "run", run)
+    monkeypatch.setattr(machines, "run", lambda name, *_: ran.append(name) or row(name))
     monkeypatch.setattr(machines, "pythons", lambda given: {})
     monkeypatch.setattr(machines, "tree", lambda: "as it is")
     where = ["--environments", str(tmp_path / "made")]
@@ -143,7 +137,8 @@ def test_the_committed_table_is_whole_and_no_row_fails():
 
 
 @pytest.mark.slow
-def test_what_one_run_has_passed_the_next_one_leaves_out(tmp_path):
+@pytest.mark.parametrize("shared", [[], ["-n", "2"]], ids=["alone", "shared"])
+def test_what_one_run_has_passed_the_next_one_leaves_out(tmp_path, shared):
     """As .ci/run does; a run that would be left with nothing, or that misses a test, is no success."""
     (tmp_path / "conftest.py").write_bytes((ROOT / "tests/conftest.py").read_bytes())
     tests = tmp_path / "test_some.py"
@@ -155,9 +150,11 @@ def test_what_one_run_has_passed_the_next_one_leaves_out(tmp_path):
     )
     passed = tmp_path / "passed"
     passed.touch()
+    if shared:
+        pytest.importorskip("xdist")
 
     def run(*args, **env):
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *args]
+        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", *shared, *args]
         env = {**os.environ, "PASSED": str(passed), **env}
         done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
         return done.returncode, counted(done.stdout), done.stdout + done.stderr
@@ -170,6 +167,7 @@ def test_what_one_run_has_passed_the_next_one_leaves_out(tmp_path):
     assert run(ALL="1")[0] == pytest.ExitCode.NO_TESTS_COLLECTED
     tests.write_text("def test_fast(): pass\n")
     code, _, said = run()
-    assert code == pytest.ExitCode.USAGE_ERROR and "6 tests passed before" in said
+    assert code not in (0, pytest.ExitCode.TESTS_FAILED)
+    assert shared or (code == pytest.ExitCode.USAGE_ERROR and "6 tests passed before" in said)
     passed.unlink()
     assert run()[0] not in (0, pytest.ExitCode.TESTS_FAILED)
