@@ -1,7 +1,7 @@
 """Speed and memory, beside what a user would take instead and beside this machine's own matrix products.
 
     pip install -r requirements/bench.txt    # transformers and trl; without them their rows are left out
-    python bench.py                          # half an hour on two CPU cores; also writes results/bench.json, .md
+    python bench.py                          # 40 minutes on two CPU cores; also writes results/bench.json, .md
     python bench.py --only sampling          # one row; written to --out alone, and so is --smoke
     python bench.py --device cuda            # the same table; writes results/bench-cuda.json
 
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 
 from speed.memory import peak_of_update
-from speed.several import seconds_of_a_step
-from speed.stages import profile, profile_table
-from speed.table import HEADER, ROWS, machine, measure, rounded, table_line, write
+from speed.several import WORKERS
+from speed.stages import operations, operations_table, profile, profile_table
+from speed.table import HEADER, ROWS, in_one_thread, machine, measure, rounded, table_line, write
 from speed.workload import SMOKE, Run, Size
 from support.program import Parser, is_first, program
 
@@ -36,7 +36,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--only", metavar="NAME", choices=(*ROWS, "profile"), help=f"one of {', '.join(ROWS)}, profile")
     parser.add_argument("--out", help="file of the figures")
     parser.add_argument("--memory", choices=("ours", "full"), help=argparse.SUPPRESS)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.rounds = args.rounds if args.rounds is not None else 2 if args.smoke else 7
     if args.rounds < 1:
@@ -58,8 +58,8 @@ def main(argv: list[str]) -> int:
         print(peak_of_update(run, args.memory))
         return 0
     if args.worker:
-        seconds = seconds_of_a_step(run)
-        print(*[seconds] * is_first())
+        figures = WORKERS[args.worker](run)
+        print(*[json.dumps(figures)] * is_first())
         return 0
     result = {"machine": machine(args.device), "smoke": args.smoke, "rounds": args.rounds, "rows": []}
     load = result["machine"]["load_average"] or 0
@@ -78,8 +78,9 @@ def main(argv: list[str]) -> int:
         tables.append("\n".join(lines))
     if args.only in (None, "profile"):
         result["profile"] = profile(run)
-        tables.append(profile_table(result["profile"]["stages"]))
-        print("\n" + tables[-1])
+        result["operations"] = in_one_thread(operations, run)
+        tables += [profile_table(result["profile"]["stages"]), operations_table(result["operations"])]
+        print("", *tables[-2:], sep="\n")
     result = rounded(result)
     print("\n" + json.dumps(result))
     if args.out:

@@ -11,7 +11,7 @@ from model import ModelConfig, Samples, Transformer
 from rlsd import group_advantages
 from rollout import Rollout, score
 from speed.turns import compared, median_seconds, time_ratios, turns
-from speed.workload import DEFAULT, NEVER, Run, config_of, draw, new_model, published_shape, random_prompts
+from speed.workload import DEFAULT, NEVER, Run, config_of, draw, new_model, published_shape, random_prompts, wide_shape
 
 
 def linear_products(model: Transformer, rows: int, head_rows: int, backward: bool) -> list[tuple[Tensor, Tensor]]:
@@ -45,21 +45,28 @@ def multiply(products: list[tuple[Tensor, Tensor]]) -> None:
 
 
 def floor_decode(run: Run) -> dict:
+    return decode_beside_products(run, DEFAULT, run.size.prompts, run.size.tokens)
+
+
+def floor_decode_512(run: Run) -> dict:
+    return decode_beside_products(run, wide_shape(run), *run.size.wide[2:])
+
+
+def decode_beside_products(run: Run, shape: ModelConfig, prompts: int, tokens: int) -> dict:
     """Seconds of sample(), every row to its end and nothing left out, over those of its steps' products."""
-    size, model = run.size, new_model(run, DEFAULT)
-    prompts, N = random_prompts(size.prompts, 8, 8), size.prompts * size.group
-    linear = linear_products(model, N, N, backward=False)
-    attention = attention_products(model, N, 1, 8 + size.tokens // 2, backward=False)  # the mean context
+    model, group, questions = new_model(run, shape), run.size.group, random_prompts(prompts, 8, 8)
+    linear = linear_products(model, prompts * group, prompts * group, backward=False)
+    attention = attention_products(model, prompts * group, 1, 8 + tokens // 2, backward=False)  # the mean context
     a, b, c = turns(
         run,
-        lambda i: draw(model, prompts, size.group, size.tokens, NEVER, i),
-        lambda i: multiply((linear + attention) * size.tokens),
-        lambda i: multiply(linear * size.tokens),
+        lambda i: draw(model, questions, group, tokens, NEVER, i),
+        lambda i: multiply((linear + attention) * tokens),
+        lambda i: multiply(linear * tokens),
     )
     return {
         "ratios": time_ratios(a, b),
-        "seconds_per_token": median_seconds(a) / size.tokens,
-        "seconds_per_token_beside": median_seconds(b) / size.tokens,
+        "seconds_per_token": median_seconds(a) / tokens,
+        "seconds_per_token_beside": median_seconds(b) / tokens,
         "ratio_to_the_linear_layers_alone": median(time_ratios(a, c)),
     }
 

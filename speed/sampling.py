@@ -8,7 +8,7 @@ import tasks
 from model import ModelConfig
 from speed.peers import peers, to_transformers
 from speed.turns import median_seconds, time_ratios, turns
-from speed.workload import DEFAULT, NEVER, SMOKE, Run, draw, new_model, published_shape, random_prompts
+from speed.workload import DEFAULT, NEVER, SMOKE, Run, draw, new_model, published_shape, random_prompts, wide_shape
 
 
 def beside_generate(run: Run, config: ModelConfig, prompts: list[list[int]], tokens: int, stop: int) -> dict:
@@ -50,9 +50,8 @@ def sampling(run: Run) -> dict:
 
 
 def sampling_512(run: Run) -> dict:
-    hidden, layers, prompts, tokens = run.size.wide
-    config = ModelConfig(tasks.TOKENIZER.n_vocab, hidden, 3 * hidden, layers, hidden // 64, hidden // 128, head_dim=64)
-    return beside_generate(run, config, random_prompts(prompts, 6, 20), tokens, NEVER)
+    _, _, prompts, tokens = run.size.wide
+    return beside_generate(run, wide_shape(run), random_prompts(prompts, 6, 20), tokens, NEVER)
 
 
 def sampling_published(run: Run) -> dict:

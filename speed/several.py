@@ -1,19 +1,23 @@
 """Several processes beside one, and beside another program that keeps a core busy."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from harness.threads import settle
-from speed.steps import Trainer
+from speed.peers import peers
+from speed.steps import Trainer, beside_grpo, beside_trl
 from speed.turns import compared, now, time_ratios, turns
-from speed.workload import SMOKE, Run, Skipped
+from speed.workload import SMOKE, Run, Skipped, config_of
 from support import processes
 from support.workers import cores
 
@@ -52,23 +56,50 @@ def rlsd_step(run: Run, workers: int) -> dict:
     if cores() < workers:
         raise Skipped(f"not measured: {cores()} cores")
     smoke = ["--smoke"] * (run.size is SMOKE)
-    of = lambda number: lambda i: float(launched(number, "bench.py", "--worker", *smoke))
+    of = lambda number: lambda i: json.loads(launched(number, "bench.py", "--worker", "rlsd", *smoke))
     several, one = ([(seconds, None) for _, seconds in side] for side in turns(run, of(workers), of(1)))
     return {**compared(several, one), "ratios": time_ratios(one, several)}
 
 
+def in_two(run: Run, worker: str) -> dict:
+    """What one of WORKERS measures, both sides in two processes of one thread."""
+    on_cpu(run)
+    if cores() < 2:
+        raise Skipped("not measured: 1 core")
+    if worker.startswith("trl"):
+        peers("transformers", "trl", "datasets")
+    smoke = ["--smoke"] * (run.size is SMOKE)
+    return json.loads(launched(2, "bench.py", "--worker", worker, "--rounds", str(run.rounds), *smoke))
+
+
 def seconds_of_a_step(run: Run) -> float:
-    """The median of STEPS RLSD steps with the teacher's pass, in the process or processes of this program."""
-    trainer = Trainer(run, "rlsd", share=0.6)
-    settle(trainer.config)
-    processes.join(run.device)
-    seconds = []
+    """The median of STEPS RLSD steps with the teacher's pass."""
+    trainer, seconds = Trainer(run, "rlsd", share=0.6), []
     for i in range(STEPS + 1):
         start = now(run.device)
         trainer.step(i, 0.5)
         seconds.append(now(run.device) - start)
-    processes.stop()
     return median(seconds[1:])
+
+
+def joined(measure: Callable[[Run], Any], run: Run) -> Any:
+    """What one of several processes measures."""
+    settle(config_of(run, "rlsd"))
+    os.environ["OMP_NUM_THREADS"] = "1"  # else TRL would take all cores in each
+    processes.join(run.device)
+    try:
+        return measure(run)
+    finally:
+        processes.stop()
+
+
+PLAIN: dict[str, Any] = {"bf16": False, "gradient_checkpointing": False}  # float32, as ours
+WORKERS = {
+    "teacher": partial(joined, partial(beside_grpo, lam=0.5)),
+    "rlsd": partial(joined, seconds_of_a_step),
+    "trl": partial(joined, beside_trl),
+    "trl-plain": partial(joined, partial(beside_trl, **PLAIN)),
+}
 
 
 def job(run: Run, workers: int, watched: Callable[[subprocess.Popen], object] = lambda program: None) -> None:

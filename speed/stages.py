@@ -1,8 +1,10 @@
 """Where the time of an RLSD step goes, stage by stage."""
 
 import contextlib
+import os
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -14,7 +16,7 @@ import rollout
 import train
 from speed.steps import Trainer
 from speed.turns import now
-from speed.workload import Run
+from speed.workload import DEFAULT, NEVER, Run, draw, new_model, random_prompts
 
 
 class Stopwatch:
@@ -67,6 +69,24 @@ def profile(run: Run) -> dict:
         "seconds": wall / run.rounds,
         "stages": {stage: {"seconds": s / run.rounds, "share": s / wall} for stage, s in seconds.items()},
     }
+
+
+def operations(run: Run) -> dict[str, float]:
+    """Share of each of torch's operations in the sampler's own time, 256 rows in one thread; those above 1 %."""
+    model, prompts = new_model(run, DEFAULT), random_prompts(run.size.prompts, 8, 8)
+    sampled = partial(draw, model, prompts, run.size.group, run.size.tokens, NEVER)
+    sampled(0)
+    os.environ["KINETO_LOG_LEVEL"] = "99"  # or torch's profiler would write lines of its own
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        sampled(1)
+    seconds = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    shares = {name.removeprefix("aten::"): s / sum(seconds.values()) for name, s in seconds.items()}
+    return {name: share for name, share in sorted(shares.items(), key=lambda of: -of[1]) if share > 0.01}
+
+
+def operations_table(shares: dict[str, float]) -> str:
+    lines = [f"| {name} | {share:.1%} |" for name, share in shares.items()]
+    return "\n".join(["| operation of the sampler, one thread | share |", "|---|---|", *lines])
 
 
 def profile_table(stages: dict[str, dict[str, float]]) -> str:

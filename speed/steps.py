@@ -18,6 +18,7 @@ from model import ModelConfig
 from speed.peers import byte_tokenizer, peers, quiet, to_transformers, wide_tokenizer
 from speed.turns import compared, now, time_ratios, turns
 from speed.workload import Run, config_of, new_model, published_shape
+from support import processes
 
 TRL_WARM_UP = 2
 
@@ -106,6 +107,7 @@ def beside_trl(run: Run, ours: Trainer | None = None, **options) -> dict:
         """TRL's loop calls it at the two ends of a step: ours goes first."""
 
         def on_step_begin(self, *_, **__):
+            processes.total(torch.zeros(1))  # nobody begins while another one still works
             start = now(run.device)
             tokens = ours.step(len(our_steps) + 1)
             our_steps.append((now(run.device) - start, tokens))
@@ -114,7 +116,7 @@ def beside_trl(run: Run, ours: Trainer | None = None, **options) -> dict:
         def on_step_end(self, *_, **__):
             trl_steps.append((now(run.device) - self.start, trl_tokens[-1]))
 
-    N = run.size.prompts * run.size.group
+    N = run.size.prompts * run.size.group // processes.world()
     options |= {"per_device_train_batch_size": N, "num_generations": run.size.group, "shuffle_dataset": False}
     options |= {"max_completion_length": run.size.tokens, "learning_rate": ours.config.lr, "beta": 0.0}
     options |= {"max_steps": rounds, "use_cpu": run.device == "cpu", "report_to": "none", "disable_tqdm": True}
@@ -128,8 +130,13 @@ def beside_trl(run: Run, ours: Trainer | None = None, **options) -> dict:
             callbacks=[Turns()],
         ).train()
     a, b = our_steps[TRL_WARM_UP:], trl_steps[TRL_WARM_UP:]
-    tokens = {"tokens": [n for _, n in a], "tokens_beside": [n for _, n in b]}
+    tokens = {"tokens": counted(a), "tokens_beside": counted(b)}
     return {**compared(a, b), "ratios": time_ratios(b, a), **tokens}  # steps a second, as the table has them
+
+
+def counted(steps: list[tuple[float, int]]) -> list[int]:
+    """Tokens of each step, of all processes."""
+    return processes.total(torch.tensor([tokens for _, tokens in steps])).tolist()
 
 
 def beside_grpo(run: Run, lam: float) -> dict:

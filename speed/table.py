@@ -1,6 +1,7 @@
 """The rows of the table with their goals, the machine they were measured on, and the page that they make."""
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import os
@@ -13,10 +14,10 @@ from typing import NamedTuple
 
 import torch
 
-from speed.matrix_products import floor_decode, floor_update, floor_update_published
+from speed.matrix_products import floor_decode, floor_decode_512, floor_update, floor_update_published
 from speed.memory import memory
 from speed.sampling import length, sampling, sampling_512, sampling_published
-from speed.several import rlsd_step, train_beside_another, train_in_one, train_memory
+from speed.several import PLAIN, in_two, rlsd_step, train_beside_another, train_in_one, train_memory
 from speed.steps import beside_grpo, beside_trl, published_beside_trl
 from speed.workload import SMOKE, Run, Skipped
 
@@ -43,8 +44,9 @@ GENERATE, GRPO = "transformers `generate`, same weights", "GRPO step, 16 prompts
 SMOL = "SmolLM2-135M's shape"
 ONE = "one process, one thread"
 OURS, PRODUCTS, FULL = "our GRPO step, same samples", "its matrix products alone", "full log-softmax + gather"
+TRL = "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing"
 PLAIN_TRL = "TRL `GRPOTrainer` in float32 without checkpointing, as ours"
-beside_plain_trl = partial(beside_trl, bf16=False, gradient_checkpointing=False)
+TWO = "GRPO step, 16 prompts x 16, 2 processes each, steps/s"
 one_thread = lambda measure: partial(in_one_thread, measure)
 ROWS = {
     "sampling": Row(
@@ -59,12 +61,20 @@ ROWS = {
     "sampling-135m": Row(
         f"{SMOL}: sampling 8 prompts of 80 x 8, 32 tokens each, tokens/s", GENERATE, ">= 1.3", sampling_published
     ),
-    "grpo-step": Row(GRPO, "TRL `GRPOTrainer`, its defaults: bfloat16, gradient checkpointing", ">= 3", beside_trl),
-    "grpo-step-plain": Row(GRPO, PLAIN_TRL, ">= 2.2", beside_plain_trl),
+    "grpo-step": Row(GRPO, TRL, ">= 3", beside_trl),
+    "grpo-step-plain": Row(GRPO, PLAIN_TRL, ">= 2.2", partial(beside_trl, **PLAIN)),
+    "grpo-step-2": Row(TWO, TRL, ">= 3", partial(in_two, worker="trl")),
+    "grpo-step-plain-2": Row(TWO, PLAIN_TRL, ">= 2.2", partial(in_two, worker="trl-plain")),
     "grpo-step-135m": Row(f"{SMOL}: GRPO step, 64 x 16 tokens, steps/s", PLAIN_TRL, ">= 1.5", published_beside_trl),
     "rlsd-lambda": Row("RLSD step with the teacher pass, time", OURS, "<= 1.12", partial(beside_grpo, lam=0.5)),
+    "rlsd-lambda-2": Row(
+        "RLSD step with the teacher pass, 2 processes each, time", OURS, "<= 1.12", partial(in_two, worker="teacher")
+    ),
     "rlsd-zero": Row("RLSD step at lambda 0, time", OURS, "<= 1.01", partial(beside_grpo, lam=0.0)),
     "floor-decode": Row("sampling 256 rows, one thread, time a token", PRODUCTS, "<= 2.3", one_thread(floor_decode)),
+    "floor-decode-512": Row(
+        "sampling 64 rows at width 512, one thread, time a token", PRODUCTS, "-", one_thread(floor_decode_512)
+    ),
     "floor-update": Row(
         "update on 256 samples of 34 tokens, one thread, time", PRODUCTS, "<= 1.8", one_thread(floor_update)
     ),
@@ -93,6 +103,8 @@ def measure(name: str, run: Run) -> dict:
         found = row.measure(run)
     except Skipped as reason:
         return {**figures, "skipped": str(reason)}
+    finally:
+        gc.collect()  # models in cycles, which would take the next row's memory
     ratio, reached = median(found["ratios"]), None
     if run.size is not SMOKE and row.goal != "-":  # small sizes say nothing about the goals
         sign, limit = row.goal.split()

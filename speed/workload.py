@@ -54,6 +54,11 @@ def published_shape(run: Run) -> ModelConfig:
     return SMOLLM2 if run.size is not SMOKE else ModelConfig(2 * tasks.TOKENIZER.n_vocab, qk_norm=False)
 
 
+def wide_shape(run: Run) -> ModelConfig:
+    hidden, layers, _, _ = run.size.wide
+    return ModelConfig(tasks.TOKENIZER.n_vocab, hidden, 3 * hidden, layers, hidden // 64, hidden // 128, head_dim=64)
+
+
 def random_prompts(n: int, shortest: int, longest: int) -> list[list[int]]:
     rng = random.Random(0)
     return [[rng.randrange(256) for _ in range(rng.randint(shortest, longest))] for _ in range(n)]

@@ -16,32 +16,6 @@ from speed import matrix_products, memory, peers, sampling, several, stages, ste
 from speed.workload import SMOKE, Run, Size, Skipped, new_model, published_shape
 
 
-@pytest.mark.slow
-def test_smoke_measures_or_names_what_is_missing(tmp_path):
-    command = [sys.executable, bench.__file__, "--smoke", "--out", str(tmp_path / "bench.json")]
-    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # two would wait for each other on a busy machine
-    done = subprocess.run(command, capture_output=True, text=True, env=one_thread)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    lines = done.stdout.splitlines()
-    result = json.loads(lines[-1])
-    assert result == json.loads((tmp_path / "bench.json").read_text())
-    assert [row["name"] for row in result["rows"]] == list(table.ROWS)
-    assert sum(line.startswith("| ") and line.count("|") == 6 for line in lines) == 1 + len(table.ROWS)
-    for row in result["rows"]:
-        if row["name"] == "rlsd-4" and "skipped" in row:
-            assert "cores" in row["skipped"]
-        elif "skipped" in row:
-            assert "pip install -r requirements/bench.txt" in row["skipped"]
-            assert row["name"].startswith(("sampling", "grpo-step")), "the other rows need no peer"
-        else:
-            assert 0 < row["least"] <= row["ratio"] <= row["greatest"]
-    parts = result["profile"]["stages"].values()
-    assert sum(stage["seconds"] for stage in parts) == pytest.approx(result["profile"]["seconds"], rel=1e-2)
-    assert all(stage["seconds"] > 0 for stage in parts)
-    assert result["machine"]["torch"] == torch.__version__
-
-
 @pytest.mark.parametrize("build", ["2.13.0", "2.13.0+cpu", "2.13.0+cu130", "2.14.0a0+git1234567", "9.9"])
 def test_any_machine_can_be_described(build, monkeypatch):
     """Of any build of torch, without /proc, load average, count of cores, name of the processor, or peers."""
@@ -73,14 +47,11 @@ def test_any_machine_can_be_described(build, monkeypatch):
         (["--only", "speed"], "speed"),
         (["--rounds", "0"], "--rounds 0"),
         (["--smoke", "--out", "no/such/folder/bench.json"], "no/such/folder"),
-        pytest.param(
-            ["--device", "cuda"],
-            "CUDA",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
-        ),
+        (["--device", "cuda"], "CUDA"),
     ],
 )
-def test_a_wrong_option_is_one_line_and_exit_code_2(capsys, args, named):
+def test_a_wrong_option_is_one_line_and_exit_code_2(monkeypatch, capsys, args, named):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main(args) == 2
     out, err = capsys.readouterr()
     assert out == "" and len(err.splitlines()) == 1 and named in err
@@ -122,14 +93,11 @@ def test_the_floor_has_the_products_of_a_pass_and_backward_twice_as_many():
     model = new_model(Run(SMOKE, "cpu", 1), ModelConfig(50))
     linear = sum(p.numel() for p in model.parameters() if p.dim() == 2)  # the head's is the embedding
     head = model.head.weight.numel()
-    assert work(matrix_products.linear_products(model, 7, 3, backward=False)) == 7 * (linear - head) + 3 * head
     scores = 5 * model.config.num_layers * model.config.num_heads * model.config.head_dim * 2 * 11
-    assert work(matrix_products.attention_products(model, 5, 2, 11, backward=False)) == 2 * scores
-    for products in (matrix_products.linear_products, matrix_products.attention_products):
-        ahead, both = (
-            work(products(model, *(5, 2, 11)[: products.__code__.co_argcount - 2], backward=b)) for b in (0, 1)
-        )
-        assert both == 3 * ahead
+    for backward, times in ((False, 1), (True, 3)):
+        products = matrix_products.linear_products(model, 7, 3, backward)
+        assert work(products) == times * (7 * (linear - head) + 3 * head)
+        assert work(matrix_products.attention_products(model, 5, 2, 11, backward)) == times * 2 * scores
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
@@ -193,8 +161,7 @@ def test_trl_gets_the_same_prompt_tokens():
 
 
 def test_one_thread_is_one_while_it_is_measured(monkeypatch):
-    threads, seen = torch.get_num_threads(), []
-    set_to = []
+    threads, seen, set_to = torch.get_num_threads(), [], []
     monkeypatch.setattr(torch, "set_num_threads", set_to.append)
     assert table.in_one_thread(lambda run: seen.append(set_to[-1]) or {"ratios": [run]}, 7) == {"ratios": [7]}
     with pytest.raises(Skipped):
@@ -214,17 +181,18 @@ def test_the_memory_of_a_job_is_that_of_all_its_processes():
     assert several.proportional(program.pid) == 0
 
 
+def test_processes_that_halve_the_seconds_have_a_ratio_of_two(monkeypatch):
+    monkeypatch.setattr(several, "cores", lambda: 2)
+    monkeypatch.setattr(several, "launched", lambda workers, *_: str(1 / workers))
+    assert several.rlsd_step(Run(SMOKE, "cpu", 3), workers=2)["ratios"] == [2.0] * 3
+
+
 def test_a_wide_vocabulary_has_a_name_for_every_token_and_encodes_as_before():
     pytest.importorskip("transformers")
     wide, theirs = peers.wide_tokenizer(300), peers.byte_tokenizer(300)
-    text = "<265>\u00e9 #### 12"
-    ids = tasks.TOKENIZER.encode_ordinary(text)
-    assert wide.n_vocab == 300 and wide.encode_ordinary(text) == ids
-    assert (
-        wide.decode([*range(262, 300)])
-        == theirs.decode([*range(262, 300)])
-        == "".join(f"<{i}>" for i in range(262, 300))
-    )
+    text, more = "<265>\u00e9 #### 12", [*range(262, 300)]
+    assert wide.n_vocab == 300 and wide.encode_ordinary(text) == tasks.TOKENIZER.encode_ordinary(text)
+    assert wide.decode(more) == theirs.decode(more) == "".join(f"<{i}>" for i in more)
 
 
 def test_the_published_rows_have_the_shape_of_smollm2():
@@ -234,3 +202,28 @@ def test_the_published_rows_have_the_shape_of_smollm2():
     with torch.device("meta"):
         assert sum(p.numel() for p in Transformer(config).parameters()) == 134_515_008
     assert Size().published[:3] == (8, 8, 80) and published_shape(Run(SMOKE, "cpu", 1)).hidden_size == 64
+
+
+@pytest.mark.slow
+def test_smoke_measures_or_names_what_is_missing(tmp_path):
+    command = [sys.executable, bench.__file__, "--smoke", "--rounds", "1", "--out", str(tmp_path / "bench.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    result = json.loads(lines[-1])
+    assert result == json.loads((tmp_path / "bench.json").read_text())
+    assert [row["name"] for row in result["rows"]] == list(table.ROWS)
+    assert sum(line.startswith("| ") and line.count("|") == 6 for line in lines) == 1 + len(table.ROWS)
+    for row in result["rows"]:
+        if "core" in row.get("skipped", ""):
+            assert row["name"].endswith(("-2", "-4"))
+        elif "skipped" in row:
+            assert "pip install -r requirements/bench.txt" in row["skipped"]
+            assert row["name"].startswith(("sampling", "grpo-step")), "the other rows need no peer"
+        else:
+            assert 0 < row["least"] <= row["ratio"] <= row["greatest"]
+    parts = result["profile"]["stages"].values()
+    assert sum(stage["seconds"] for stage in parts) == pytest.approx(result["profile"]["seconds"], rel=1e-2)
+    assert all(stage["seconds"] > 0 for stage in parts)
+    assert 0.1 < result["operations"]["mm"] < sum(result["operations"].values()) <= 1
+    assert result["machine"]["torch"] == torch.__version__
