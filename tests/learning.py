@@ -14,7 +14,9 @@ import json
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -70,20 +72,13 @@ LOSSES = {
 def gain(folder: Path, seed: int, name: str = "as it is") -> float:
     """Mean reward of the last ten updates less that of the first ten, by train.py with the loss of that name."""
     folder.mkdir(exist_ok=True)
-    (folder / "digits.jsonl").write_text(
-        "".join(
-            json.dumps({"question": f"{n:03d}", "answer": str(n // 100 % 2 * 2 + n % 2)}) + "\n" for n in range(1000)
-        )
-    )
+    rows = ({"question": f"{n:03d}", "answer": str(n // 100 % 2 * 2 + n % 2)} for n in range(1000))
+    (folder / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rule.py").write_text(RULE)
     files = ["--data", f"{folder}/digits.jsonl", "--verifier", f"{folder}/rule.py:check", "--out", f"{folder}/run"]
-    original, finish = train.rlsd_loss, console.finish
-    train.rlsd_loss = lambda *args, **rest: LOSSES[name](original, *args, **rest)
-    console.finish = lambda out: None  # curves take a second
-    try:
+    loss = mock.patch.object(train, "rlsd_loss", partial(LOSSES[name], train.rlsd_loss))
+    with loss, mock.patch.object(console, "finish"):  # curves take a second
         status = train.main([*OPTIONS.split(), *files, "--seed", str(seed)])
-    finally:
-        train.rlsd_loss, console.finish = original, finish
     assert status == 0, f"train.py ended with {status}"
     rewards = [row["reward"] for row in map(json.loads, (folder / "run" / "metrics.jsonl").open()) if row["step"]]
     return round(sum(rewards[-10:]) / 10 - sum(rewards[:10]) / 10, 4)

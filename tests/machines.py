@@ -75,6 +75,7 @@ def oldest() -> list[str]:
     return [re.sub(r">=(\d+)(\.\d+)?.*", lambda v: f"=={v[1]}{v[2] or '.0'}.*", line) for line in wanted]
 
 
+FEW = ["torch==2.6.0", "numpy", "tiktoken", "pytest", "hypothesis"]
 THREE = ("tests/test_rlsd.py", "tests/test_theory.py", "tests/test_model.py")
 ROWS = {
     "default": Row("PyPI's default build of torch"),
@@ -82,22 +83,14 @@ ROWS = {
     "python3.12": Row("Python 3.12", "3.12"),
     "python3.13": Row("Python 3.13", "3.13"),
     "python3.14": Row("the newest Python that torch 2.13 has wheels for", "3.14"),
-    "torch-2.6": Row(
-        "the oldest torch that pyproject.toml promises for rlsd.py",
-        "3.12",
-        ["torch==2.6.0", "numpy", "tiktoken", "pytest", "hypothesis"],
-        THREE,
-    ),
+    "torch-2.6": Row("the oldest torch that pyproject.toml promises for rlsd.py", "3.12", FEW, THREE),
     "oldest": Row("numpy 1.26 and the least version of everything that make test installs", "3.10", oldest()),
     "processor": Row("a processor of 2008, as far as torch can be told: " + " ".join(OLD), env=OLD),
     "busy": Row("each core but one busy with something else", busy=True),
     "bare": Row("no environment variable but PATH and LC_ALL=C: no HOME", bare=True, env={"LC_ALL": "C"}),
     "odd": Row(
         "ASCII locale, closed standard input, umask 077, spaces and letters in every path, " + " ".join(ODD),
-        env=ODD,
-        folder="ein Ordner – 日本 'x'",
-        umask=0o077,
-        closed=True,
+        **{"env": ODD, "folder": "ein Ordner – 日本 'x'", "umask": 0o077, "closed": True},
     ),
     "stranger": Row(
         "a user without name and home, who may not write into the source", OTHERS, bare=True, stranger=True
@@ -184,12 +177,10 @@ def counted(output: str) -> dict:
     number = lambda word: sum(map(int, re.findall(rf"(\d+) {word}", last)))
     failures = re.findall(r"^(?:FAILED|ERROR) (\S.*?)(?: - |$)", output, re.MULTILINE)
     failed = number("failed") + number("error")
-    return {
-        "passed": number("passed"),
-        "skipped": number("skipped"),
-        "failed": failed if last else 1,
-        **({"failures": failures if last else ["it ended before its last line"]} if failed or not last else {}),
-    }
+    if not last:
+        failed, failures = 1, ["it ended before its last line"]
+    found = {"passed": number("passed"), "skipped": number("skipped"), "failed": failed}
+    return {**found, "failures": failures} if failed else found
 
 
 def suite(name: str, row: Row, python: Path, log: Path) -> str:
@@ -259,14 +250,9 @@ def run(name: str, found: dict[str, str], folder: Path, tests: tuple[str, ...] =
             load = os.getloadavg()[0]
     except (NotRun, subprocess.CalledProcessError) as reason:
         return {**done, "not run": str(reason)}
-    return {
-        **done,
-        **dict(zip(("python", "torch", "numpy"), json.loads(told))),
-        "tests": " ".join(row.tests) or "all",
-        **counted(output),
-        "seconds": round(time.monotonic() - began),
-        "load": round(load, 1),
-    }
+    versions = dict(zip(("python", "torch", "numpy"), json.loads(told)))
+    took = {"seconds": round(time.monotonic() - began), "load": round(load, 1)}
+    return {**done, **versions, "tests": " ".join(row.tests) or "all", **counted(output), **took}
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
@@ -289,11 +275,9 @@ def page(table: dict) -> str:
     for row in table["rows"]:
         cells = [str(row[c]) for c in columns] if "not run" not in row else [f"not run: {row['not run']}"]
         lines[-1] += f"\n| {' | '.join([row['name'], row['about'], *cells, *[''] * (len(columns) - len(cells))])} |"
+    mended = "failed at first, was mended, and passed by itself"
     lines += [f"{row['name']}: {failure}" for row in table["rows"] for failure in row.get("failures", ())]
-    for row in table["rows"]:
-        lines += [
-            f"{row['name']}: {name} failed at first, was mended, and passed by itself" for name in row.get("again", ())
-        ]
+    lines += [f"{row['name']}: {test} {mended}" for row in table["rows"] for test in row.get("again", ())]
     return "\n\n".join(lines) + "\n"
 
 

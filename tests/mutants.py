@@ -12,7 +12,6 @@ import collections
 import functools
 import hashlib
 import json
-import os
 import random
 import re
 import sys
@@ -20,7 +19,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from planted import ROOT, Copy, warm_up
+from planted import ROOT, Copy, shared_out, warm_up
 
 # file -> the tests that are to notice
 CORE = {
@@ -30,10 +29,8 @@ CORE = {
     "model.py": ["test_model.py"],
 }
 # of these files not everything: the sampler, the cache it works on, and the scores
-PARTS = {
-    "model.py": "KVCache Samples sample _decode _prefill _draw row_noise token_logps completion_states _score _pad "
-    "_check_prompts"
-}
+PARTS = {"model.py": "KVCache Samples sample _decode _prefill _draw row_noise token_logps completion_states".split()}
+PARTS["model.py"] += ["_score", "_pad", "_check_prompts"]
 REST = {  # of a folder's pattern, the files that are not named themselves
     "train.py": ["test_methods.py", "test_train.py", "test_guards.py"],
     "rollout.py": ["test_methods.py", "test_train.py", "test_depends.py"],
@@ -67,12 +64,7 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "harness/threads.py": ["test_workers.py"],
     "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
     "harness/run.py": ["test_train.py", "test_guards.py", "test_missing.py"],
-    "harness/warm_start.py": [
-        "test_train.py",
-        "test_depends.py",
-        "test_missing.py",
-        "bad_input/test_bad_checkpoints.py",
-    ],
+    "harness/warm_start.py": "test_train.py test_depends.py test_missing.py bad_input/test_bad_checkpoints.py".split(),
     "harness/watch.py": ["test_guards.py"],
     "baselines/*.py": ["test_baselines.py", "test_methods.py", "test_train.py"],
     "published/rounded_adam.py": ["test_rounded_adam.py"],
@@ -87,27 +79,13 @@ REST = {  # of a folder's pattern, the files that are not named themselves
 RESULTS = ROOT / "results" / "mutants.json"
 
 COMPARISONS = {
-    ast.Lt: [ast.LtE, ast.GtE],
-    ast.LtE: [ast.Lt, ast.Gt],
-    ast.Gt: [ast.GtE, ast.LtE],
-    ast.GtE: [ast.Gt, ast.Lt],
-    ast.Eq: [ast.NotEq],
-    ast.NotEq: [ast.Eq],
-    ast.Is: [ast.IsNot],
-    ast.IsNot: [ast.Is],
-    ast.In: [ast.NotIn],
-    ast.NotIn: [ast.In],
+    **{ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt]},
+    **{ast.Eq: [ast.NotEq], ast.Is: [ast.IsNot], ast.In: [ast.NotIn]},
+    **{ast.NotEq: [ast.Eq], ast.IsNot: [ast.Is], ast.NotIn: [ast.In]},
 }
 OPERATORS = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Div,
-    ast.Mod: ast.Mult,
-    ast.Pow: ast.Mult,
-    ast.BitAnd: ast.BitOr,
-    ast.BitOr: ast.BitAnd,
+    **{ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult},
+    **{ast.FloorDiv: ast.Div, ast.Mod: ast.Mult, ast.Pow: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd},
 }
 PAIRS = "min max, amin amax, minimum maximum, argmin argmax, any all, sum mean, cos sin, lt gt, zeros ones"
 OTHER = {a: b for pair in PAIRS.split(", ") for a, b in (pair.split(), pair.split()[::-1])}
@@ -187,9 +165,7 @@ def changes(node: ast.AST):
         yield from (ast.Constant(True), ast.Constant(False))
     elif isinstance(node, ast.Return) and node.value is not None:
         yield ast.Return(ast.Constant(None))
-    elif isinstance(node, (ast.Break, ast.Continue)):
-        yield ast.Pass()
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+    elif isinstance(node, (ast.Break, ast.Continue)) or isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
         yield ast.Pass()
     elif isinstance(node, ast.AugAssign):
         yield ast.Pass()
@@ -231,14 +207,12 @@ def calls(node: ast.Call):
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     for i in range(len(args) - 1 if name not in ("min", "max", "minimum", "maximum") else 0):
         yield ast.Call(function, [*args[:i], args[i + 1], args[i], *args[i + 2 :]], keywords)
-    if name in OTHER:
-        other = OTHER[name]
-        named = ast.Attribute(function.value, other, ast.Load()) if isinstance(function, ast.Attribute) else other
-        yield ast.Call(named if isinstance(named, ast.AST) else ast.Name(named, ast.Load()), args, keywords)
-    if isinstance(function, ast.Attribute) and not isinstance(function.value, ast.Name | ast.Attribute):
+    if name in OTHER and isinstance(function, ast.Attribute):
+        yield ast.Call(ast.Attribute(function.value, OTHER[name], ast.Load()), args, keywords)
+    elif name in OTHER:
+        yield ast.Call(ast.Name(OTHER[name], ast.Load()), args, keywords)
+    if isinstance(function, ast.Attribute) and not isinstance(function.value, ast.Attribute):
         yield function.value  # x.f().g() -> x.f()
-    elif isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
-        yield function.value
 
 
 def mutants(file: str, source: str) -> list[Mutant]:
@@ -250,16 +224,15 @@ def mutants(file: str, source: str) -> list[Mutant]:
     raw = source.encode()
     tree = ast.parse(source)
     if file in PARTS:
-        tree.body = [node for node in tree.body if getattr(node, "name", "") in PARTS[file].split()]
+        tree.body = [node for node in tree.body if getattr(node, "name", "") in PARTS[file]]
     for node in visited(tree):
-        place = node.test if isinstance(node, (ast.If, ast.While)) else node
-        whole = (
-            (place.target, (place.ifs or [place.iter])[-1]) if isinstance(place, ast.comprehension) else (place,) * 2
-        )
-        if not hasattr(whole[0], "lineno"):
+        first = last = node.test if isinstance(node, (ast.If, ast.While)) else node
+        if isinstance(node, ast.comprehension):
+            first, last = node.target, (node.ifs or [node.iter])[-1]
+        if not hasattr(first, "lineno"):
             continue
-        begin = starts[whole[0].lineno - 1] + whole[0].col_offset
-        end = starts[whole[1].end_lineno - 1] + whole[1].end_col_offset
+        begin = starts[first.lineno - 1] + first.col_offset
+        end = starts[last.end_lineno - 1] + last.end_col_offset
         for other in changes(node):
             new = ast.unparse(ast.fix_missing_locations(other))
             if isinstance(other, ast.comprehension):  # "for x in xs", of which the target stands at `begin`
@@ -271,10 +244,9 @@ def mutants(file: str, source: str) -> list[Mutant]:
                 same = ast.dump(ast.parse(text))
             except SyntaxError:
                 continue
-            old = " ".join(raw[begin:end].decode().split())
-            line = whole[0].lineno
-            code = source.splitlines()[line - 1].strip()
-            found.setdefault(same, Mutant(file, line, code, old, " ".join(new.split()), text))
+            old, new = (" ".join(code.split()) for code in (raw[begin:end].decode(), new))
+            code = source.splitlines()[first.lineno - 1].strip()
+            found.setdefault(same, Mutant(file, first.lineno, code, old, new, text))
     return sorted((m for m in found.values() if m), key=lambda m: m.line)
 
 
@@ -365,15 +337,7 @@ def main() -> int:
         return 0
     journal.parent.mkdir(exist_ok=True)
     warm_up()
-    helpers = []
-    for job in range(1, args.jobs):
-        if (pid := os.fork()) == 0:
-            work(todo[job :: args.jobs], journal)
-            os._exit(0)
-        helpers.append(pid)
-    work(todo[:: args.jobs], journal)
-    for pid in helpers:
-        os.waitpid(pid, 0)
+    shared_out(todo, args.jobs, lambda part: work(part, journal))
     known = {file: tried(journal, states[file]) for file in files}
     return report_sample(files, made, known) if args.sample else report(files, made, known)
 
@@ -385,16 +349,12 @@ def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dic
     result["files"] = {file: of for file, of in result["files"].items() if (ROOT / file).exists()}
     unexplained = 0
     for file in files:
-        killed, survivors = counted(made[file], known[file])
-        result["files"][file] = {
-            "mutants": len(made[file]),
-            "killed": killed,
-            "share": round(killed / len(made[file]), 4),
-            "survivors": [str(m) for m in survivors],
-        }
+        (killed, survivors), all_of_it = counted(made[file], known[file]), len(made[file])
+        figures = {"mutants": all_of_it, "killed": killed, "share": round(killed / all_of_it, 4)}
+        result["files"][file] = {**figures, "survivors": [str(m) for m in survivors]}
         reasons = [line.strip() for part in listed if part.startswith(file) for line in part.splitlines()]
         unexplained += sum(m.entry not in reasons for m in survivors)
-        print(f"{file}: {killed} of {len(made[file])} killed, {killed / len(made[file]):.1%}")
+        print(f"{file}: {killed} of {all_of_it} killed, {killed / all_of_it:.1%}")
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(f"{unexplained} survivors without a reason in tests/mutation.md")
     return int(unexplained > 0)

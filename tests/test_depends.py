@@ -40,9 +40,8 @@ MADE = [  # of a built-in task: inputs changed, outputs that differ
     ({"filler": 1}, "warm key questions noise held_out"),
     ({"hidden_size": 64}, "weights warm key"),
     ({"num_layers": 2}, "weights warm key"),
-    *(({name: 3}, "warm key") for name in ("warm_steps", "warm_batch")),
-    *(({name: 0.9}, "warm key") for name in ("warm_lr", "warm_teacher_share", "warm_slip", "warm_teacher_slip")),
-    *(({name: 0.9}, "warm key") for name in ("warm_cite", "warm_solutions")),
+    *(({f"warm_{name}": 3}, "warm key") for name in ("steps", "batch")),
+    *(({f"warm_{name}": 0.9}, "warm key") for name in "lr teacher_share slip teacher_slip cite solutions".split()),
     ({"privileged": "solution"}, "warm key"),
     ({"privileged": "solution", "warm_solutions": 0.0}, ""),
     ({"max_seq_len": 200}, "key"),
@@ -50,17 +49,13 @@ MADE = [  # of a built-in task: inputs changed, outputs that differ
     ({"method": "grpo", "lr": 1.0, "steps": 3, "group_size": 3, "rlsd_lambda": 0.1, "max_grad_norm": 9.0}, ""),
     ({"eval_every": 1, "save_every": 1, "opsd_beta": 0.1, "evidence": "contrastive", "max_new_tokens": 70}, ""),
     ({"micro_batch": 3, "micro_tokens": 900, "gradient_checkpointing": True, "halve_micro_batch": True}, ""),
-    (
-        {"rlsd_reweight_clip_range": 1.0, "rlsd_lambda_warmup_steps": 3, "rlsd_lambda_decay_steps": 9, "sdpo_ema": 1.0},
-        "",
-    ),
-    ({"rlsd_teacher_sync_interval": 1, "rlsd_negative_only": True, "rlsd_thought_only": True, "opsd_weight": 2.0}, ""),
+    ({"rlsd_reweight_clip_range": 1.0, "rlsd_lambda_warmup_steps": 3, "rlsd_lambda_decay_steps": 9}, ""),
+    ({"rlsd_teacher_sync_interval": 1, "rlsd_negative_only": True, "rlsd_thought_only": True}, ""),
+    ({"sdpo_ema": 1.0, "opsd_weight": 2.0}, ""),
     ({"prompts_per_step": 5}, "questions noise"),
     ({"out": "elsewhere", "opd_teacher": "other", "look": 1, "export": "last", "resume": True}, ""),
 ]
-ELSEWHERE = (
-    "init dtype instruction system thinking date device bf16 fsdp threads warm_dir".split()
-)  # below, or not here
+ELSEWHERE = "init dtype instruction system thinking date device bf16 fsdp threads warm_dir".split()  # below, or nowhere
 FILE = [  # of the user's own problems; a path changed is the same file elsewhere
     ({"seed": 1}, "weights warm key questions noise"),
     ({"temperature": 0.6, "verifier_timeout": 9.0, "on_verifier_error": "drop"}, ""),
@@ -204,14 +199,12 @@ def test_of_a_published_folder_every_file_counts_that_shapes_model_or_prompts(tm
         (tmp_path / folder).mkdir()
         for name in names:
             (tmp_path / folder / name).write_text(name)
-    found = lambda folder: [
-        of(Config(init=str(tmp_path / folder))) for of in (warm_start.warm_start_key, fingerprint_of)
-    ]
-    before = found("a")
-    assert before == found("b")  # moved
+    found = lambda config: [warm_start.warm_start_key(config), fingerprint_of(config)]
+    before, moved = found(Config(init=str(tmp_path / "a"))), Config(init=str(tmp_path / "b"))
+    assert before == found(moved)
     for name in names:
         (tmp_path / "b" / name).write_text("x")
-        assert [x != y for x, y in zip(before, found("b"))] == [name != "README.md", name in names[:4]], name
+        assert [x != y for x, y in zip(before, found(moved))] == [name != "README.md", name in names[:4]], name
         (tmp_path / "b" / name).write_text(name)
 
 

@@ -50,22 +50,14 @@ if __name__ == "__main__":
 def tiny(tmp_path, request):
     """Runs a small program in a shell, with its streams as the shell's words say: (exit code, output, errors)."""
     (tmp_path / "tiny.py").write_text(PROGRAM)
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": request.param, "PYTHONIOENCODING": "ascii"}
-
     reader, writer = os.pipe()
     os.close(reader)
-    env["CLOSED"] = str(writer)
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": request.param, "PYTHONIOENCODING": "ascii"}
+    how = {"cwd": tmp_path, "stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "pass_fds": [writer]}
 
     def run(words, **more):
-        done = subprocess.run(
-            ["bash", "-c", f'"{sys.executable}" tiny.py {words}'],
-            cwd=tmp_path,
-            env={**env, **more},
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            pass_fds=[writer],
-        )
+        command = ["bash", "-c", f'"{sys.executable}" tiny.py {words}']
+        done = subprocess.run(command, env={**env, "CLOSED": str(writer), **more}, **how)
         assert not (tmp_path / "first.txt").exists() or (tmp_path / "first.txt").read_text() == ""
         err = [line for line in done.stderr.splitlines() if line not in ("noted", "a child")]
         return done.returncode, done.stdout, err

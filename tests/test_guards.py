@@ -1,15 +1,15 @@
 """Numbers that are not finite, policies that collapsed, memory that is too small: said in plain words, and survived."""
 
+import contextlib
 import copy
-import json
 import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same
 
 import rollout
 import train
@@ -18,25 +18,7 @@ from harness.checkpoint import State
 from harness.watch import Watch, is_finite, keep_skipped
 from support.errors import UserError
 
-ROOT = Path(train.__file__).parent
-pytestmark = pytest.mark.usefixtures("own_signals")
-TINY = (
-    "--hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 --steps 4 --prompts_per_step 2 --group_size 4 "
-    "--chain 2 --max_new_tokens 32 --eval_every 2 --eval_problems 3 --save_every 2 --lr 0.01"
-).split()
-
-
-def options(folder, name, *more, rule="float(sum(map(ord, completion)) % 2)"):
-    (folder / "rules.py").write_text(f"def check(completion, answer):\n    return {rule}\n")
-    return [*TINY, "--out", str(folder / name), "--warm_dir", str(folder / "warm"), *rules(folder), *more]
-
-
-def rules(folder):
-    return ["--verifier", f"{folder}/rules.py:check"]
-
-
-def rows(folder, name):
-    return [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+pytestmark = pytest.mark.usefixtures("own_signals", "no_picture")
 
 
 def spoil(monkeypatch, steps):
@@ -57,33 +39,29 @@ def spoil(monkeypatch, steps):
 def test_a_policy_whose_logits_overflow_ends_in_one_line(tmp_path, monkeypatch, capsys):
     """Its weights are finite, and what it computes is not: no sample has a log-probability."""
     monkeypatch.setattr(run, "warm_start", lambda model, *rest: model.norm.weight.data.fill_(3e38))
-    assert train.main(options(tmp_path, "a", "--steps", "12")) == 2
-    assert "10 updates in a row were skipped" in capsys.readouterr().err
-    assert [row.get("skipped", 0) for row in rows(tmp_path, "a")] == [0] + 10 * [1]
-    assert all(row["entropy"] is None or math.isnan(row["entropy"]) for row in rows(tmp_path, "a")[1:])
-    shown = [json.loads(line) for line in (tmp_path / "a" / "samples.jsonl").read_text().splitlines()]
+    refused(capsys, options(tmp_path, "a", "--steps 12"), "10 updates in a row were skipped")
+    rows = figures(tmp_path / "a")
+    assert [row.get("skipped", 0) for row in rows] == [0] + 10 * [1]
+    assert all(row["entropy"] is None for row in rows[1:])
+    shown = lines(tmp_path / "a" / "samples.jsonl")
     assert len(shown) == 10 and all(row.keys() == {"step", "question", "completion", "reward"} for row in shown)
 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monkeypatch):
     spoil(monkeypatch, [2])
-    before = []
-    update = train.update
+    before, update = [], train.update  # the weights and moments before each update
 
     def noted(model, teacher, optimizer, *rest):
-        before.append([p.detach().clone() for p in model.parameters()] + [copy.deepcopy(optimizer.state_dict())])
+        before.append(copy.deepcopy([model.state_dict(), optimizer.state_dict()]))
         return update(model, teacher, optimizer, *rest)
 
     monkeypatch.setattr(train, "update", noted)
     assert train.main(options(tmp_path, "run")) == 0
-    assert [row.get("skipped", 0) for row in rows(tmp_path, "run")] == [0, 0, 1, 0, 0]
-    one, two, three, four = before  # the weights and moments before each update
-    assert all(torch.equal(a, b) for a, b in zip(two[:-1], three[:-1]))
-    assert str(two[-1]) == str(three[-1])
-    assert not all(torch.equal(a, b) for a, b in zip(one[:-1], two[:-1]))
-    assert not all(torch.equal(a, b) for a, b in zip(three[:-1], four[:-1]))
+    assert [row.get("skipped", 0) for row in figures(tmp_path / "run")] == [0, 0, 1, 0, 0]
+    one, two, three, four = before
+    assert same(two, three) and not same(one[0], two[0]) and not same(three[0], four[0])
     (path,) = (tmp_path / "run").glob("skipped-*")
-    kept = torch.load(path, weights_only=True)
+    kept = load(path)
     assert path.name == "skipped-2-0.pt" and kept["step"] == 2 and math.isnan(kept["metrics"]["loss"])
     assert kept["tokens"].shape == kept["mask"].shape == kept["logps"].shape and len(kept["completions"]) == 8
     assert kept["rewards"].tolist() == [float(sum(map(ord, text)) % 2) for text in kept["completions"]]
@@ -95,8 +73,7 @@ def test_a_gradient_alone_that_is_not_finite_is_skipped_too(tmp_path):
     before = copy.deepcopy(state.policy.state_dict())
     metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
     assert math.isfinite(metrics["loss"]) and not math.isfinite(metrics["grad_norm"])
-    assert all(torch.equal(before[name], value) for name, value in state.policy.state_dict().items())
-    assert not is_finite(metrics)
+    assert same(before, state.policy.state_dict()) and not is_finite(metrics)
 
 
 @pytest.mark.parametrize("who", ["policy", "teacher", "sampler"])
@@ -110,8 +87,7 @@ def test_log_probabilities_that_are_not_finite_are_no_crash(tmp_path, who, micro
             (state.policy if who == "policy" else state.teacher).embed.weight.fill_(math.nan)
     before = copy.deepcopy(state.policy.state_dict())
     assert math.isnan(train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)["loss"])
-    same = [torch.equal(before[name], value) for name, value in state.policy.state_dict().items()]
-    assert all(same) or who == "policy"
+    assert same(before, state.policy.state_dict()) or who == "policy"
     batch.advantages.zero_()  # nothing to score: the sampler's own figures tell
     loss = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)["loss"]
     assert math.isnan(loss) == (who == "sampler") or loss == 0
@@ -126,11 +102,9 @@ def test_other_mistakes_are_not_taken_for_numbers(tmp_path):
 
 def test_ten_in_a_row_stop_the_run_over_a_resume_too(tmp_path, monkeypatch, capsys):
     spoil(monkeypatch, range(1, 99))
-    assert train.main(options(tmp_path, "run", "--steps", "6")) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "40", *rules(tmp_path)]) == 2
-    err = capsys.readouterr().err
-    assert "10 updates in a row were skipped" in err and "lower --lr" in err and err.count("\n") == 1
-    assert rows(tmp_path, "run")[-1]["step"] == 10
+    assert train.main(options(tmp_path, "run", "--steps 6")) == 0
+    refused(capsys, again(tmp_path / "run", "--steps 40"), "10 updates in a row were skipped", "lower --lr")
+    assert figures(tmp_path / "run")[-1]["step"] == 10
 
 
 def test_nine_skipped_one_good_and_nine_more_are_no_ten_in_a_row(tmp_path):
@@ -151,16 +125,9 @@ def test_the_first_ten_skipped_batches_are_kept(tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch, capsys):
-    warm = warm_start.warm_start
-
-    def spoiled(model, *rest):
-        warm(model, *rest)
-        torch.nn.init.constant_(model.embed.weight, math.nan)
-
+    spoiled = lambda model, *rest: torch.nn.init.constant_(model.embed.weight, math.nan)
     monkeypatch.setattr(run, "warm_start", spoiled)
-    assert train.main(options(tmp_path, "run")) == 2
-    err = capsys.readouterr().err
-    assert "weights are not all finite" in err and "--warm_lr" in err and err.count("\n") == 1
+    refused(capsys, options(tmp_path, "run"), "weights are not all finite", "--warm_lr")
 
 
 # ---- collapse --------------------------------------------------------------------------------------------------------
@@ -230,13 +197,12 @@ def test_figures_just_inside_the_bounds_are_no_collapse(tmp_path):
 
 
 def test_a_note_stands_once_in_the_log_over_a_resume_too(tmp_path, capsys):
-    made = options(tmp_path, "run", "--steps", "8", rule="1.0")
-    assert train.main(made) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--steps", "20", *rules(tmp_path)]) == 0
+    assert train.main(options(tmp_path, "run", "--steps 8 --eval_every 9 --save_every 9", rule="1.0")) == 0
+    assert train.main(again(tmp_path / "run", "--steps 20")) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: nothing is learned")]
     assert len(notes) == 1 and "mean reward 1" in notes[0]
-    found = [row["step"] for row in rows(tmp_path, "run") if "nothing is learned" in str(row.get("notes"))]
-    assert found == [10]
+    rows = figures(tmp_path / "run")
+    assert [row["step"] for row in rows if "nothing is learned" in str(row.get("notes"))] == [10]
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
@@ -267,29 +233,24 @@ def limit(monkeypatch, samples, calls=None):
 
 
 def test_halved_micro_batches_make_the_run_of_small_ones_and_travel(tmp_path, monkeypatch, capsys):
-    assert train.main(options(tmp_path, "small", "--micro_batch", "2")) == 0
+    assert train.main(options(tmp_path, "small", "--micro_batch 2")) == 0
     calls = []
     limit(monkeypatch, 2, calls)
     capsys.readouterr()
-    assert train.main(options(tmp_path, "halved", "--halve_micro_batch", "--steps", "2")) == 0
-    assert (
-        "--micro_batch 4 from here on\n" in (out := capsys.readouterr().out) and "--micro_batch 2 from here on\n" in out
-    )
+    assert train.main(options(tmp_path, "halved", "--halve_micro_batch --steps 2")) == 0
+    out = capsys.readouterr().out
+    assert "--micro_batch 4 from here on\n" in out and "--micro_batch 2 from here on\n" in out
     failed = sum(size > 2 for size in calls)
-    assert train.main(["--resume", "--out", str(tmp_path / "halved"), "--steps", "4", *rules(tmp_path)]) == 0
+    assert train.main(again(tmp_path / "halved", "--steps 4")) == 0
     assert sum(size > 2 for size in calls) == failed == 2 and "from here on" not in capsys.readouterr().out
-    a, b = (torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("small", "halved"))
-    assert b["micro_batch"] == 2 and all(torch.equal(a["model"][name], b["model"][name]) for name in a["model"])
+    a, b = (load(tmp_path / name / "last.pt") for name in ("small", "halved"))
+    assert b["micro_batch"] == 2 and same(a["model"], b["model"])
 
 
-@pytest.mark.parametrize(
-    "more, words", [([], "add --halve_micro_batch"), (["--halve_micro_batch"], "--max_new_tokens")]
-)
+@pytest.mark.parametrize("more, words", [("", "add --halve_micro_batch"), ("--halve_micro_batch", "--max_new_tokens")])
 def test_memory_that_never_suffices_names_what_to_lower(tmp_path, monkeypatch, capsys, more, words):
     limit(monkeypatch, 0)
-    assert train.main(options(tmp_path, "run", *more)) == 2
-    err = capsys.readouterr().err
-    assert words in err and "in the update" in err and err.count("\n") == 1
+    refused(capsys, options(tmp_path, "run", more), words, "in the update")
 
 
 NO_MEMORY = {
@@ -318,10 +279,8 @@ def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module,
         raise NO_MEMORY[kind].with_traceback(None)  # one object for all cases
 
     monkeypatch.setattr(module, name, full)
-    assert train.main(options(tmp_path, "run")) == 2
-    err = capsys.readouterr().err
     whose = "GPU's" if kind == "cuda" else "machine's"
-    assert f"the {whose} memory is too small {words}" in err and err.count("\n") == 1
+    refused(capsys, options(tmp_path, "run"), f"the {whose} memory is too small {words}")
 
 
 def test_other_errors_are_not_taken_for_memory(tmp_path, monkeypatch):
@@ -343,9 +302,7 @@ def test_what_the_machine_can_never_hold_is_refused_before_it_is_made(tmp_path, 
     """A machine of 1 GiB, whatever this one has; nothing is drawn, and no folder is begun."""
     monkeypatch.setattr(memory.os, "sysconf", lambda name: 2**15)
     monkeypatch.setattr(run, "State", None)
-    assert train.main(options(tmp_path, "run", "--max_new_tokens", "40", *more.split())) == 2
-    err = capsys.readouterr().err
-    assert "machine's memory of 1.0 GiB is too small" in err and words in err and err.count("\n") == 1
+    refused(capsys, options(tmp_path, "run", more), "machine's memory of 1.0 GiB is too small", words)
     assert not (tmp_path / "run").exists()
 
 
@@ -358,11 +315,8 @@ def test_what_fits_is_not_refused(tmp_path, monkeypatch):
         config.method = method
         for needed, fits in ((each * parameters, True), (each * parameters - 1, False)):
             monkeypatch.setattr(memory.os, "sysconf", lambda name: needed if name == "SC_PAGE_SIZE" else 1)
-            if fits:
+            with contextlib.nullcontext() if fits else pytest.raises(UserError, match="lower --hidden_size"):
                 memory.check_memory(config, source)
-            else:
-                with pytest.raises(UserError, match="lower --hidden_size"):
-                    memory.check_memory(config, source)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS is not enforced everywhere")
@@ -370,12 +324,10 @@ def test_an_allocation_that_fails_is_one_line(tmp_path):
     """torch's own words for it, of a machine that gives this process 6 GB of addresses."""
     limited = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (6 * 10**9,) * 2); import train; "
-        "from harness import memory; "
-        "memory.check_memory = lambda *args: None; sys.exit(train.main(sys.argv[1:]))"
+        "from harness import memory; memory.check_memory = lambda *args: None; sys.exit(train.main(sys.argv[1:]))"
     )
-    args = [sys.executable, "-c", limited, *options(tmp_path, "run"), "--hidden_size", "32768"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(args, capture_output=True, text=True, env=env, cwd=tmp_path)
+    args = [sys.executable, "-c", limited, *options(tmp_path, "run", "--hidden_size 32768")]
+    done = subprocess.run(args, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
     assert done.returncode == 2 and "the machine's memory is too small in the run" in done.stderr, done.stderr
     assert done.stderr.count("\n") == 1
 

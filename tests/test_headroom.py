@@ -145,6 +145,7 @@ SMALL = "--hidden_size 32 --num_layers 1 --prompts_per_step 4 --group_size 4 --m
 
 
 def sampled(options=""):
+    """A batch of generated additions that chance rewards, some of its samples with a wrong answer beside them."""
     config = parse_config([*SMALL.split(), "--evidence", "contrastive", *options.split()])
     odd = lambda completion, answer: float(sum(map(ord, completion)) % 2)
     policy = sharp(config).policy
@@ -155,6 +156,14 @@ def sampled(options=""):
 
 def flat(loss, model):
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()), retain_graph=True)])
+
+
+def updated(batch, config, lam, **of):
+    """The gradient of train.update, with these options of another kind."""
+    config = dataclasses.replace(config, **of)
+    fresh = sharp(config)
+    train.update(fresh.policy, fresh.teacher, fresh.optimizer, batch, config, lam)
+    return torch.cat([p.grad.flatten() for p in fresh.policy.parameters()])
 
 
 def test_gradients_are_those_of_the_training_step():
@@ -169,11 +178,7 @@ def test_gradients_are_those_of_the_training_step():
         ("agreement", 1.0, {"evidence": "agreement", "rlsd_reweight_clip_range": 1.0}),
         ("OPSD", 0.0, {"method": "opsd", "evidence": "plain"}),
     ):
-        mine = dataclasses.replace(config, **of)
-        fresh = sharp(mine)
-        train.update(fresh.policy, fresh.teacher, fresh.optimizer, batch, mine, lam)
-        expected = torch.cat([p.grad.flatten() for p in fresh.policy.parameters()])
-        assert torch.allclose(sums[name, "all"], expected, atol=1e-5), name
+        assert torch.allclose(sums[name, "all"], updated(batch, config, lam, **of), atol=1e-5), name
     assert not torch.allclose(sums["contrastive", "all"], sums["RLSD, eps_w 4", "all"], atol=1e-5)
     assert focus.keys() == {name for name, kind in found if kind == "wrong"}
 
@@ -182,7 +187,9 @@ def test_gradients_of_variants_and_of_distillation_against_autograd():
     config, policy, batch = sampled()
     before = sharp(dataclasses.replace(config, seed=1)).policy
     sums = split.combined(split.gradients(policy, batch, config, before)[0])
-    views = [[tasks.prompt(p, shown) for p, shown in zip(batch.problems, hints)] for hints in texts(batch)]
+    answers = [problem.answer for problem in batch.problems]  # a misled teacher sees it where no wrong answer is
+    shown = [""] * len(answers), answers, [hint or answer for hint, answer in zip(batch.hints, answers)]
+    views = [[tasks.prompt(p, text) for p, text in zip(batch.problems, texts)] for texts in shown]
     S, T, misled = (token_logps(policy, view, batch.samples, 1.0) for view in views)
     A, mask = batch.advantages, batch.samples.mask
     pays = lambda a_hat: flat(-(S * a_hat * mask).sum() / mask.sum(), policy)
@@ -202,12 +209,6 @@ def test_gradients_of_variants_and_of_distillation_against_autograd():
     assert torch.allclose(sums["without style", "all"], flat(loss, policy), atol=1e-5)
     both = rlsd_loss(S, S.detach(), None, A, mask, lam=0.0)[0] + loss
     assert torch.allclose(sums["GRPO + without style", "all"], flat(both, policy), atol=1e-5)
-
-
-def texts(batch):
-    """Privileged text of student, teacher and misled teacher, which sees the reference where no wrong answer is."""
-    answers = [problem.answer for problem in batch.problems]
-    return [""] * len(answers), answers, [hint or answer for hint, answer in zip(batch.hints, answers)]
 
 
 def test_kinds_of_samples_and_their_own_answers():
@@ -232,8 +233,7 @@ def test_sums_over_kinds_by_hand():
     assert sums["eps_w 4 on right samples alone", "all"] == 34 and sums["eps_w 4 on wrong samples alone", "all"] == 43
     assert sums["eps_w 4, not on other answers", "all"] == 52 and sums["GRPO + without style", "all"] == 7.5
     assert sums["GRPO + 0.3 without style", "all"].item() == pytest.approx(7.15)
-    (only,) = [x for (name, kind), x in split.combined({("OPSD", "all"): one(7.0)}).items() if name == "OPSD"]
-    assert only == 7  # a batch in which no group has spread
+    assert split.combined({("OPSD", "all"): one(7.0)})["OPSD", "all"] == 7  # a batch in which no group has spread
 
 
 def test_concentration_by_hand():
@@ -286,42 +286,41 @@ def test_bias_and_noise_are_told_apart():
         moments.add({("GRPO", "all"): mean + noise, ("w", "all"): 3 * (turned + (noise + more) / math.sqrt(8))})
     row = {"figures": {"32": moments.figures()}}
     expected = (1 + P * level**2) / (1 + P * level**2 / 4)  # E|g|^2 of GRPO over w's, at means of length 1
-    cosine, noise, worth = (
-        f([row], "w") for f in (headroom_report.cosine, headroom_report.noise, headroom_report.worth)
-    )
-    assert cosine.value == pytest.approx(math.cos(angle), abs=0.05)
-    assert noise.value == pytest.approx(expected, rel=0.1)
-    assert worth.value == pytest.approx(cosine.value**2 * noise.value)  # the split is exact
+    figures = headroom_report.cosine, headroom_report.noise, headroom_report.worth
+    cosine, noise, worth = (figure([row], "w").value for figure in figures)
+    assert cosine == pytest.approx(math.cos(angle), abs=0.05) and noise == pytest.approx(expected, rel=0.1)
+    assert worth == pytest.approx(cosine**2 * noise)  # the split is exact
+
+
+PAIR = "--hidden_size 32 --num_layers 1 --prompts_per_step 1 --group_size 2 --warm_steps 0 --eval_problems 3".split()
+PAIR += ["--max_new_tokens", "40"]
 
 
 def test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole(tmp_path, monkeypatch, capsys):
     """Of made-up gradients: at eight times the samples the noise is an eighth; figures go to the file as they are."""
     g, seen = torch.Generator().manual_seed(0), []
 
-    def fake(model, batch, config, before=None):
-        seen.append(before)
+    def fake(model, step, config, before=None):
+        seen.append((step, before is None))
         x = torch.tensor([1.0] + [0.0] * 199) + torch.randn(200, generator=g)
         return {("GRPO", "wrong"): x, (split.WIDE_WEIGHTS, "wrong"): x, ("without style", "all"): x}, {"GRPO": 0.5}
 
     monkeypatch.setattr(split, "gradients", fake)
-    small = "--hidden_size 32 --num_layers 1 --prompts_per_step 1 --group_size 2 --warm_steps 0 --eval_problems 3"
-    options = [*small.split(), "--max_new_tokens", "40", "--batches", "160", "--keep", str(tmp_path / "kept.json")]
-    assert split.main(options) == 0 and seen == [None] * 160
+    monkeypatch.setattr(train, "rollout", lambda model, source, verifier, config, step: step)
+    options = [*PAIR, "--batches", "160", "--keep", str(tmp_path / "kept.json")]
+    assert split.main(options) == 0 and seen == [(step, True) for step in range(1, 161)]
     kept = json.loads((tmp_path / "kept.json").read_text())
-    signal = {samples: figures["GRPO"]["all"]["signal"] for samples, figures in kept["figures"].items()}
-    assert signal["2"] == pytest.approx(1 / 201, abs=0.004) and signal["16"] == pytest.approx(
-        1 / (1 + 200 / 8), abs=0.02
-    )
+    few, many = (kept["figures"][samples]["GRPO"]["all"]["signal"] for samples in ("2", "16"))
+    assert few == pytest.approx(1 / 201, abs=0.004) and many == pytest.approx(1 / (1 + 200 / 8), abs=0.02)
     assert kept["concentration"] == {"GRPO": 0.5} and kept["batches"] == 160
     assert "GRPO + without style" in capsys.readouterr().out
-    torch.save({"model": State(parse_config(small.split())).policy.state_dict()}, tmp_path / "last.pt")
+    torch.save({"model": State(parse_config(PAIR)).policy.state_dict()}, tmp_path / "last.pt")
     assert split.main([*options, "--batches", "2", "--policy", str(tmp_path)]) == 0
-    assert all(model is not None for model in seen[160:]) and len(seen) == 162  # the model that RL began with
+    assert seen[160:] == [(1, False), (2, False)]  # beside the model that RL began with
 
 
 def test_a_policy_without_a_lesson_is_one_line(capsys):
-    small = "--hidden_size 32 --num_layers 1 --prompts_per_step 1 --group_size 2 --warm_steps 0 --eval_problems 3"
-    assert split.main([*small.split(), "--max_new_tokens", "40", "--batches", "2"]) == 2
+    assert split.main([*PAIR, "--batches", "2"]) == 2
     assert capsys.readouterr().err == "split.py: none of 2 batches has a group whose rewards differ\n"
 
 
@@ -363,20 +362,14 @@ def test_cells_are_measured_once_and_policies_trained_first(tmp_path, monkeypatc
 
 def family(name, policies=5, **gains):
     """Rows in which GRPO's gain is 0.1 and each other name's as given, without a bias."""
-
-    def row(k):
-        of = lambda gain: {"gain": 0.1 * gain + 0.001 * k, "signal": (0.1 * gain) ** 2 / 0.1, "adam": 0.1 * gain}
-        figures = {n: {kind: of(g) for kind in ("all", "right", "wrong")} for n, g in gains.items()}
-        figures |= {"GRPO": {kind: {"gain": 0.1, "signal": 0.1, "adam": 0.1} for kind in ("all", "right", "wrong")}}
-        return {
-            "name": f"{name}-{k}",
-            "options": "",
-            "pass@1": 0.25,
-            "batches": 128,
-            "concentration": {"GRPO": 0.1},
-        } | {"figures": {"32": figures, "256": figures}}
-
-    return [row(k) for k in range(policies)]
+    same = {"options": "", "pass@1": 0.25, "batches": 128, "concentration": {"GRPO": 0.1}}
+    of = lambda gain, k: {"gain": 0.1 * gain + 0.001 * k, "signal": (0.1 * gain) ** 2 / 0.1, "adam": 0.1 * gain}
+    rows = []
+    for k in range(policies):
+        each = {n: of(gain, k) for n, gain in gains.items()} | {"GRPO": of(1.0, 0)}
+        figures = {n: {kind: dict(x) for kind in ("all", "right", "wrong")} for n, x in each.items()}
+        rows.append({"name": f"{name}-{k}", **same, "figures": {"32": figures, "256": figures}})
+    return rows
 
 
 def test_the_section_says_what_the_rows_say(tmp_path):
@@ -423,8 +416,6 @@ def test_what_a_run_is_worth_follows_from_one_batch(length, less_noise, cosine):
         return found
 
     few, run = ([{"figures": {"32": figures(samples)}}] for samples in (32, headroom_report.RUN))
-    assert headroom_report.worth_of_run(few, "w").value == pytest.approx(
-        headroom_report.worth(run, "w").value, abs=1e-9
-    )
-    none = headroom_report.worth_of_run(few, "GRPO")
-    assert none.value == pytest.approx(1.0)
+    of = headroom_report.worth_of_run
+    assert of(few, "w").value == pytest.approx(headroom_report.worth(run, "w").value, abs=1e-9)
+    assert of(few, "GRPO").value == pytest.approx(1.0)

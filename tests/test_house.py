@@ -5,7 +5,7 @@ import io
 import re
 import sys
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -39,11 +39,10 @@ NOT_IN_THE_LOOP = re.compile(
     r"\.pt\b|\block|unlink|fsync|open\(|mkdir",
     re.IGNORECASE,
 )
-
-
 EVERYWHERE = "*.py", "*/*.py", "*/*/*.py"
 
 
+@cache
 def sources() -> list[Path]:
     return ours(*EVERYWHERE)
 
@@ -63,6 +62,10 @@ def lines(path: Path) -> int:
 @cache
 def tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
+
+
+def none_of(wrong: Iterable[str]) -> None:
+    assert not (found := list(wrong)), "\n" + "\n".join(found)
 
 
 # ---- one step, followed to the bottom --------------------------------------------------------------------------------
@@ -178,17 +181,9 @@ def test_every_room_has_its_place():
 
 
 def test_no_import_points_upwards():
-    wrong = [
-        f"{name(path)}:{line} imports {name(other)}"
-        for path, line, other in edges()
-        if room(path) != room(other) and FLOOR[room(path)] <= FLOOR[room(other)]
-    ]
-    assert not wrong, "\n" + "\n".join(wrong)
-
-
-def test_no_two_folders_import_each_other():
-    folders = {(room(path), room(other)) for path, _, other in edges() if room(path) != room(other)}
-    assert [f"{a} and {b}" for a, b in sorted(folders) if a < b and (b, a) in folders] == []
+    """Nor sideways, so no two rooms import each other."""
+    up = lambda path, other: room(path) != room(other) and FLOOR[room(path)] <= FLOOR[room(other)]
+    none_of(f"{name(path)}:{line} imports {name(other)}" for path, line, other in edges() if up(path, other))
 
 
 def test_no_circle_of_files():
@@ -196,7 +191,7 @@ def test_no_circle_of_files():
     left = {(path, other) for path, _, other in edges()}
     while ends := {a for a, _ in left} ^ {b for _, b in left}:
         left = {(a, b) for a, b in left if a not in ends and b not in ends}
-    assert not left, "\n" + "\n".join(sorted(f"{name(a)} imports {name(b)}" for a, b in left))
+    none_of(sorted(f"{name(a)} imports {name(b)}" for a, b in left))
 
 
 @pytest.mark.parametrize("file", CORE)
@@ -242,8 +237,7 @@ def words(path: Path) -> tuple[dict[int, str], set[int]]:
 def test_the_loop_is_about_learning_alone():
     """Processes, signals, memory and files are behind the run, or one word of another room's."""
     code, _ = words(ROOT / "train.py")
-    said = [f"train.py:{line}: {text.strip()}" for line, text in code.items() if NOT_IN_THE_LOOP.search(text)]
-    assert not said, "\n" + "\n".join(said)
+    none_of(f"train.py:{line}: {text.strip()}" for line, text in code.items() if NOT_IN_THE_LOOP.search(text))
 
 
 @pytest.mark.parametrize("file", ["train.py", "rollout.py"])
@@ -253,13 +247,9 @@ def test_a_fifth_of_what_one_reads_first_is_said_in_words(file):
 
 
 def test_no_function_is_longer_than_sixty_lines():
-    functions = ((path, node) for path in sources() for node in ast.walk(tree(path)))
-    long = [
-        f"{name(path)}:{node.lineno} {node.name}"
-        for path, node in functions
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60
-    ]
-    assert not long, "\n" + "\n".join(long)
+    nodes = ((path, node) for path in sources() for node in ast.walk(tree(path)))
+    functions = ((path, node) for path, node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    none_of(f"{name(path)}:{f.lineno} {f.name}" for path, f in functions if f.end_lineno - f.lineno >= 60)
 
 
 # ---- what nobody uses ------------------------------------------------------------------------------------------------
@@ -292,11 +282,7 @@ def test_what_tests_alone_use_is_not_kept():
     programs = [path for path in sources() if room(path) not in ("tests", "examples")]  # these hold a user's own rule
     users = [path for pattern in EVERYWHERE for path in ROOT.glob(pattern) if room(path) in FLOOR.keys() - {"tests"}]
     used = {use for path in users for use in uses(path)}
-    unused = [
-        f"{name(path)}:{node.lineno} {node.name}"
-        for path in programs
-        for node in tree(path).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (path, node.name) not in used
-        if node.name not in by_parts_of_its_name
-    ]
-    assert not unused, "\n" + "\n".join(unused)
+    nodes = ((path, node) for path in programs for node in tree(path).body)
+    defined = ((path, node) for path, node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef))
+    unused = ((path, node) for path, node in defined if (path, node.name) not in used)
+    none_of(f"{name(p)}:{node.lineno} {node.name}" for p, node in unused if node.name not in by_parts_of_its_name)

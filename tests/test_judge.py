@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from test_worker import gone
@@ -23,7 +22,7 @@ from harness.problems import verifier_of
 from model import Samples
 from rlsd import group_advantages
 from sources.verifier_process import Rule
-from support import errors, judge
+from support import judge
 from support.errors import UserError
 from tasks import Problem
 
@@ -50,18 +49,8 @@ def judged(verifier, config, said=("one", "two", "three")):
 RULES = """
 import math, os, signal, subprocess, sys, threading, time
 
-def on_two(rule):  # every other completion is worth 0.5
-    def check(completion, answer):
-        return rule(completion, answer) if completion == "two" else 0.5
-    globals()[rule.__name__] = check
-    return check
-
 class Unfloatable:
     def __float__(self): raise OSError("no number here")
-
-class Two:  # another number at each read
-    n = 0
-    def __float__(self): self.n += 1; return 0.25 if self.n == 1 else 7.0
 
 class Slow:
     def __float__(self): time.sleep(60)
@@ -78,101 +67,50 @@ def deaf():
     for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_IGN)
 
-@on_two
 def no_exception(c, a): raise NoException("stopped")
-@on_two
 def surrogate(c, a): raise ValueError("half a \\ud800 pair")
-@on_two
 def raises(c, a): return {}["oops"]
-@on_two
 def unprintable(c, a): raise Unprintable
-@on_two
 def interrupts(c, a): raise KeyboardInterrupt("by itself")
-@on_two
 def exits(c, a): sys.exit(0)
-@on_two
 def recurses(c, a): return recurses(c, a)
-@on_two
 def ends(c, a): os._exit(0)
-@on_two
 def crashes(c, a): os.kill(os.getpid(), signal.SIGSEGV)
-@on_two
 def kills_all(c, a): os.killpg(0, signal.SIGKILL)
-@on_two
 def hangs(c, a):
     while True: pass
-@on_two
 def in_c(c, a): return 9 ** 9 ** 9  # one call that Python cannot interrupt
-@on_two
 def deaf_and_hangs(c, a): deaf(); time.sleep(60)
-@on_two
 def swallows(c, a):
     while True:
         try: time.sleep(60)
         except BaseException: pass
-@on_two
 def own_alarm(c, a):
     signal.alarm(5); signal.alarm(0)
     while True: pass
-@on_two
 def stops_itself(c, a): os.kill(os.getpid(), signal.SIGSTOP)
-@on_two
 def leaves_the_group(c, a): os.setsid(); time.sleep(60)
-@on_two
 def kills_its_watcher(c, a): os.setpgid(0, 0); os.kill(os.getppid(), 9); time.sleep(1000)
 def to_all(line):
     for fd in range(3, 30):
         try: os.write(fd, line)
         except OSError: pass
     return 0.0
-@on_two
 def forges(c, a): return to_all(b'["done", 1.0, ""]\\n')
-@on_two
 def forges_a_number(c, a): return to_all(b'0123456789abcdef ["done", 1.0, ""]\\n')
-@on_two
 def junk(c, a): return to_all(b"5")
-@on_two
 def a_long_line(c, a):
     while True: to_all(b"5" * 60_000)
-@on_two
 def closes(c, a): os.closerange(3, 256); return 0.0
-@on_two
 def closes_and_opens(c, a): os.closerange(3, 256); open(__file__).fileno(); return 0.0
-@on_two
 def slow_float(c, a): return Slow()
-@on_two
 def slow_repr(c, a): return Mute()
-@on_two
 def big_repr(c, a): return "x" * 10_000_000
-@on_two
 def nan(c, a): return math.nan
-@on_two
-def infinite(c, a): return math.inf
-@on_two
-def boolean(c, a): return True
-@on_two
-def numpys(c, a): import numpy; return numpy.bool_(True)
-@on_two
-def torchs(c, a): import torch; return torch.tensor(True)
-@on_two
-def nothing(c, a): return None
-@on_two
-def above(c, a): return 1.0000001
-@on_two
-def below(c, a): return -0.1
-@on_two
-def text(c, a): return "1.0"
-@on_two
-def several(c, a): import numpy; return numpy.array([0.0, 1.0])
-@on_two
 def no_float(c, a): return Unfloatable()
-@on_two
 def long_text(c, a): return "x\\n" * 9999
-@on_two
 def control(c, a): raise ValueError("\\x1b[31m \\u202e red")
 
-def twice(c, a): return Two()
-def numbers(c, a): import numpy; return [0, 1, 0.25, numpy.float32(0.25), numpy.array(1.0)][int(c)]
 def slow(c, a): time.sleep(0.3); return 1.0
 def forks(c, a):
     if pid := os.fork(): print(pid, file=open(__file__ + ".pids", "a"), flush=True)
@@ -214,19 +152,16 @@ BAD = {
     **dict.fromkeys(["leaves_the_group", "slow_float", "slow_repr"], HANGING),
     "big_repr": "it returned 'xxx",
     "nan": "it returned nan",
-    "infinite": "it returned inf",
-    "boolean": "it returned True",
-    "numpys": "it returned",
-    "torchs": "it returned tensor(True)",
-    "nothing": "it returned None",
-    "above": "it returned 1.0000001",
-    "below": "it returned -0.1",
-    "text": "it returned '1.0'",
-    "several": "Error: ",
     "no_float": "OSError: no number here",
     "long_text": "it returned 'x",
-    **({"control": "ValueError: "} if hasattr(errors, "visible") else {}),
+    "control": "ValueError: ",
 }
+RULES += f"""
+def on_two(rule):  # every other completion is worth 0.5
+    return lambda c, a: rule(c, a) if c == "two" else 0.5
+for name in {list(BAD)}:
+    globals()[name] = on_two(globals()[name])
+"""
 OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no error that Python has a traceback of
 
 
@@ -267,20 +202,12 @@ def test_a_verifier_may_replace_the_json_that_answers(tmp_path):
     assert judged(verifier_of(f"{tmp_path}/rules.py:check"), config_of(tmp_path)) == [0.5] * 3
 
 
-@pytest.mark.parametrize("reward", [0, 1, 0.25, np.float32(0.25), torch.tensor(0.25), np.array(1.0)])
-def test_numbers_of_other_libraries_are_rewards(tmp_path, reward):
-    assert judged(lambda c, a: reward, config_of(tmp_path)) == [float(reward)] * 3
-
-
-def test_numbers_of_other_libraries_come_through(tmp_path):
-    assert judged(rule(tmp_path, "numbers"), config_of(tmp_path), "01234") == [0.0, 1.0, 0.25, 0.25, 1.0]
-
-
 def test_a_reward_is_read_once(tmp_path):
-    assert judged(rule(tmp_path, "twice"), config_of(tmp_path)) == [0.25] * 3
-    namespace = {}
-    exec(RULES, namespace)
-    assert judged(namespace["twice"], config_of(tmp_path)) == [0.25] * 3
+    class Two:  # another number at each read
+        numbers = iter([0.25, 7.0])
+        __float__ = lambda self: next(self.numbers)
+
+    assert judged(lambda c, a: Two(), config_of(tmp_path), said=["a"]) == [0.25]
 
 
 def test_time_within_the_limit_is_given_to_every_call_anew(tmp_path):
@@ -353,9 +280,8 @@ def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capfd):
     printed = capfd.readouterr()
     for said in ("step=7 reward=1", "from below", "from a child"):
         assert said not in printed.out and said in printed.err
-    assert [line.split()[0] for line in printed.out.splitlines() if line.startswith("step=")] == [
-        f"step={step}" for step in range(5)
-    ]
+    steps = [line.split()[0] for line in printed.out.splitlines() if line.startswith("step=")]
+    assert steps == [f"step={step}" for step in range(5)]
 
 
 # ---- zero and drop ---------------------------------------------------------------------------------------------------
@@ -370,7 +296,7 @@ def test_a_dropped_sample_leaves_the_advantages_of_the_rest():
     expected[[0, 2, 3]] = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
     assert torch.equal(advantages, expected)
     whole = torch.tensor([1.0, 0.0, 0.5, 0.5])
-    _, _, advantages = judge.without_failed(whole, Samples.of([[1]] * len(whole)), config)
+    _, _, advantages = judge.without_failed(whole, Samples.of([[1]] * 4), config)
     assert torch.equal(advantages, group_advantages(whole, 4))
 
 
@@ -379,19 +305,13 @@ def some_fail(completion, answer):
     return math.nan if value % 3 == 0 else float(value % 2)
 
 
-def prepared(tmp_path, *more):
-    config = config_of(tmp_path, *more)
-    state = State(config)
-    with torch.no_grad():
-        for p in state.policy.parameters():
-            p.mul_(3) if p.dim() == 2 else None  # far from uniform
-    train.move(state.teacher, state.policy, 1.0)
-    return config, state, tasks.generated("addition", 3, 2)
-
-
 def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
-    config, state, source = prepared(tmp_path, "--on_verifier_error", "zero")
-    batch = train.rollout(state.policy, source, some_fail, config, 1)
+    config = config_of(tmp_path, "--on_verifier_error", "zero")
+    policy = State(config).policy
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(3) if p.dim() == 2 else None  # far from uniform
+    batch = train.rollout(policy, tasks.generated("addition", 3, 2), some_fail, config, 1)
     texts = [tasks.decode(c) for c in batch.samples.completions()]
     assert batch.rewards.tolist() == [0.0 if math.isnan(some_fail(t, "")) else some_fail(t, "") for t in texts]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
@@ -399,11 +319,10 @@ def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
 
 
 def test_held_out_problems_without_a_reward(tmp_path):
+    zero, drop = (config_of(tmp_path, "--on_verifier_error", chosen) for chosen in ("zero", "drop"))
     rewards = [1.0, math.nan, 0.5, math.nan]
-    assert mean_reward(rewards, config_of(tmp_path, "--on_verifier_error", "zero")) == 0.375
-    assert mean_reward(rewards, config_of(tmp_path, "--on_verifier_error", "drop")) == 0.75
-    assert mean_reward([math.nan] * 2, config_of(tmp_path, "--on_verifier_error", "zero")) == 0
-    assert math.isnan(mean_reward([math.nan] * 2, config_of(tmp_path, "--on_verifier_error", "drop")))
+    assert (mean_reward(rewards, zero), mean_reward(rewards, drop)) == (0.375, 0.75)
+    assert mean_reward([math.nan] * 2, zero) == 0 and math.isnan(mean_reward([math.nan] * 2, drop))
 
 
 @pytest.mark.parametrize("method", ["rlsd", "sdpo", "opsd"])
@@ -422,9 +341,8 @@ def test_a_run_counts_its_failures_and_resumes_with_another_policy(tmp_path, cap
     assert "verifier_errors=" in capsys.readouterr().out
     rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
-    assert sum(row["verifier errors"] for row in rows[1:]) > 0 and all(
-        "held-out verifier errors" in rows[i] for i in (0, 2, 4)
-    )
+    assert sum(row["verifier errors"] for row in rows[1:]) > 0
+    assert all("held-out verifier errors" in rows[i] for i in (0, 2, 4))
 
 
 def test_without_a_run_nothing_is_written(tmp_path, monkeypatch):

@@ -24,10 +24,6 @@ def said(cell: dict) -> str:
     return "".join("".join(part) for part in parts)
 
 
-def derivation() -> str:
-    return " ".join((ROOT / "docs" / "derivation.md").read_text(encoding="utf-8").split())
-
-
 def last_figures(cells: list[dict]) -> dict[str, tuple[float, float]]:
     """pass@1 and the share of answers that cite, at the end of each run that the cells print."""
     line = r"^(\w+) +update \d+: pass@1 ([\d.]+), answers that cite ([\d.]+)$"
@@ -39,8 +35,9 @@ def check_claims(cells: list[dict]) -> None:
     """What the text says of the runs, whose figures have other last digits on another processor."""
     figures = last_figures(cells)
     assert figures.keys() == {"RLSD", "GRPO", "OPSD"}
-    assert abs(figures["RLSD"][0] - figures["GRPO"][0]) < 0.1 and min(figures["RLSD"][0], figures["GRPO"][0]) > 0.6
-    assert figures["OPSD"][1] > 0.2 and max(figures["RLSD"][1], figures["GRPO"][1]) < 0.02
+    (rlsd, rlsd_cites), (grpo, grpo_cites) = figures["RLSD"], figures["GRPO"]
+    assert abs(rlsd - grpo) < 0.1 and min(rlsd, grpo) > 0.6
+    assert figures["OPSD"][1] > 0.2 and max(rlsd_cites, grpo_cites) < 0.02
     (loss,) = [said(cell) for cell in cells if "loss minus GRPO's" in said(cell)]
     assert re.match(r"lambda 0: loss minus GRPO's -?0\.0   largest difference of a gradient 0\.0\n", loss)
     assert "-A_hat / tokens: True" in loss and "changed by the teacher: 0\n" in loss
@@ -62,7 +59,8 @@ def test_its_committed_outputs_show_what_it_says():
     (minutes,) = re.findall(r"all cells so far: ([\d.]+) minutes", said(CODE[-1]))
     assert f"**Time:** {minutes} minutes" in source(CELLS[0])
     (length,) = re.findall(r"lambda 0.5, eps_w 0.2 .* length ([\d.]+)\n", "".join(map(said, CODE)))
-    assert f"a gradient of the paper's settings has {length} times GRPO's length" in derivation()
+    derivation = " ".join((ROOT / "docs/derivation.md").read_text(encoding="utf-8").split())
+    assert f"a gradient of the paper's settings has {length} times GRPO's length" in derivation
     parts = [float(part) for part in re.findall(r"(?:0\.8|1\.2|between) ([-+][\d.]+)", "".join(map(said, CODE)))]
     assert len(parts) == 6 and abs(sum(parts) - 1) < 0.003
     raised_right, raised_wrong, lowered = parts[0], parts[3], parts[5]
@@ -89,19 +87,13 @@ def test_its_exercises_are_lines_of_the_code_and_their_answers_those_measured():
         if old:
             (text,) = [text for text in asked if f"\n{old}   # as it is\n{new}   # as you try it\n" in text]
             question, answer = text.split("<details>")
-            assert f"(`{file}`)" in question and (ROOT / file).read_text().count(old) == 1
-            assert (
-                f"**{last[name]}** (as the code stands: {last['nothing']})" in answer
-                and answer.count("</details>") == 1
-            )
-    norms = [[run["grad_norm"][0] for run in runs[name]] for name in ("clip", "nothing")]
-    early = [", ".join(f"{run['pass@1'][1]:.3f}" for run in runs[name]) for name in ("clip", "nothing")]
+            assert f"(`{file}`)" in question and answer.count("</details>") == 1
+            assert f"**{last[name]}** (as the code stands: {last['nothing']})" in answer
+    of = lambda name, figure, i, digits: ", ".join(f"{run[figure][i]:.{digits}f}" for run in runs[name])
     (clip,) = [text for text in asked if "Take the clip away" in text]
-    assert (
-        "{:.0f}, {:.0f}, {:.0f}, not".format(*norms[0]) in clip
-        and "not {:.2f}, {:.2f}, {:.2f}.".format(*norms[1]) in clip
-    )
-    assert f"pass@1 is {early[0]}, where the original has {early[1]}" in clip
+    assert f"{of('clip', 'grad_norm', 0, 0)}, not" in clip and f"not {of('nothing', 'grad_norm', 0, 2)}." in clip
+    early = (of(name, "pass@1", 1, 3) for name in ("clip", "nothing"))
+    assert "pass@1 is {}, where the original has {}".format(*early) in clip
 
 
 def run(cells: int | None, folder: Path) -> list[dict]:

@@ -1,11 +1,10 @@
 import dataclasses
-import json
 import math
 
 import pytest
 import torch
+from small_runs import TINY, lines, load, options, same, sharp_state
 from test_baselines import textbook
-from test_train import TINY, checkpoint, metrics, options, same_state, sharp_state, verifier_file
 
 import rollout
 import tasks
@@ -22,44 +21,6 @@ from rlsd import group_advantages
 from support.micro_batches import longest_view
 from tasks import Problem, prompt, student_prompt, teacher_prompt
 
-HALF = "return float(sum(map(ord, completion)) % 2)"
-
-
-def prepared(*more):
-    config, state = sharp_state(*more)
-    if state.teacher is not None:
-        with torch.no_grad():
-            for p, q in zip(state.teacher.parameters(), state.policy.parameters()):
-                p.copy_(1.05 * q)
-    batch = train.rollout(
-        state.policy, tasks.generated("addition", 5), lambda c, a: float(sum(map(ord, c)) % 2), config, 1
-    )
-    return config, state, batch
-
-
-@pytest.mark.parametrize("method", ["opsd", "sdpo", "grpo+opsd"])
-def test_every_method_runs_resumes_and_repeats(tmp_path, method):
-    more = ["--method", method, *verifier_file(tmp_path, HALF)]
-    args = [*TINY, *more, "--warm_dir", str(tmp_path / "warm"), "--out"]
-    assert train.main([*args, str(tmp_path / "whole")]) == 0
-    assert train.main([*args, str(tmp_path / "parts"), "--steps", "4"]) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "6", *more[2:]]) == 0
-    assert metrics(tmp_path, "whole") == metrics(tmp_path, "parts")
-    assert same_state(checkpoint(tmp_path, "whole"), checkpoint(tmp_path, "parts"))
-
-
-def test_opd_takes_its_teacher_from_another_run(tmp_path, capsys):
-    assert train.main(options(tmp_path, "big", "--hidden_size", "96", method="grpo")) == 0
-    args = [*TINY, "--method", "opd", "--warm_dir", str(tmp_path / "warm")]
-    assert train.main([*args, "--opd_teacher", str(tmp_path / "big"), "--out", str(tmp_path / "run")]) == 0
-    best = torch.load(tmp_path / "big" / "best.pt", weights_only=True)
-    assert same_state(dict(checkpoint(tmp_path, "run")["teacher"]), dict(best))  # and it stays what it was
-    capsys.readouterr()
-    for more in (["--opd_teacher", str(tmp_path / "none")], []):
-        assert train.main([*args, *more, "--out", str(tmp_path / "x")]) == 2
-        assert capsys.readouterr().err.count("\n") == 1
-
-
 # ---- a run, checkpoint by checkpoint ---------------------------------------------------------------------------------
 
 
@@ -67,7 +28,7 @@ def test_opd_takes_its_teacher_from_another_run(tmp_path, capsys):
 def larger(tmp_path_factory):
     """A run whose best.pt teaches opd."""
     folder = tmp_path_factory.mktemp("larger")
-    assert train.main(options(folder, "big", "--hidden_size", "96", "--steps", "1", method="grpo")) == 0
+    assert train.main(options(folder, "big", "--hidden_size 96 --steps 1 --method grpo")) == 0
     return folder / "big"
 
 
@@ -81,23 +42,22 @@ def taught(method, interval, step, policy, teacher):
 EVERY = [("rlsd", 2), ("rlsd", 1), *((method, 0) for method in METHODS)]
 
 
+@pytest.mark.usefixtures("own_signals", "no_picture")
 @pytest.mark.parametrize("method, interval", EVERY)
 def test_what_holds_at_every_checkpoint(tmp_path, monkeypatch, larger, method, interval):
     """The teacher is the warm policy, then follows its rule, also where update 2 is skipped; best, samples, speed."""
-    more = (
-        "--save_every 1 --eval_every 2 --eval_problems 40 --temperature 0.8 --warm_steps 25 --warm_lr 0.02 --lr 0.001"
-    )
-    more = [*more.split(), "--method", method, *verifier_file(tmp_path, HALF)]
-    more += {"rlsd": ["--rlsd_teacher_sync_interval", str(interval)], "sdpo": ["--sdpo_ema", "0.25"]}.get(method, [])
-    more += ["--opd_teacher", str(larger)] if method == "opd" else []
+    more = f"--method {method} --steps 6 --save_every 1 --eval_problems 40 --temperature 0.8 --lr 0.001 "
+    more += "--warm_steps 25 --warm_lr 0.02 --chain 4 --max_new_tokens 48"
+    own = {"rlsd": [f"--rlsd_teacher_sync_interval {interval}"], "sdpo": ["--sdpo_ema 0.25"]}
+    own |= {"opd": ["--opd_teacher", larger]}
     kept, bests, shown, batches, save = {}, [], [], [], State.save
     update, loss_of = train.update, train.loss_of
 
     def saved(state, path, config):
         if state.step:  # the best before this checkpoint
-            bests.append(dict(torch.load(path.with_name("best.pt"), weights_only=True)))
+            bests.append(load(path.with_name("best.pt")))
         save(state, path, config)
-        kept[state.step] = torch.load(path, weights_only=True)
+        kept[state.step] = load(path)
 
     def noted(policy, teacher, optimizer, batch, config, lam):
         batches.append(batch)
@@ -113,28 +73,28 @@ def test_what_holds_at_every_checkpoint(tmp_path, monkeypatch, larger, method, i
     monkeypatch.setattr(State, "save", saved)
     monkeypatch.setattr(train, "update", noted)
     monkeypatch.setattr(train, "loss_of", spoiled)
-    run = tmp_path / "run"
-    assert train.main([*TINY, *more, "--warm_dir", str(tmp_path / "warm"), "--out", str(run)]) == 0
+    assert train.main(options(tmp_path, "run", more, *own.get(method, []))) == 0
 
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    run = tmp_path / "run"
+    rows = lines(run / "metrics.jsonl")
     assert list(kept) == [row["step"] for row in rows] == list(range(7)) and len({r.get("pass@1") for r in rows}) > 2
     assert [row["step"] for row in rows if row.get("skipped")] == [2]
     start = kept[0]["model"] if method not in ("grpo", "opd") else None
-    teacher = torch.load(larger / "best.pt", weights_only=True) if method == "opd" else start
+    teacher = load(larger / "best.pt") if method == "opd" else start
     for step, row in enumerate(rows):
         policy, before = kept[step]["model"], kept[max(0, step - 1)]["model"]
         teacher = taught(method, interval, step, policy, teacher) if step else teacher
-        assert same_state(kept[step]["teacher"] and dict(kept[step]["teacher"]), teacher and dict(teacher)), step
-        assert same_state(dict(policy), dict(before)) == (step in (0, 2) or row["grad_norm"] == 0)
+        assert same(kept[step]["teacher"], teacher), step
+        assert same(policy, before) == (step in (0, 2) or row["grad_norm"] == 0)
         scores = [r["pass@1"] for r in rows[: step + 1] if "pass@1" in r]
         best = max(r["step"] for r in rows[: step + 1] if r.get("pass@1") == max(scores))
         assert (kept[step]["best"], kept[step]["best_step"]) == (max(scores), best)
         if step:
             tokens = int(batches[step - 1].samples.mask.sum())
             assert row["tokens/s"] * row["seconds"] == pytest.approx(tokens) == pytest.approx(8 * row["length"])
-    bests.append(dict(torch.load(run / "best.pt", weights_only=True)))
-    assert all(same_state(best, dict(kept[kept[step]["best_step"]]["model"])) for step, best in enumerate(bests))
-    assert [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()] == shown and len(shown) == 6
+    bests.append(load(run / "best.pt"))
+    assert all(same(best, kept[kept[step]["best_step"]]["model"]) for step, best in enumerate(bests))
+    assert lines(run / "samples.jsonl") == shown and len(shown) == 6
 
 
 # ---- an update, written out ------------------------------------------------------------------------------------------
@@ -152,7 +112,7 @@ BY_HAND = [
     ("5#### 23", 0.25, "23", None),
     ("x=y####", 0.0, "21", None),
 ]
-HOWS = ["--method grpo", *("--method opsd --opsd_beta 0.25", "--method sdpo --opsd_beta 0.25", "--method opd")]
+HOWS = ["--method grpo", "--method opsd --opsd_beta 0.25", "--method sdpo --opsd_beta 0.25", "--method opd"]
 HOWS += ["--method grpo+opsd --opsd_weight 0.3", "", "--evidence contrastive", "--rlsd_reweight_clip_range 3"]
 HOWS += ["--evidence agreement --rlsd_reweight_clip_range 1", "--rlsd_negative_only", "--rlsd_thought_only"]
 HOWS += ["--rlsd_negative_only --rlsd_thought_only --evidence contrastive"]
@@ -298,10 +258,7 @@ def test_the_longest_prompt_of_a_sample_counts_what_the_group_shows(more):
     config = train.parse_config([*TINY, *more])
     batch = group(["a", "b"], [1.0, 0.0], 2)
     batch.hints = ["x" * 50, None]
-    views = [student_prompt(batch.problems[0])] + (
-        [teacher_prompt(batch.problems[0])] if config.method == "rlsd" else []
-    )
-    without = max(map(len, views))
+    without = len((teacher_prompt if config.method == "rlsd" else student_prompt)(batch.problems[0]))
     assert longest_view(batch, 1, config) == without
     assert longest_view(batch, 0, config) == len(prompt(batch.problems[0], "x" * 50)) > without
 

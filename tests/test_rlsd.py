@@ -10,10 +10,7 @@ from hypothesis import strategies as st
 from rlsd import evidence_weights, group_advantages, lambda_at, rlsd_loss, token_advantages
 
 CASES = json.loads((Path(__file__).parent / "data" / "oracle.json").read_text())["cases"]
-
-
-def double(values):
-    return torch.tensor(values, dtype=torch.float64)
+double = lambda values: torch.tensor(values, dtype=torch.float64)
 
 
 class Batch:
@@ -42,17 +39,11 @@ class Batch:
         return loss.detach(), logps.grad, metrics
 
 
-batches = st.builds(
-    Batch,
-    st.integers(0, 2**32),
-    st.integers(1, 4),
-    st.integers(1, 6),
-    st.integers(1, 7),
-    st.sampled_from([0.0, 0.05, 1.0, 30.0]),
-    st.booleans(),
-)
+sizes = st.integers(1, 4), st.integers(1, 6), st.integers(1, 7)
+batches = st.builds(Batch, st.integers(0, 2**32), *sizes, st.sampled_from([0.0, 0.05, 1.0, 30.0]), st.booleans())
 lams = st.floats(0, 1)
 narrow = st.floats(0, 0.99)
+gaps = st.sampled_from([1e6, -1e6, 90.0, -90.0, 750.0, -750.0])
 
 
 # ---- the authors' code -----------------------------------------------------------------------------------------------
@@ -70,9 +61,8 @@ def test_equals_the_authors_code(case):
     assert torch.allclose(spread, double(case["token_advantages"]), rtol=0, atol=1e-6)
     assert not spread.requires_grad
 
-    loss, metrics = rlsd_loss(
-        logps, double(case["old_logps"]), double(case["teacher_logps"]), recorded, mask, **options
-    )
+    args = logps, double(case["old_logps"]), double(case["teacher_logps"]), recorded, mask
+    loss, metrics = rlsd_loss(*args, **options)
     loss.backward()
     assert loss.item() == pytest.approx(case["loss"], abs=1e-6)
     assert torch.allclose(logps.grad, double(case["grad"]), rtol=0, atol=1e-6)
@@ -104,27 +94,6 @@ def test_loss_is_the_sum_over_tokens_written_out(b, lam, eps_w, clip_low, clip_h
     assert loss.item() == pytest.approx(slow_loss(b, lam, eps_w, clip_low, clip_high), rel=1e-9, abs=1e-12)
 
 
-def test_gradient_agrees_with_finite_differences():
-    b = Batch(3, 3, 4, 5, 1.0, True)
-    _, grad, _ = b.loss(lam=0.0)  # at lam > 0 the weights contain logps too, and are held constant by design
-    for i, t in ((0, 0), (5, 1), (7, 0), (11, 0)):
-        losses = []
-        for h in (1e-6, -1e-6):
-            b.logps[i, t] += h
-            losses.append(b.loss(lam=0.0)[0].item())
-            b.logps[i, t] -= h
-        assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(grad[i, t].item(), abs=1e-7)
-
-
-def test_weights_are_constants_of_the_gradient():
-    """d/dlogp of -rho A_hat is -A_hat where rho = 1: nothing flows through the student's part of Delta."""
-    b = Batch(4, 2, 4, 5, 0.1, True)
-    b.old_logps = b.logps.clone()
-    _, grad, _ = b.loss(lam=1.0, eps_w=0.9)
-    expected = -token_advantages(b.advantages, b.teacher_logps, b.logps, b.mask, 1.0, 0.9) / b.mask.sum()
-    assert torch.allclose(grad, expected, atol=1e-12)
-
-
 def test_group_advantages_by_hand():
     # mean 1/4; squared distances 9/16 + 3/16 = 3/4, over n - 1 = 3: std 1/2
     expected = double([1.5, -0.5, -0.5, -0.5]) * (0.5 / (0.5 + 1e-6))
@@ -133,33 +102,14 @@ def test_group_advantages_by_hand():
     assert torch.allclose(group_advantages(double([1, 0]), 2, eps=1.0), double([0.5, -0.5]) / (0.5**0.5 + 1))
 
 
-def test_groups_are_neighbours_of_equal_number():
-    got = group_advantages(double([1, 0, 5, 5, 0, 0.5]), 2)
-    assert torch.equal(got.sign(), double([1, -1, 0, 0, -1, 1]))
-    assert torch.allclose(got[:2], -got[:2].flip(0)) and torch.allclose(got[:2].abs(), got[4:].abs(), atol=1e-5)
-
-
 def test_token_advantages_by_hand():
-    teacher, student = (
-        double([[0.5, 0.1, 0.25], [0.2, 0.6, 0.2]]).log(),
-        double([[0.25, 0.5, 0.25], [0.4, 0.5, 0.3]]).log(),
-    )
+    teacher = double([[0.5, 0.1, 0.25], [0.2, 0.6, 0.2]]).log()
+    student = double([[0.25, 0.5, 0.25], [0.4, 0.5, 0.3]]).log()
     mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
     # A = 2: w = 2, 0.2, 1 -> clip 1.2, 0.8, 1 -> half of it 1.1, 0.9, 1
     # A = -1: w = inverse ratio = 2, 5/6 -> clip 1.2, 5/6 -> 1.1, 11/12
     expected = double([[2.2, 1.8, 2.0], [-1.1, -11 / 12, 0.0]])
     assert torch.allclose(token_advantages(double([2.0, -1.0]), teacher, student, mask), expected, atol=1e-12)
-
-
-def test_policy_clip_by_hand():
-    """A > 0 stops at 1.28, A < 0 at 0.8; on the other side the gradient goes on."""
-    ratio = double([[1.5], [0.5], [1.5], [0.5]])
-    logps = ratio.log().requires_grad_()
-    loss, metrics = rlsd_loss(logps, torch.zeros_like(logps), None, double([1, 1, -1, -1]), torch.ones(4, 1), lam=0.0)
-    loss.backward()
-    assert loss.item() == pytest.approx(-(1.28 + 0.5 - 1.5 - 0.8) / 4)
-    assert torch.allclose(logps.grad, double([[0.0], [-0.5], [1.5], [0.0]]) / 4)
-    assert metrics["policy_clipped"] == 0.5
 
 
 @given(batches, st.floats(0, 0.5), st.floats(0, 0.5))
@@ -205,9 +155,8 @@ def test_global_token_mean_by_hand():
     mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
     loss, _ = rlsd_loss(torch.zeros(2, 3), torch.zeros(2, 3), None, torch.tensor([1.0, -1.0]), mask, lam=0.0)
     assert loss.item() == pytest.approx(0.5)
-    loss, metrics = rlsd_loss(
-        torch.zeros(1, 1), torch.zeros(1, 1), None, torch.tensor([2.0]), torch.ones(1, 1), lam=0.0
-    )
+    one = torch.zeros(1, 1)
+    loss, metrics = rlsd_loss(one, one, None, torch.tensor([2.0]), torch.ones(1, 1), lam=0.0)
     assert loss.item() == -2.0 and metrics["abs_advantage"] == 2.0  # a single token is a mean over one
 
 
@@ -218,14 +167,6 @@ def test_global_token_mean_by_hand():
 def test_the_verifier_alone_decides_the_direction(b, lam, eps_w):
     a_hat = token_advantages(b.advantages, b.teacher_logps, b.logps, b.mask, lam, eps_w)
     assert torch.equal(a_hat.sign(), b.advantages.sign()[:, None] * b.mask)
-
-
-@given(batches, lams, st.floats(0, 20))
-def test_credit_is_bounded(b, lam, eps_w):
-    a_hat = token_advantages(b.advantages, b.teacher_logps, b.logps, b.mask, lam, eps_w).abs()
-    A = (b.advantages.abs()[:, None] * b.mask).expand_as(a_hat)
-    assert (a_hat <= A * (1 - lam + lam * (1 + eps_w)) * (1 + 1e-12)).all()
-    assert (a_hat >= A * (1 - lam + lam * max(1 - eps_w, 0)) * (1 - 1e-12)).all()
 
 
 @given(batches)
@@ -293,13 +234,7 @@ def test_micro_batches_add_up_to_the_whole(b, lam, data):
     assert torch.allclose(torch.cat([p[1] for p in parts]), whole[1], atol=1e-15)
 
 
-@given(
-    batches,
-    lams,
-    st.floats(0, 20),
-    st.sampled_from([1e6, -1e6, 90.0, -90.0, 750.0, -750.0]),
-    st.sampled_from([torch.float32, torch.float64]),
-)
+@given(batches, lams, st.floats(0, 20), gaps, st.sampled_from([torch.float32, torch.float64]))
 def test_huge_gaps_stay_finite_and_meet_the_exact_bounds(b, lam, eps_w, gap, dtype):
     b.logps, b.old_logps, b.advantages = b.logps.to(dtype), b.old_logps.to(dtype), b.advantages.to(dtype)
     b.teacher_logps = b.logps + gap
@@ -348,14 +283,6 @@ def test_equal_rewards_give_exactly_zero(dtype):
             assert torch.equal(got, torch.zeros(group_size, dtype=dtype)), (percent, group_size)
 
 
-@given(st.integers(2, 16), st.integers(0, 2**32))
-def test_advantages_have_mean_zero_and_std_one(group_size, seed):
-    rewards = torch.rand(3 * group_size, generator=torch.Generator().manual_seed(seed))
-    A = group_advantages(rewards, group_size).view(3, -1)
-    assert A.dtype == torch.float32
-    assert torch.allclose(A.mean(1), torch.zeros(3), atol=1e-5) and torch.allclose(A.std(1), torch.ones(3), atol=1e-3)
-
-
 def test_integer_and_bool_rewards():
     expected = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
     for rewards in (torch.tensor([1, 0, 0]), torch.tensor([True, False, False])):
@@ -373,24 +300,13 @@ def test_lambda_schedule_by_hand():
     assert [lambda_at(s, 1.0, 2, 4) for s in (1, 2, 3, 4, 5, 6, 7)] == pytest.approx([0.5, 1, 0.75, 0.5, 0.25, 0, 0])
 
 
-@given(st.integers(1, 500), lams, st.integers(0, 50), st.integers(0, 100))
-def test_lambda_stays_between_zero_and_its_peak(step, lam, warmup, decay):
-    assert 0 <= lambda_at(step, lam, warmup, decay) <= lam
-
-
 # ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def arguments(**changes):
-    args = {
-        "logps": torch.zeros(4, 3),
-        "old_logps": torch.zeros(4, 3),
-        "teacher_logps": torch.zeros(4, 3),
-        "advantages": torch.zeros(4),
-        "mask": torch.ones(4, 3),
-        **changes,
-    }
-    return [args.pop(k) for k in ("logps", "old_logps", "teacher_logps", "advantages", "mask")], args
+    names = ("logps", "old_logps", "teacher_logps", "advantages", "mask")
+    args = dict.fromkeys(names, torch.zeros(4, 3)) | {"advantages": torch.zeros(4), "mask": torch.ones(4, 3), **changes}
+    return [args.pop(name) for name in names], args
 
 
 BAD_TOKENS = torch.tensor([[0, math.nan, 0], [0, 0, math.inf], [0, 0, 0], [0, 0, 0]])

@@ -7,9 +7,7 @@ from hypothesis import strategies as st
 
 from published.rounded_adam import RoundedAdam, round_by_chance
 
-
-def noise(seed=0):
-    return torch.Generator().manual_seed(seed)
+noise = lambda seed=0: torch.Generator().manual_seed(seed)
 
 
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20), st.integers(0, 2**32))
@@ -38,11 +36,7 @@ def steps(optimizer, weight, n, seed=0):
 
 def test_steps_too_small_for_a_bfloat16_add_up_to_those_of_adam():
     start = torch.full((300, 200), 0.02).bfloat16()
-    exact, rounded, plain = (
-        torch.nn.Parameter(start.float()),
-        torch.nn.Parameter(start.clone()),
-        torch.nn.Parameter(start.clone()),
-    )
+    exact, rounded, plain = map(torch.nn.Parameter, (start.float(), start.clone(), start.clone()))
     for weight, kind in ((exact, torch.optim.Adam), (rounded, RoundedAdam), (plain, torch.optim.Adam)):
         steps(kind([weight], lr=1e-6, betas=(0.9, 0.99)), weight, 50)
     moved = (exact - start.float()).mean().item()

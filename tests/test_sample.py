@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -36,6 +35,7 @@ from verifiers import expression
 
 TINY = {"hidden_size": 32, "num_layers": 1, "eval_problems": 5, "group_size": 4, "max_seq_len": 128}
 OPTIONS = TINY | {"chain": 2, "max_new_tokens": 24}
+FAILS = "n = []\ndef check(completion, answer):\n    n.append(1)\n    if {}: raise OSError('outage')\n    return {}\n"
 
 
 @pytest.fixture(autouse=True)
@@ -86,12 +86,16 @@ def refused(*argv, capsys):
     return err
 
 
+def figures(printed):
+    """The six columns of every token."""
+    return [line.split()[-6:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
+
+
 def spied(monkeypatch):
     """The batches whose credit is worked out from here on."""
     batches, credited = [], answers.credited
-    monkeypatch.setattr(
-        answers, "credited", lambda s, t, batch, *how: batches.append(batch) or credited(s, t, batch, *how)
-    )
+    spy = lambda s, t, batch, *how: batches.append(batch) or credited(s, t, batch, *how)
+    monkeypatch.setattr(answers, "credited", spy)
     return batches
 
 
@@ -101,8 +105,8 @@ def spied(monkeypatch):
 @pytest.mark.parametrize("lam, eps_w", [(0.5, 0.2), (1.0, 4.0), (0.0, 0.2)])
 def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, eps_w):
     batches = spied(monkeypatch)
-    printed = ask(run, "47+85", "--rlsd_lambda", str(lam), "--rlsd_reweight_clip_range", str(eps_w), capsys=capsys)
-    figures = [line.split()[-6:] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
+    options = f"--rlsd_lambda {lam} --rlsd_reweight_clip_range {eps_w}".split()
+    rows = figures(ask(run, "47+85", *options, capsys=capsys))
     model = sample.load_run(run, trusted(run)).model
     problem, moved = tasks.Problem("47+85", "132"), 0
     assert batches[0].advantages[0] > 0 > batches[0].advantages[1]
@@ -114,20 +118,19 @@ def test_the_credit_shown_is_the_formula_by_hand(run, capsys, monkeypatch, lam, 
         for log_s, log_t in zip(student, teacher):
             w = math.exp(math.copysign(1, advantage) * (log_t - log_s))
             by_hand = advantage * (1 - lam + lam * min(max(w, 1 - eps_w), 1 + eps_w))
-            row = [float(text) for text in figures.pop(0)]
+            row = [float(text) for text in rows.pop(0)]
             p = math.exp(log_s)
             expected = [p, math.exp(log_t), log_t - log_s, w, by_hand, by_hand * (1 - p)]
             assert row == pytest.approx(expected, rel=2e-3, abs=1e-4)
             moved += abs(by_hand - advantage) > 0.01
-    assert not figures and (moved > 10) == (lam > 0)
+    assert not rows and (moved > 10) == (lam > 0)
 
 
 @pytest.mark.parametrize("evidence", ["contrastive", "agreement"])
 def test_the_probabilities_shown_are_the_models_whatever_reads_them(tmp_path, capsys, monkeypatch, evidence):
     run = make_run(tmp_path / "run", evidence=evidence, temperature=0.6, privileged="solution")
     batches, problem = spied(monkeypatch), tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
-    printed = ask(run, "47+85", capsys=capsys)
-    shown = [[float(x) for x in line.split()[-6:-4]] for line in printed.splitlines() if re.match(r" *\d+ '", line)]
+    shown = [[float(x) for x in row[:2]] for row in figures(ask(run, "47+85", capsys=capsys))]
     model, by_hand = sample.load_run(run, trusted(run)).model, []
     for ids in batches[0].samples.completions():
         with torch.no_grad():
@@ -158,18 +161,9 @@ def test_a_push_too_small_for_the_digits_keeps_its_sign(a_hat, p, shown):
     assert Token("", p, 1.0, -0.0, 1.0, a_hat).columns() == [f"{p:.4g}", "1", "+0.0000", "1", f"{a_hat:+.4f}", shown]
 
 
-def test_a_group_of_equal_rewards_shows_one_sample_without_credit(tmp_path, capsys):
-    run = make_run(tmp_path / "run", verifier="number")
-    printed = ask(run, "47+85", "--tries", "2", capsys=capsys)
-    assert "2 groups, each of equal rewards (the last: 0 of 4 samples right): A = 0" in printed
-    assert printed.count(": reward ") == 1 and "wrong: reward 0, A = +0.0000, no token moved" in printed
-    assert all(line.endswith("+0.0000") for line in printed.splitlines() if re.match(r" *\d+ '", line))
-
-
 def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
     run = make_run(tmp_path / "run")
-    rules = tmp_path / "run" / "rules.py"
-    rules.write_text("n = []\ndef check(completion, answer):\n    n.append(1)\n    return float(len(n) == 10)\n")
+    (run / "rules.py").write_text(FAILS.format("False", "float(len(n) == 10)"))
     drawn, rollout = [], answers.rollout
     monkeypatch.setattr(answers, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
     printed = ask(run, "47+85", capsys=capsys)
@@ -189,20 +183,16 @@ def test_without_a_question_the_seed_picks_a_held_out_one(run, capsys):
 
 
 def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
-    rows = lambda text: [line.split()[-6:] for line in text.splitlines() if re.match(r" *\d+ '", line)]
-    told, misled = (rows(ask(run, "47+85", *more, capsys=capsys)) for more in ([], ["--reference", "99"]))
+    told, misled = (figures(ask(run, "47+85", *more, capsys=capsys)) for more in ([], ["--reference", "99"]))
     assert [row[0] for row in told] == [row[0] for row in misled] and [r[1] for r in told] != [r[1] for r in misled]
-    assert rows(ask(run, "47+85", "--reference", "132", capsys=capsys)) == told
-
-
-FAILS = "n = []\ndef check(completion, answer):\n    n.append(1)\n    if {}: raise OSError('outage')\n    return {}\n"
+    assert figures(ask(run, "47+85", "--reference", "132", capsys=capsys)) == told
 
 
 @pytest.mark.parametrize(
     "fails, reward, says, shown",
     [
         ("True", 0, "3 groups, and the verifier has failed on every sample", 0),
-        ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
+        ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right): A = 0", 1),
         ("len(n) > 4", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
         ("len(n) <= 9", "len(n) / 12", "group 3: 1 of 3 samples right", 2),  # one of the group is dropped
         ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
@@ -215,6 +205,8 @@ def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, fail
     assert sample.main([*argv, "--html", str(tmp_path / "page.html")]) == 0
     out = capsys.readouterr().out
     assert says in out and out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
+    if shown == 1:
+        assert "A = +0.0000, no token moved" in out and {row[-1] for row in figures(out)} == {"+0.0000"}
     assert Page((tmp_path / "page.html").read_text(encoding="utf-8")).text.count(": reward ") == 2 * shown
 
 
@@ -234,10 +226,16 @@ def test_built_in_questions_are_worked_out(run, tmp_path):
     assert ask_for(loaded, "97 from 1 1 1") is None
 
 
-def test_a_question_of_the_file_needs_no_answer_and_another_does(tmp_path, capsys):
+@pytest.fixture
+def numbered(tmp_path):
+    """A run on a file of four questions."""
     data = tmp_path / "my.jsonl"
     data.write_text("".join(f'{{"question": "q {i}?", "answer": "{i}"}}\n' for i in range(4)))
-    run = make_run(tmp_path / "run", data=str(data))
+    return make_run(tmp_path / "run", data=str(data))
+
+
+def test_a_question_of_the_file_needs_no_answer_and_another_does(numbered, capsys):
+    run = numbered
     assert "reference answer: 3" in ask(run, "q  3?", capsys=capsys)
     assert "reference answer: x" in ask(run, "q 3?", "--answer", "x", capsys=capsys)
     assert "reference answer: 9" in ask(run, "q 9?", "--answer", "9", capsys=capsys)
@@ -264,27 +262,17 @@ def test_interactive_asks_until_an_empty_line_and_survives_a_bad_question(run, c
     assert err.count("\n") == 1 and "'what?' is no question of this run's task" in err
 
 
-def test_interactive_asks_for_an_answer_it_lacks_and_ends_with_the_input(tmp_path, capsys, monkeypatch):
-    data = tmp_path / "my.jsonl"
-    data.write_text("".join(f'{{"question": "q {i}?", "answer": "{i}"}}\n' for i in range(4)))
+def test_interactive_asks_for_an_answer_it_lacks_and_ends_with_the_input(numbered, capsys, monkeypatch):
     lines = ["q 9?", "nine"]
     monkeypatch.setattr("builtins.input", lambda prompt: lines.pop(0) if lines else exec("raise EOFError"))
-    run = make_run(tmp_path / "run", data=str(data))
-    assert sample.main([str(run), "--interactive", "--verifier", trusted(run)["verifier"]]) == 0
+    assert sample.main([str(numbered), "--interactive", "--verifier", trusted(numbered)["verifier"]]) == 0
     assert "reference answer: nine" in capsys.readouterr().out
 
 
 # ---- how it looks ----------------------------------------------------------------------------------------------------
 
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "\x1b[2J\x07",
-    "‮abc",
-    "&amp;",
-    "</span>\n",
-    "$title",
-]
+HOSTILE = ["<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', "\x1b[2J\x07", "‮abc", "&amp;"]
+HOSTILE += ["</span>\n", "$title"]
 
 
 def hostile(advantage):
@@ -308,13 +296,10 @@ class Page(HTMLParser):
 def test_hostile_text_is_text_on_the_page():
     text = page("<b>title</b> $low", ["<i>fact</i>"], [hostile(1.0), hostile(-1.0)], Config())
     read = Page(text)
-    allowed = set(
-        "html head meta title style body h1 h2 h3 ul li div span section p b i br table caption tr th td code".split()
-    )
-    assert {tag for tag, _ in read.tags} <= allowed
-    assert {name for _, attrs in read.tags for name in attrs} <= {
-        "lang", "charset", "http-equiv", "content", "name", "class", "style", "tabindex"
-    }  # fmt: skip
+    allowed = "html head meta title style body h1 h2 h3 ul li div span section p b i br table caption tr th td code"
+    assert {tag for tag, _ in read.tags} <= set(allowed.split())
+    allowed = "lang charset http-equiv content name class style tabindex"
+    assert {name for _, attrs in read.tags for name in attrs} <= set(allowed.split())
     for shown in ("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>', r"\x1b[2J\x07", r"\u202eabc", "&amp;"):
         farthest = shown == HOSTILE[0]  # of equals the first: its figures are open
         # two samples, each as RLSD, as GRPO, as the push and in the table
@@ -360,25 +345,19 @@ def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypa
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
 def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
     credit, _, push = terminal.both_shades(hostile(advantage), Config())
-    for painted in (credit, push):
-        check_paint(painted, advantage)
     assert "48;5;" + str(terminal.INK[int(advantage)][4]) in credit != push  # x1.1; the push of P_S 0.5 is half of it
-
-
-def check_paint(painted, advantage):
-    plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
-    assert plain == "".join(map(visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
-    blue, orange = (set(map(str, terminal.INK[sign])) for sign in (1, -1))
-    assert set(re.findall(r"48;5;(\d+)", painted)) <= (blue if advantage > 0 else orange)
+    for painted in (credit, push):
+        plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
+        assert plain == "".join(map(visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
+        assert set(re.findall(r"48;5;(\d+)", painted)) <= set(map(str, terminal.INK[int(advantage)]))
 
 
 def test_blue_raises_orange_lowers_and_more_is_darker():
     """Of the 256 colours those from 16 on are a cube of 6 x 6 x 6, blue last."""
     red, blue = (lambda c: (c - 16) // 36), (lambda c: (c - 16) % 6)
     for sign, more, less in ((1, blue, red), (-1, red, blue)):
-        shades = [
-            int(re.findall(r"48;5;(\d+)", terminal.painted("x", sign, deep))[0]) for deep in (-1, -0.5, 0, 0.5, 1)
-        ]
+        shade = lambda deep: int(re.findall(r"48;5;(\d+)", terminal.painted("x", sign, deep))[0])
+        shades = list(map(shade, (-1, -0.5, 0, 0.5, 1)))
         assert shades == list(terminal.INK[sign]) and all(more(c) >= less(c) for c in shades)
         assert more(shades[-1]) > less(shades[-1]) + 2
 
@@ -522,12 +501,3 @@ def test_a_run_that_is_none_or_damaged_is_one_line(tmp_path, capsys):
     for text in ("", "[1]", "{", "{}"):
         (run / "config.json").write_text(text)
         assert "config.json is no configuration of this program" in refused(run, "1+2", capsys=capsys)
-
-
-def test_a_pipe_that_nobody_reads_on_and_an_input_that_is_closed(run):
-    """The program itself, once each: `sample.py RUN | head -1`, and `--interactive <&-`."""
-    for shown, words in ((1, "47+85 | head -1"), (0, "--interactive <&-")):
-        command = f'"{sys.executable}" sample.py "{run}" --verifier number --tries 1 {words}'
-        folder = Path(sample.__file__).parent
-        done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "") and done.stdout.count("question: 47+85\n") == shown

@@ -16,7 +16,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors.torch")
 
-from test_pretrained import bpe, edit, published  # noqa: E402
+from test_pretrained import SPECIALS, edit, published, templated  # noqa: E402
 
 import sample as program  # noqa: E402
 import tasks  # noqa: E402
@@ -32,7 +32,7 @@ from sources.jsonl import load_problems  # noqa: E402
 from support.errors import UserError, visible  # noqa: E402
 from verifiers import from_file  # noqa: E402
 
-pytestmark = pytest.mark.usefixtures("own_signals")
+pytestmark = pytest.mark.usefixtures("own_signals", "own_format")
 
 # Of the shape of the published ones: what each does with a system turn, its user's text, thoughts and the day.
 SMOLLM2 = """{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}\
@@ -51,8 +51,6 @@ QWEN25 = """{%- if tools %}
 {%- for message in messages %}
     {%- if (message.role == "user") or (message.role == "system" and not loop.first) or (message.role == "assistant" and not message.tool_calls) %}
         {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
-    {%- elif message.role == "tool" %}
-        {{- '<|im_start|>user\\n<tool_response>\\n' + message.content + '<|im_end|>\\n' }}
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}
@@ -121,15 +119,20 @@ LLAMA32 = """{{- bos_token }}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
-SHAPES = {  # tokenizer, template, end of a turn
-    "smollm2": ("smollm2", SMOLLM2, "<|im_end|>"),
-    "qwen2.5": ("qwen", QWEN25, "<|im_end|>"),
-    "qwen3": ("qwen", QWEN3, "<|im_end|>"),
-    "llama3": ("llama3", LLAMA32, "<|eot_id|>"),
-    "begins with white space": ("qwen", "\n\n  {% if true %}  \n" + SMOLLM2 + "{% endif %}\n\n", "<|im_end|>"),
-    "no template, qwen": ("qwen", None, "<|im_end|>"),
-    "no template, llama3": ("llama3", None, "<|eot_id|>"),
-    "no template, plain": ("gpt2", None, "<|endoftext|>"),
+GPT2 = "{% for m in messages %}{% if loop.index0 > 5 %}{% break %}{% endif %}[{{ m.role }}] {{ m.content.rstrip() }}"
+GPT2 += "{{ eos_token }}{{ {'é': m.role} | tojson }}{% endfor %}"
+SHAPES = {  # tokenizer, template in tokenizer_config.json, and in a file of its own
+    "smollm2": ("smollm2", SMOLLM2),
+    "qwen2.5": ("qwen", QWEN25),
+    "qwen3": ("qwen", QWEN3),
+    "llama3": ("llama3", LLAMA32),
+    "gpt2": ("gpt2", GPT2),
+    "begins with white space": ("qwen", "\n\n  {% if true %}  \n" + SMOLLM2 + "{% endif %}\n\n"),
+    "one of several": ("smollm2", [{"name": "tools", "template": "no"}, {"name": "default", "template": SMOLLM2}]),
+    "a file goes first": ("qwen", "not this", QWEN3),
+    "no template, qwen": ("qwen", None),
+    "no template, llama3": ("llama3", None),
+    "no template, plain": ("gpt2", None),
 }
 WORDS = {
     "as it comes": {},
@@ -140,21 +143,8 @@ WORDS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def restore_format():
-    yield
-    tasks.FORMAT, tasks.BYTES.marker = tasks.BYTES, "#### "
-
-
 def shaped(folder, shape):
-    kind, template, end = SHAPES[shape]
-    bpe(kind, folder / "tokenizer.json")
-    begin = {"bos_token": "<|begin_of_text|>"} if kind == "llama3" else {}
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, **begin}
-    (folder / "tokenizer_config.json").write_text(
-        json.dumps(config | ({"chat_template": template} if template else {}))
-    )
-    return folder
+    return templated(folder, *SHAPES[shape])
 
 
 def exported(made, source, out):
@@ -182,16 +172,16 @@ def test_the_question_alone_makes_the_prompt_of_training(tmp_path, shape, words)
     tasks.FORMAT = chat(load_tokenizer(source), config)
     theirs = exported(tasks.FORMAT, source, tmp_path / "out")
     published = transformers.AutoTokenizer.from_pretrained(source)
-    published.chat_template = SHAPES[shape][1] or published.chat_template
     asks = f"\n\n{config.instruction}" if config.instruction else ""
     how = {} if config.thinking == "default" else {"enable_thinking": config.thinking == "on"}
-    for question in ("What is 3+4?", "  12 + 3 \n", "{{ bos_token }} {% endif %}", "日本語", "\n\t x"):  # none is blank
+    for question in ("What is 3+4?", "  12 + 3 \n", "{{ bos_token }} {% endif %}", "e\u0301 日本語", "\n\t x"):
         prompt = tasks.student_prompt(tasks.Problem(question, "7"))
         assert prompt == ids(theirs, turns(question))
         if published.chat_template:
             assert prompt == ids(published, turns(question + asks, config.system), date_string="31 Jan 2026", **how)
         told = question + TELL.format(privileged="7")
         assert tasks.teacher_prompt(tasks.Problem(question, "7")) == ids(theirs, turns(told))
+    assert tasks.FORMAT.end == theirs.convert_tokens_to_ids(SPECIALS[SHAPES[shape][0]][-1])
 
 
 def test_what_the_caller_says_goes_first(tmp_path):
@@ -206,9 +196,8 @@ def test_what_the_caller_says_goes_first(tmp_path):
     said = [*turns("one"), {"role": "assistant", "content": "1"}, *turns("two")]
     assert text(said).count("Be brief.") == 2 and "one\n\nBe brief.<|im_end|>" in text(said)
     parts = [{"role": "user", "content": [{"type": "text", "text": "x"}]}]
-    theirs.chat_template = worded(
-        "{% for m in messages[0].content %}[{{ m.text }}]{% endfor %}", "Be brief.", "", "default", {}
-    )
+    loop = "{% for m in messages[0].content %}[{{ m.text }}]{% endfor %}"
+    theirs.chat_template = worded(loop, "Be brief.", "", "default", {})
     assert text(parts) == "[x][\n\nBe brief.]"
 
 
@@ -218,9 +207,8 @@ def test_no_text_of_the_user_breaks_out_of_the_template(instruction, system, que
     from jinja2.sandbox import ImmutableSandboxedEnvironment as Environment
 
     env = Environment(trim_blocks=True, lstrip_blocks=True)
-    template = worded(
-        "{% for m in messages %}<{{ m.role }}|{{ m.content }}>{% endfor %}", instruction, system, "on", {}
-    )
+    loop = "{% for m in messages %}<{{ m.role }}|{{ m.content }}>{% endfor %}"
+    template = worded(loop, instruction, system, "on", {})
     asks = f"\n\n{instruction}" if instruction else ""
     expected = f"<system|{system}>" * bool(system) + f"<user|{question}{asks}>"
     assert env.from_string(template).render(messages=turns(question)) == expected
@@ -236,13 +224,15 @@ def test_an_export_is_trained_again_without_its_own_words(tmp_path):
     assert "Three." in other and "One." not in other and "Two." not in other
 
 
-def test_a_day_is_that_of_the_run_wherever_the_model_is_served(tmp_path):
-    source = shaped(tmp_path, "llama3")
-    made = chat(load_tokenizer(source), Config(date="2026-01-31"))
-    text = exported(made, source, tmp_path / "out").apply_chat_template(turns("x"), tokenize=False)
-    assert "Today Date: 31 Jan 2026" in text
-    today = chat(load_tokenizer(source), Config())
+def test_the_day_of_a_run_is_today(tmp_path):
+    today = chat(load_tokenizer(shaped(tmp_path, "llama3")), Config())
     assert date.today().strftime("%d %b %Y") in today.template
+
+
+def test_a_base_models_template_ends_a_turn_with_its_own_token(tmp_path):
+    source = templated(tmp_path, *SHAPES["qwen2.5"], eos_token="<|endoftext|>")
+    tokenizer = load_tokenizer(source)
+    assert chat(tokenizer).end == tokenizer.encode_single_token("<|im_end|>")
 
 
 def test_what_stands_in_for_a_template_is_said(tmp_path):
@@ -253,16 +243,9 @@ def test_what_stands_in_for_a_template_is_said(tmp_path):
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
 
-DATA = [
-    {"question": f"Sort: parcel {i} is late", "answer": '{"to": "post"}', "why": f"late is post {i}"} for i in range(20)
-]
-RULE = """import json
-def check(completion, answer):
-    try:
-        return float(json.loads(completion) == json.loads(answer))
-    except ValueError:
-        return 0.25 * (len(completion) % 3)
-"""
+MAIL = {"answer": '{"to": "post"}'}
+DATA = [{"question": f"Sort: parcel {i} is late", **MAIL, "why": f"late is post {i}"} for i in range(20)]
+RULE = "def check(completion, answer):\n    return 1.0 if completion == answer else 0.25 * (len(completion) % 3)\n"
 
 
 def model_folder(folder, family="qwen2", shape="qwen2.5", **said):
@@ -272,15 +255,14 @@ def model_folder(folder, family="qwen2", shape="qwen2.5", **said):
     return folder
 
 
+SMALL = "--privileged_key why --lr 1e-3 --max_seq_len 200 --max_new_tokens 24 --prompts_per_step 2 --group_size 4 "
+SMALL += "--eval_problems 2 --eval_every 1"
+
+
 def options(folder, init, name, *more):
     (folder / "mails.jsonl").write_text("\n".join(map(json.dumps, DATA)))
     (folder / "rule.py").write_text(RULE)
-    given = (
-        f"--init {init} --data {folder}/mails.jsonl --verifier {folder}/rule.py:check --privileged_key why --lr 1e-3 "
-    )
-    given += (
-        "--max_seq_len 200 --max_new_tokens 24 --prompts_per_step 2 --group_size 4 --eval_problems 2 --eval_every 1"
-    )
+    given = f"--init {init} --data {folder}/mails.jsonl --verifier {folder}/rule.py:check {SMALL}"
     return [*given.split(), "--out", str(folder / name), "--warm_dir", str(folder / "warm"), *more]
 
 
@@ -294,10 +276,8 @@ JSON = ("--instruction", "Reply with JSON.", "--system", "You sort e-mails.", "-
 def test_the_exported_folder_answers_in_transformers_as_here(tmp_path, capsys, family, shape, more):
     """The prompts of training by apply_chat_template alone, and greedily the same tokens, up to the same end."""
     init = model_folder(tmp_path / "m", family, shape)
-    argv = options(
-        tmp_path, init, "run", "--steps", "1", "--warm_steps", "60", "--warm_batch", "4", "--warm_lr", "3e-3"
-    )
-    assert train.main([*argv, *more]) == 0
+    warm = "--steps 1 --warm_steps 60 --warm_batch 4 --warm_lr 3e-3"
+    assert train.main(options(tmp_path, init, "run", *warm.split(), *more)) == 0
     printed = capsys.readouterr().out
     assert "the student's prompt" in printed and "the teacher's prompt" in printed
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "run/model", dtype=torch.float32).eval()
@@ -305,9 +285,8 @@ def test_the_exported_folder_answers_in_transformers_as_here(tmp_path, capsys, f
     lengths = set()
     for row in DATA[:4]:
         prompt = tasks.student_prompt(tasks.Problem(row["question"], row["answer"]))
-        asked = theirs.apply_chat_template(
-            turns(row["question"]), add_generation_prompt=True, return_tensors="pt", return_dict=True
-        )
+        how = {"return_tensors": "pt", "return_dict": True}
+        asked = theirs.apply_chat_template(turns(row["question"]), add_generation_prompt=True, **how)
         assert asked["input_ids"][0].tolist() == prompt
         answer = model.generate(**asked, max_new_tokens=24, do_sample=False)[0, len(prompt) :].tolist()
         how = {"group_size": 1, "max_new_tokens": 24, "temperature": 0.0, "stop_token": tasks.FORMAT.ends}
@@ -325,6 +304,9 @@ def test_a_folder_that_cannot_be_asked_is_one_line(tmp_path, capsys, monkeypatch
     init = model_folder(tmp_path / "m")
     assert program.main([str(init)]) == 2 and "ask it a QUESTION" in capsys.readouterr().err
     assert program.main([str(init), "why " * 999]) == 2 and "exceed max_seq_len" in capsys.readouterr().err
+    for more in (["--html", "p.html"], ["--answer", "4"], ["--seed", "3"], ["--verifier", "number"]):
+        assert program.main([str(init), "What?", *more]) == 2
+        assert "without teacher and verifier" in capsys.readouterr().err
     given = iter(["Who?", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(given))
     assert program.main([str(init), "--interactive"]) == 0 and len(capsys.readouterr().out) > 1
@@ -420,14 +402,27 @@ def test_the_marker_of_the_targets_is_the_runs(tmp_path):
 # ---- make llm --------------------------------------------------------------------------------------------------------
 
 
-def test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on(tmp_path, capfd, monkeypatch):
+def inside(*options):
+    """llm.train, in this process."""
+    print(f"$ python train.py {shlex.join(options)}")
+    if code := train.main(list(options)):
+        raise SystemExit(code)
+
+
+@pytest.fixture
+def make_llm(tmp_path, monkeypatch):
+    """The program and its options for a small run."""
     monkeypatch.syspath_prepend(Path(train.__file__).parent / "examples/support_rules")
     import llm
 
-    init = model_folder(tmp_path / "m")
     small = "--warm_steps 2 --eval_problems 4 --eval_every 1 --prompts_per_step 2 --group_size 2 --max_new_tokens 40 "
     small += "--max_seq_len 400"  # the test's tokenizer makes more tokens than published ones
-    argv = [str(init), "--out", str(tmp_path / "run"), *small.split(), "--warm_dir", str(tmp_path / "warm")]
+    paths = ["--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]
+    return llm, [str(model_folder(tmp_path / "m")), *paths, *small.split()]
+
+
+def test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on(tmp_path, capfd, monkeypatch, make_llm):
+    llm, argv = make_llm
     assert llm.main([*argv, "--steps", "1"]) == 0
     out, _ = capfd.readouterr()
     commands = [line for line in out.splitlines() if line.startswith("$ python train.py")]
@@ -440,6 +435,7 @@ def test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on(tmp
     model, config = program.load_folder(tmp_path / "run/model")
     told = [visible(program.answer(model, config, row["question"]).strip()) for row in before]
     assert all(f"  after:  {text}\n" in out for text in told)
+    monkeypatch.setattr(llm, "train", inside)
     assert llm.main([*argv, "--steps", "2"]) == 0  # goes on, and remembers what it answered before
     out, _ = capfd.readouterr()
     assert "after 2 updates" in out and out.count("$ python train.py") == 1
@@ -452,34 +448,14 @@ def test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on(tmp
     assert llm.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 2
 
 
-def test_make_llm_killed_before_its_first_export_was_whole_goes_on(tmp_path, capfd, monkeypatch):
-    monkeypatch.syspath_prepend(Path(train.__file__).parent / "examples/support_rules")
-    import llm
-
-    init = model_folder(tmp_path / "m")
-    small = "--warm_steps 2 --eval_problems 4 --eval_every 1 --prompts_per_step 2 --group_size 2 --max_new_tokens 40 "
-    small += "--max_seq_len 400"
-    argv = [str(init), "--out", str(tmp_path / "run"), *small.split(), "--warm_dir", str(tmp_path / "warm")]
-    monkeypatch.setattr(llm, "answers", lambda *args: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+def test_make_llm_killed_before_its_first_export_was_whole_goes_on(tmp_path, capfd, monkeypatch, make_llm):
+    llm, argv = make_llm
+    monkeypatch.setattr(llm, "train", inside)
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(llm, "answers", lambda *args: 1 / 0)
         llm.main([*argv, "--steps", "0"])
-    monkeypatch.undo()
     (tmp_path / "run/model/model.safetensors").unlink()
     assert llm.main([*argv, "--steps", "0"]) == 0 and "before RL" in capfd.readouterr().out
-
-
-@pytest.mark.parametrize("more", [["--html", "p.html"], ["--answer", "4"], ["--seed", "3"], ["--verifier", "number"]])
-def test_what_a_published_folder_has_no_use_for_is_refused(tmp_path, capsys, more):
-    (tmp_path / "model.safetensors").touch()
-    assert program.main([str(tmp_path), "What?", *more]) == 2
-    assert "without teacher and verifier" in capsys.readouterr().err
-
-
-def test_a_base_models_template_ends_a_turn_with_its_own_token(tmp_path):
-    source = shaped(tmp_path, "qwen2.5")
-    edit(source / "tokenizer_config.json", eos_token="<|endoftext|>")
-    tokenizer = load_tokenizer(source)
-    assert chat(tokenizer).end == tokenizer.encode_single_token("<|im_end|>")
 
 
 # ---- the page --------------------------------------------------------------------------------------------------------
@@ -499,12 +475,7 @@ def test_what_the_page_shows_works(tmp_path, monkeypatch, capsys):
     assert [check(p.answer, p.answer) for p in problems] == [1.0, 1.0] and problems[0].privileged == "broken: repair"
     assert check(problems[0].answer, problems[1].answer) == check("[1]", problems[0].answer) == check("", "{}") == 0.0
     argv = shlex.split(look.replace("\\\n", " "))[2:]
-    room = [
-        "--max_new_tokens",
-        "60",
-        "--max_seq_len",
-        "400",
-    ]  # the test's tokenizer makes more tokens than published ones
+    room = ["--max_new_tokens", "60", "--max_seq_len", "400"]  # the test's tokenizer makes more tokens than others
     assert train.main([*argv, *room]) == 0 and "problem 2 of 2" in capsys.readouterr().out and not Path("runs").exists()
     assert train.main([*argv[:-2], *shlex.split(more), "--steps", "1", *room]) == 0
     capsys.readouterr()

@@ -17,7 +17,9 @@ FOLDER = Path(train.__file__).parent / "examples" / "support_rules"
 VERIFIER = f"{FOLDER / 'my_rules.py'}:check"
 
 
-def generator():
+@pytest.fixture(scope="module")
+def made():
+    """make_tickets.py as a module."""
     spec = importlib.util.spec_from_file_location("make_tickets", FOLDER / "make_tickets.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -25,12 +27,11 @@ def generator():
 
 
 def test_the_committed_tickets_are_those_that_the_command_makes(tmp_path):
-    subprocess.run([sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "t.jsonl")], check=True)
-    assert (tmp_path / "t.jsonl").read_bytes() == (FOLDER / "tickets.jsonl").read_bytes()
-    subprocess.run(
-        [sys.executable, str(FOLDER / "make_tickets.py"), "--out", str(tmp_path / "u.jsonl"), "--seed", "1"], check=True
-    )
-    assert (tmp_path / "u.jsonl").read_bytes() != (FOLDER / "tickets.jsonl").read_bytes()
+    command, committed = [sys.executable, FOLDER / "make_tickets.py", "--out"], (FOLDER / "tickets.jsonl").read_bytes()
+    subprocess.run([*command, tmp_path / "t.jsonl"], check=True)
+    assert (tmp_path / "t.jsonl").read_bytes() == committed
+    subprocess.run([*command, tmp_path / "u.jsonl", "--seed", "1"], check=True)
+    assert (tmp_path / "u.jsonl").read_bytes() != committed
 
 
 @pytest.mark.parametrize(
@@ -47,14 +48,14 @@ def test_the_committed_tickets_are_those_that_the_command_makes(tmp_path):
         ("lamp", 20, 31, "opened", "R5", "refuse"),
     ],
 )
-def test_policy_by_hand(goods, price, days, state, rule, decision):
-    assert generator().decide(goods, price, days, state) == (rule, decision)
+def test_policy_by_hand(made, goods, price, days, state, rule, decision):
+    assert made.decide(goods, price, days, state) == (rule, decision)
 
 
-def test_every_rule_occurs_and_every_ticket_names_its_rule():
+def test_every_rule_occurs_and_every_ticket_names_its_rule(made):
     rows = [json.loads(line) for line in (FOLDER / "tickets.jsonl").read_text().splitlines()]
     assert len({row["question"] for row in rows}) == len(rows) == 600
-    for rule, text in generator().POLICY.items():
+    for rule, text in made.POLICY.items():
         mine = [row for row in rows if row["answer"].startswith(rule)]
         assert len(mine) > 60 and all(row["rule"] == text for row in mine)
     check = verifier_of(VERIFIER)
@@ -62,31 +63,14 @@ def test_every_rule_occurs_and_every_ticket_names_its_rule():
         assert check(tasks.decode(tasks.target(problem)), problem.answer) == 1.0
 
 
-@pytest.mark.parametrize(
-    "completion, reward",
-    [
-        ("#### R3 refund 40", 1),
-        ("sealed, 12 days\n#### r3 Refund 40 EUR.\n", 1),
-        ("#### R3 refund 40.", 1),
-        ("#### R3 refund 41", 0),
-        ("#### R4 refund 40", 0),
-        ("#### R3 voucher 40", 0),
-        ("#### refund 40", 0),
-        ("R3 refund 40", 0),
-        ("#### R3 refund 40 #### R3 refund 40", 0),
-        ("#### R3 refund 40 or R5 refuse", 0),
-        ("#### R3 refund 4０", 0),
-        ("#### R3 refund 040", 0),
-        ("#### R3 refund -40", 0),
-        ("#### R3 refund", 0),
-        ("####", 0),
-        ("", 0),
-        ("#### " + "9" * 100_000, 0),
-    ],
-)
-def test_verifier_by_hand(completion, reward):
-    result = verifier_of(VERIFIER)(completion, "R3 refund 40")
-    assert type(result) is float and result == reward
+def test_verifier_by_hand():
+    check = verifier_of(VERIFIER)
+    right = ("#### R3 refund 40", "sealed, 12 days\n#### r3 Refund 40 EUR.\n", "#### R3 refund 40.")
+    wrong = ["", "####", "R3 refund 40", "#### " + "9" * 100_000, "#### R3 refund 40 #### R3 refund 40"]
+    wrong += ["#### R3 refund 40 or R5 refuse", "#### R3 refund 41", "#### R4 refund 40", "#### R3 voucher 40"]
+    wrong += ["#### refund 40", "#### R3 refund", "#### R3 refund 4０", "#### R3 refund 040", "#### R3 refund -40"]
+    expected = {**dict.fromkeys(right, 1.0), **dict.fromkeys(wrong, 0.0)}
+    assert {completion: check(completion, "R3 refund 40") for completion in expected} == expected
 
 
 def test_the_verifier_is_as_short_as_promised():
@@ -99,23 +83,19 @@ def test_the_command_of_its_readme_trains(tmp_path, monkeypatch):
     text = (FOLDER / "README.md").read_text()
     command = text.split("python train.py ", 1)[1].split("```")[0].replace("\\\n", " ").split()
     monkeypatch.chdir(FOLDER.parent.parent)
-    small = ["--warm_steps", "2", "--steps", "2", "--eval_every", "1", "--group_size", "4", "--eval_problems", "5"]
-    assert train.main([*command, *small, "--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]) == 0
+    few = "--warm_steps 2 --warm_batch 4 --steps 2 --eval_every 1 --prompts_per_step 2 --group_size 4 --eval_problems 5"
+    paths = ["--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]
+    assert train.main([*command, *few.split(), *paths]) == 0
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [0, 1, 2] and all("pass@1" in row for row in rows)
 
 
 def test_figures_are_those_of_the_committed_runs():
-    table = [
-        line.split("|")[2:-1]
-        for line in (FOLDER / "README.md").read_text().splitlines()
-        if line.startswith(("| RLSD |", "| `--method grpo` |"))
-    ]
-    assert len(table) == 2
-    for method, cells in zip(("rlsd", "grpo"), table):
+    lines = (FOLDER / "README.md").read_text().splitlines()
+    for method, start in (("rlsd", "| RLSD |"), ("grpo", "| `--method grpo` |")):
+        (cells,) = (line.split("|")[2:-1] for line in lines if line.startswith(start))
         for seed in range(3):
             path = FOLDER.parent.parent / "results" / "support_rules" / f"{method}-{seed}.jsonl"
             rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
-            assert [cell.split(",")[seed].strip() for cell in cells] == [
-                f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)
-            ]
+            expected = [f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)]
+            assert [cell.split(",")[seed].strip() for cell in cells] == expected

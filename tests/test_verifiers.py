@@ -1,7 +1,11 @@
+import math
+import re
 import time
 from fractions import Fraction
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from slowness import patience
@@ -9,7 +13,7 @@ from slowness import patience
 import verifiers
 from harness import problems
 from harness.problems import verifier_of
-from verifiers import BUILT_IN, choice, exact, expression, load, number
+from verifiers import BUILT_IN, Failed, choice, exact, expression, load, number, reward_of
 
 GIVEN = "(8-2)*4+3 = 27"
 integers = st.integers(-(10**12), 10**12)
@@ -19,36 +23,17 @@ junk = st.one_of(
     st.tuples(st.text(max_size=20), st.text(max_size=20)).map("#### ".join),
 )
 HUGE = [
-    "9**9**9",
-    "9" * 10_000_000,
-    "1/" + "9" * 10_000_000,
-    "(" * 100_000,
-    "(" * 90 + "1" + ")" * 90,
-    "#" * 10_000_000,
-    "1+" * 500_000 + "1",
-    "\0" * 1_000_000,
-    "####" * 200_000,
-    "1," * 400_000,
-    " " * 10_000_000,
-    "-" * 150 + "1",
-    "*".join(["9" * 49] * 4),
-    "1e999999999",
-    "0x" + "f" * 100,
-    "٣",
-    "Ⅻ",
-    "²",
-    "1_000",
-    "--5",
-    "1//2",
-    "8<<99999",
-    "__import__('os').getcwd()",
-    "{}[].()",
-    "lambda: 0",
-    "f'{1}'",
-    "(8-2)*4+3;1",
-    "8 if 1 else 2",
-    "8@2",
+    *("9**9**9", "9" * 10_000_000, "1/" + "9" * 10_000_000, "(" * 100_000, "(" * 90 + "1" + ")" * 90, "#" * 10_000_000),
+    *("1+" * 500_000 + "1", "\0" * 1_000_000, "####" * 200_000, "1," * 400_000, " " * 10_000_000, "-" * 150 + "1"),
+    *("*".join(["9" * 49] * 4), "1e999999999", "0x" + "f" * 100, "٣", "Ⅻ", "²", "1_000", "--5", "1//2", "8<<99999"),
+    *("__import__('os').getcwd()", "{}[].()", "lambda: 0", "f'{1}'", "(8-2)*4+3;1", "8 if 1 else 2", "8@2"),
 ]
+
+
+def cases(*table):
+    """(completion, answer, reward) of lines of an answer, a reward, and completions that are worth it."""
+    said = [(completion, answer, reward) for answer, reward, *texts in table for completion in texts]
+    return pytest.mark.parametrize("completion, answer, reward", said)
 
 
 @pytest.mark.parametrize("verifier", BUILT_IN.values(), ids=BUILT_IN)
@@ -68,9 +53,8 @@ def test_hostile_text_is_quick_and_worth_nothing(verifier, completion):
                 start = time.process_time()  # what else the machine does is no fault of the verifier's
                 reward = verifier(text, answer)
                 seconds.append(time.process_time() - start)
-            assert min(seconds) < 0.05 or min(seconds) < patience(
-                0.05
-            )  # how slow this machine is takes a while to tell
+            # how slow this machine is takes a while to tell
+            assert min(seconds) < 0.05 or min(seconds) < patience(0.05)
             assert reward == 0.0 or answer is completion and verifier is exact
 
 
@@ -106,85 +90,42 @@ def test_decimals_are_compared_exactly(n, places):
     assert number(text + "1", f"{n}/{10**places}") == 0.0 if places else True
 
 
-@pytest.mark.parametrize(
-    "completion, answer, reward",
-    [
-        ("12", "12", 1),
-        ("#### 12", "12", 1),
-        ("#### 12.", "12", 1),
-        ("####12", "12.0", 1),
-        ("1,234.50", "1234.5", 1),
-        (".5", "1/2", 1),
-        ("-0", "0", 1),
-        ("0.1", "1/10", 1),
-        ("007", "7", 1),
-        ("+3", "3", 1),
-        ("-1,234/2", "-617", 1),
-        ("11 or 12", "12", 0),
-        ("12 or 11", "12", 0),
-        ("12, 13", "12", 0),
-        ("12\n13", "12", 0),
-        ("#### 11\n#### 12", "12", 0),
-        ("#### 12\nno, 13", "12", 0),
-        ("12 ####", "12", 0),
-        ("12 #### 13", "12", 0),
-        ("12 apples", "12", 0),
-        ("the answer is 12", "12", 0),
-        ("1,23", "123", 0),
-        ("12,34", "1234", 0),
-        ("1234,567", "1234567", 0),
-        (",123", "123", 0),
-        ("1 234", "1234", 0),
-        ("24/2", "12", 1),
-        ("24/0", "12", 0),
-        ("0/0", "0", 0),
-        ("1.5/2", "3/4", 0),
-        ("1/-2", "-1/2", 0),
-        ("- 5", "-5", 0),
-        ("", "", 0),
-        (".", "0", 0),
-        ("-", "0", 0),
-        ("", "0", 0),
-        ("nan", "nan", 0),
-        ("inf", "inf", 0),
-        ("1e3", "1000", 0),
-        ("12%", "12", 0),
-        ("$12", "12", 1),
-        ("12$", "12", 0),
-        ("12..", "12", 0),
-        ("**11** **12**", "12", 0),
-        (r"\boxed{11}\boxed{12}", "12", 0),
-        (r"\boxed{11} or 12", "12", 0),
-        ("$11$ or $12$", "12", 0),
-        ("**12", "12", 0),
-        ("-$12", "-12", 0),
-        (r"\boxed{12", "12", 0),
-        ("12 - 0", "12", 0),
-        ("0.30000000000000004", "0.3", 0),
-        ("12", "twelve", 0),
-        ("12", "", 0),
-        ("#12", "12", 0),
-    ],
+@cases(
+    ("12", 1, "12", "#### 12", "#### 12.", "24/2", "$12"),
+    ("12", 0, "", "#12", "12$", "12%", "12..", "**12", "12 - 0", "12 apples", "the answer is 12", "24/0", r"\boxed{12"),
+    ("12", 0, "11 or 12", "12 or 11", "12, 13", "12\n13", "12 ####", "12 #### 13"),
+    ("12", 0, "#### 11\n#### 12", "#### 12\nno, 13"),
+    ("12", 0, "**11** **12**", r"\boxed{11}\boxed{12}", r"\boxed{11} or 12", "$11$ or $12$"),
+    ("12.0", 1, "####12"),
+    ("-12", 0, "-$12"),
+    ("1234.5", 1, "1,234.50"),
+    ("1234", 0, "12,34", "1 234"),
+    ("1234567", 0, "1234,567"),
+    ("123", 0, "1,23", ",123"),
+    ("-617", 1, "-1,234/2"),
+    ("1/2", 1, ".5"),
+    ("-1/2", 0, "1/-2"),
+    ("1/10", 1, "0.1"),
+    ("3/4", 0, "1.5/2"),
+    ("0.3", 0, "0.30000000000000004"),
+    ("0", 1, "-0"),
+    ("0", 0, "0/0", "", ".", "-"),
+    ("7", 1, "007"),
+    ("3", 1, "+3"),
+    ("-5", 0, "- 5"),
+    ("1000", 0, "1e3"),
+    *((answer, 0, answer) for answer in ("", "nan", "inf")),
+    *((answer, 0, "12") for answer in ("", "twelve")),
 )
 def test_number_table(completion, answer, reward):
     assert number(completion, answer) == reward
 
 
-WRAPPED = [
-    *("{}", "{}.", "**{}**", "**{}.**", "**{}**.", "*{}*", "__{}__", "_{}_", "`{}`", "${}$", "$${}$$", "$ {} $"),
-    *(
-        r"\({}\)",
-        r"\[ {} \]",
-        r"\boxed{{{}}}",
-        r"$\boxed{{{}}}$",
-        r"**\(\boxed{{{}}}\)**.",
-        r"\text{{{}}}",
-        r"\mathbf{{{}}}",
-    ),
-]
+MARKS = "{}|{}.|**{}**|**{}.**|**{}**.|*{}*|__{}__|_{}_|`{}`|${}$|$${}$$|$ {} $"
+LATEX = r"\({}\)|\[ {} \]|\boxed{{{}}}|$\boxed{{{}}}$|**\(\boxed{{{}}}\)**.|\text{{{}}}|\mathbf{{{}}}"
 
 
-@pytest.mark.parametrize("wrapper", WRAPPED)
+@pytest.mark.parametrize("wrapper", f"{MARKS}|{LATEX}".split("|"))
 def test_what_is_put_around_the_whole_of_an_answer_is_seen_through(wrapper):
     """By number, choice and expression, on both sides; exact stays exact."""
     for verifier, said, other, answer in (
@@ -227,52 +168,25 @@ def test_the_answer_is_what_follows_the_thought(completion, answer):
 # ---- exact and choice ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "completion, answer, reward",
-    [
-        ("refund", "refund", 1),
-        ("because\n#### refund\n", "refund", 1),
-        ("Refund", "refund", 0),
-        ("refund!", "refund", 0),
-        ("refund or not", "refund", 0),
-        ("", "", 0),
-        ("####", "", 0),
-        ("refund", " refund ", 1),
-        ("a  b", "a b", 0),
-        ("#### a #### b", "a #### b", 0),
-    ],
+@cases(
+    ("refund", 1, "refund", "because\n#### refund\n"),
+    ("refund", 0, "Refund", "refund!", "refund or not"),
+    ("", 0, "", "####"),
+    (" refund ", 1, "refund"),
+    ("a b", 0, "a  b"),
+    ("a #### b", 0, "#### a #### b"),
 )
 def test_exact_table(completion, answer, reward):
     assert exact(completion, answer) == reward
 
 
-@pytest.mark.parametrize(
-    "completion, answer, reward",
-    [
-        ("B", "B", 1),
-        ("B", " B\n", 1),
-        ("(B)", "B", 1),
-        ("B.", "B", 1),
-        ("B)", "B", 1),
-        ("think\n#### (B)", "(B)", 1),
-        ("A", "B", 0),
-        ("b", "B", 0),
-        ("A or B", "B", 0),
-        ("AB", "B", 0),
-        ("B B", "B", 0),
-        ("F", "F", 0),
-        ("", "B", 0),
-        ("B", "", 0),
-        ("(B", "B", 0),
-        ("(B.", "B", 0),
-        ("B).", "B", 1),
-        ("**B**", "B", 1),
-        (r"$\boxed{\text{(B)}}$.", "B", 1),
-        ("**A** or **B**", "B", 0),
-        ("(B).", "B", 1),
-        ("Б", "Б", 0),
-        ("The answer is B", "B", 0),
-    ],
+@cases(
+    ("B", 1, "B", "(B)", "B.", "B)", "B).", "(B).", "**B**", r"$\boxed{\text{(B)}}$."),
+    ("B", 0, "A", "b", "A or B", "AB", "B B", "", "(B", "(B.", "**A** or **B**", "The answer is B"),
+    (" B\n", 1, "B"),
+    ("(B)", 1, "think\n#### (B)"),
+    ("", 0, "B"),
+    *((answer, 0, answer) for answer in ("F", "Б")),
 )
 def test_choice_table(completion, answer, reward):
     assert choice(completion, answer) == reward
@@ -281,39 +195,16 @@ def test_choice_table(completion, answer, reward):
 # ---- expression ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "completion, reward",
-    [
-        ("(8-2)*4+3", 1),
-        ("8-2=6\n6*4=24\n#### (8-2)*4+3 = 27", 1),
-        ("3+4*(8-2)", 1),
-        ("((8 - 2) * (4)) + 3", 1),
-        ("(8-2)*4+3\n = 27", 1),
-        ("(8-2)*4", 0),
-        ("27", 0),
-        ("8-2+4+3", 0),
-        ("3*3*3", 0),
-        ("(8-2)*4+3+8-8", 0),
-        ("(8-2)*4+3 = 28", 0),
-        ("(8-2)*4+3 = 27 = 27", 0),
-        ("(8-2)*4+3 or 3+4*(8-2)", 0),
-        ("8-2)*4+3", 0),
-        ("(8-2)*4+3/0", 0),
-        ("(8-2)**4", 0),
-        ("83//3", 0),
-        ("-(2-8)*4+3", 0),
-        ("(8.0-2)*4+3", 0),
-        ("(8-2)*04+3", 0),
-        ("(8-2)*4+3+0", 0),
-        ("8(2)", 0),
-        ("", 0),
-        ("=27", 0),
-        ("#### (8-2)*4+3 #### (8-2)*4+3", 0),
-        ("(8-2)*4+3\n27", 0),
-    ],
+@cases(
+    (GIVEN, 1, "(8-2)*4+3", "3+4*(8-2)", "((8 - 2) * (4)) + 3", "(8-2)*4+3\n = 27"),
+    (GIVEN, 1, "8-2=6\n6*4=24\n#### (8-2)*4+3 = 27"),
+    (GIVEN, 0, "", "27", "=27", "(8-2)*4", "8-2+4+3", "3*3*3", "(8-2)*4+3+8-8", "(8-2)*4+3+0", "8-2)*4+3", "8(2)"),
+    (GIVEN, 0, "(8-2)*4+3 = 28", "(8-2)*4+3 = 27 = 27", "(8-2)*4+3 or 3+4*(8-2)", "(8-2)*4+3\n27"),
+    (GIVEN, 0, "#### (8-2)*4+3 #### (8-2)*4+3"),
+    (GIVEN, 0, "(8-2)*4+3/0", "(8-2)**4", "83//3", "-(2-8)*4+3", "(8.0-2)*4+3", "(8-2)*04+3"),
 )
-def test_expression_table(completion, reward):
-    assert expression(completion, GIVEN) == reward
+def test_expression_table(completion, answer, reward):
+    assert expression(completion, answer) == reward
 
 
 def test_expression_reads_the_given_numbers_in_any_writing():
@@ -409,13 +300,20 @@ def test_references_that_no_completion_can_meet_are_found():
         assert problems.can_be_earned(verifier, completion, answer) is expected
 
 
+def test_a_reward_is_a_number_from_0_to_1_of_any_library():
+    for returned in (0, 1, 0.25, np.float32(0.25), torch.tensor(0.25), np.array(1.0)):
+        assert type(reward_of(returned)) is float and reward_of(returned) == returned
+    no_bool = (math.nan, math.inf, None, 1.0000001, -0.1, "1.0", b"1", [0.5])
+    for returned in (*no_bool, True, np.bool_(True), torch.tensor(True)):
+        with pytest.raises(Failed, match=re.escape(f"it returned {returned!r}; a float from 0 to 1 is needed")) as told:
+            reward_of(returned)
+        assert ("float(...) makes one" in str(told.value)) == all(returned is not other for other in no_bool)
+    with pytest.raises((TypeError, ValueError)):
+        reward_of(np.array([0.0, 1.0]))
+
+
 def test_standard_library_only():
     source = open(verifiers.__file__).read()
-    assert not {"torch", "numpy", "tiktoken"} & {
-        word for line in source.splitlines() if "import" in line for word in line.split()
-    }
-    assert (
-        "eval(" not in source.replace("_evaluate(", "")
-        and "exec(" not in source
-        and "compile(" not in source.replace("re.compile(", "")
-    )
+    imports = [word for line in source.splitlines() if "import" in line for word in line.split()]
+    assert not {"torch", "numpy", "tiktoken"} & set(imports)
+    assert not re.search(r"eval\(|exec\(|(?<!re\.)compile\(", source)

@@ -57,17 +57,9 @@ def make_model():
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=len(VOCAB),
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            max_position_embeddings=256,
-        )
-    ).eval()
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"vocab_size": len(VOCAB), "num_key_value_heads": 1, "max_position_embeddings": 256}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).eval()
     with torch.no_grad():
         for weight in model.parameters():  # far from uniform, so that the two views differ by more than rounding
             weight.mul_(4 if weight.dim() > 1 else 1)
@@ -102,17 +94,11 @@ class Workers:
 
 def make_trainer(cls, **options):
     trainer = object.__new__(cls)  # verl's __init__ builds clusters
-    trainer.config = OmegaConf.create(
-        {
-            "algorithm": {"adv_estimator": "grpo", "use_kl_in_reward": False, "gamma": 1.0, "lam": 1.0},
-            "actor_rollout_ref": {
-                "rollout": {"n": GROUP, "temperature": TEMPERATURE, "calculate_log_probs": False},
-                "actor": {"loss_agg_mode": "token-mean", "loss_scale_factor": None},
-            },
-            "data": {},
-            "rlsd": options,
-        }
-    )
+    rollout = {"n": GROUP, "temperature": TEMPERATURE, "calculate_log_probs": False}
+    actor = {"loss_agg_mode": "token-mean", "loss_scale_factor": None}
+    algorithm = {"adv_estimator": "grpo", "use_kl_in_reward": False, "gamma": 1.0, "lam": 1.0}
+    parts = {"algorithm": algorithm, "actor_rollout_ref": {"rollout": rollout, "actor": actor}, "data": {}}
+    trainer.config = OmegaConf.create({**parts, "rlsd": options})
     trainer.tokenizer, trainer.actor_rollout_wg, trainer.global_steps = make_tokenizer(), Workers(make_model()), 2
     return trainer
 
@@ -132,29 +118,13 @@ def make_batch(tokenizer, partition, multi_turn=False):
             reward = torch.zeros(len(response))
             reward[-1] = torch.rand(1, generator=g) if q < 2 else 1.0  # the third group has no spread
             keys.append(f"q{q}_{i}_0")
-            rows.append(
-                {
-                    "uid": f"q{q}",
-                    "prompts": prompt[1:] if multi_turn else prompt,
-                    "responses": response,
-                    "response_mask": mask,
-                    "rm_scores": reward,
-                    "raw_prompt": messages,
-                    "reward_model": {"ground_truth": answer},
-                }
-            )
+            tokens = {"prompts": prompt[1:] if multi_turn else prompt, "responses": response, "response_mask": mask}
+            told = {"uid": f"q{q}", "raw_prompt": messages, "reward_model": {"ground_truth": answer}}
+            rows.append({**tokens, **told, "rm_scores": reward})
     one = torch.ones(1, dtype=torch.int64)
     keys.append("padx_0_0")
-    rows.append(
-        {
-            **rows[0],
-            "uid": "padx",
-            "prompts": one,
-            "responses": one,
-            "response_mask": 0 * one,
-            "rm_scores": torch.zeros(1),
-        }
-    )
+    padding = {"prompts": one, "responses": one, "response_mask": 0 * one, "rm_scores": torch.zeros(1)}
+    rows.append({**rows[0], "uid": "padx", **padding})
     for row in rows:
         row["input_ids"] = torch.cat([row["prompts"], row["responses"]])
         row["position_ids"] = torch.arange(len(row["input_ids"]))
@@ -179,10 +149,6 @@ def step(cls, partition, at=2, multi_turn=False, config=None, **options):
     return [got[key] for key in batch.keys], rows, trainer, metrics
 
 
-def test_verl_finds_the_trainer():
-    assert get_trainer_cls("sync") is verl_rlsd.RLSDTrainer
-
-
 def test_verl_takes_the_launch_command_of_the_docs():
     """Composed and validated as main_ppo does it before anything starts."""
     command = (ROOT / "docs/trainers.md").read_text().split("verl.trainer.main_ppo ")[1].split("```")[0]
@@ -205,13 +171,8 @@ def test_lambda_zero_is_verls_grpo(options, at):
 
 def test_advantages_are_rlsd_by_hand():
     plain, *_ = step(PPOTrainerSync, "plain2")
-    options = {
-        "rlsd_lambda": 0.8,
-        "rlsd_lambda_warmup_steps": 1,
-        "rlsd_lambda_decay_steps": 8,
-        "rlsd_reweight_clip_range": 0.3,
-    }
-    got, rows, trainer, metrics = step(verl_rlsd.RLSDTrainer, "rlsd", **options)
+    options = {"rlsd_lambda": 0.8, "rlsd_lambda_warmup_steps": 1, "rlsd_lambda_decay_steps": 8}
+    got, rows, trainer, metrics = step(verl_rlsd.RLSDTrainer, "rlsd", rlsd_reweight_clip_range=0.3, **options)
     lam, moved, model = lambda_at(2, 0.8, 1, 8), 0, trainer.actor_rollout_wg.model
     for values, base, row in zip(got, plain, rows, strict=True):
         n, mask = len(row["responses"]), row["response_mask"][None]

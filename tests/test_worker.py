@@ -36,275 +36,43 @@ def running(pid):
 # ---- judgements ------------------------------------------------------------------------------------------------------
 
 
-# MATH's forms of an answer, and a few more; each accepts itself
-FORMS = r"""
-12
--3
-0.5
-.5
-1,234
-1,234,567
-12{,}345
-10{,}000
-\frac{1}{2}
-\frac12
-\frac 12
-\frac34
--\frac{3}{4}
-\dfrac{1}{2}
-\tfrac{1}{2}
-\frac{\sqrt{3}}{2}
-\frac{1+\sqrt{5}}{2}
-\frac{x+1}{x-1}
-\frac{\pi}{4}
-1/2
-3\frac{1}{2}
-3 \frac 12
-2\tfrac{1}{3}
-3 1/2
-\sqrt{2}
-\sqrt2
-2\sqrt{3}
-3\sqrt[3]{2}
-\sqrt[4]{5}
-\pi
-2\pi
-25\pi
-\frac{1}{\pi}
-e
-e^2
-i
-3+4i
--2-i
-\infty
--\infty
-90^\circ
-60^{\circ}
-135^{\circ}
-\sin 30^\circ
-45\text{ degrees}
-50\%
-12.5\%
-50%
-\$18.90
-\$5
-\$1,234.50
-\$32{,}348
-x
-x^2
-x^2+2x+1
-2x-3y
-(x+1)(x-1)
-x=5
-x = 5
-y=2x+3
-y = \frac{1}{2}x - 3
-x=1,2
-f(x)=x^2
-p - q
-x \in [0,1]
-x>3
-x \ge 3
-x\leq -2
-0<x<5
-1 < x \le 4
-2 \le x < 5
-(1,2)
-(3, -4)
-(1,2,3)
-\left(\frac{1}{2}, 3\right)
-(\frac{3}{5},\frac{8}{3}]
-[0,1]
-[0, \infty)
-(-\infty, 3)
-(-\infty,-1)\cup(1,\infty)
-(-\infty,2] \cup [3,\infty)
-[-2,1) \cup (1,5]
-(0,1)
-\{1,2,3\}
-\{1\}
-\{1, 2\}
-\left\{1,2\right\}
-\emptyset
-\varnothing
-\{x | x>3\}
-1,2
-1, 2, 3
--1, 3
-1,-2
-\sqrt{2}, -\sqrt{2}
-1\pm\sqrt{2}
-\pm 2
-3 \pm 2\sqrt{2}
-\begin{pmatrix} 1 \\ 2 \end{pmatrix}
-\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}
-\begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix}
-\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}
-\text{Yes}
-\text{yes}
-\text{even}
-\text{odd}
-\text{Monday}
-\text{east}
-\text{(A)}
-\text{(B)}
-\textbf{(C)}
-(A)
-A
-B
-C
-(C)
-\text{A}
-\text{A,B}
-\text{Evelyn}
-\text{ellipse}
-\text{hyperbola}
-\text{two lines}
-even
-Monday
-Evelyn
-two lines
-parabola
-\text{June 20}
-\text{neither}
-\mbox{June 20}
-5\text{ cm}
-5 cm
-12\text{ inches}
-12 \mbox{ units}
-10 \text{ square units}
-5\text{ cm}^2
-5\,\text{cm}^2
-5 \text{ m/s}
-864 \mbox{ inches}^2
-18\text{ feet}
-6 \text{ hours}
-3:45
-6:00 \text{ a.m.}
-2:00 \text{ PM}
-12_5
-12_{5}
-1011_2
-2516_8
-4210_{5}
-1000_{10}
-4C7_{16}
-BAC_{16}
-0.\overline{3}
-0.1\overline{6}
-0.\overline{142857}
-2^{10}
-10^5
-3.5 \times 10^4
-2.5\cdot 10^{-3}
-6 \times 10^9
-2^3 \cdot 3^2
-2\times 3
-5!
-\binom{5}{2}
-{5 \choose 2}
-\log_2 3
-\ln 2
-\log 5
-\log_{10} 2
-\sin x
-\cos \theta
-\tan^{-1} 2
-\frac{\sin x}{x}
-\theta
-\alpha+\beta
-a^2+b^2
-ab
-xy
-abc
-2xy
-x^3y^2
-|x|
-\lfloor x \rfloor
-\lceil 3.5 \rceil
-|x-3|
-\left| x \right|
-\sum_{k=1}^n k
-\int_0^1 x dx
-1:2
-2:3
-3:4:5
-\frac{a}{b}
-k^2
-n(n+1)/2
-\frac{n(n+1)}{2}
-3x+4y=5
-x^2+y^2=1
-4x-3y+2z-5=0
-y = x^2
-(x-2)^2 + (y+3)^2 = 16
-\mathbf{i}+\mathbf{j}
-\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}
-\frac{1}{2}\text{ or }2
-2 \text{ and } 3
-1 \text{ or } 2
-\text{1 and 2}
-3 \text{ or } -3
-x=1 \text{ or } x=2
-\boxed{5}
-$5$
-\(5\)
-5\sqrt{2} \text{ cm}
-11\sqrt2
-\frac{5\sqrt{3}}{3}
-\sqrt{\frac{2}{3}}
-(2,12)
-(0,9)
-(5,\infty)
-(2,3]\cup[4,5)
-\mathbb{R}
-(-\infty, \infty)
-\left[-\frac{1}{2}, \frac{1}{2}\right]
-18
--\sqrt{3}
-7^{2/3}
-x^{1/2}
-\frac{3}{56}
-\frac{270}7\text{ degrees}
-70 \sqrt{2}
-9901
-13535
-\left( 3, \frac{\pi}{2} \right)
-\$36
-\$18.9
-1.36
-4343_6
-1 \frac{4}{5}
--5 \le x \le 5
-0.75
-75\%
-\text{(E)}
-\left(2,\frac{3}{2}\right)
-(6,31,-1)
-\dfrac{9}{7}
-a+b+c
-\cot x
-\sec 2x
-\text{Navin}
-5\text{ and }7
-16,\!000
-3,\!450
-40_9
-101_2
-\frac{\sqrt{a}}{b}
-2n+1
-\text{TRUE}
-no
-No
-10:15
-x+y\sqrt{2}
-24^\circ
-\ 18.90
--\frac{35}{9}
-f^{-1}(x)
-\frac{1}{3}x+2
-\,5
-""".strip().split("\n")
+# MATH's forms of an answer, and a few more, two spaces apart; each accepts itself
+FORMS = (
+    r"""
+12  -3  0.5  .5  1,234  1,234,567  12{,}345  10{,}000  \frac{1}{2}  \frac12  \frac 12  \frac34  -\frac{3}{4}
+\dfrac{1}{2}  \tfrac{1}{2}  \frac{\sqrt{3}}{2}  \frac{1+\sqrt{5}}{2}  \frac{x+1}{x-1}  \frac{\pi}{4}  1/2
+3\frac{1}{2}  3 \frac 12  2\tfrac{1}{3}  3 1/2  \sqrt{2}  \sqrt2  2\sqrt{3}  3\sqrt[3]{2}  \sqrt[4]{5}  \pi  2\pi
+25\pi  \frac{1}{\pi}  e  e^2  i  3+4i  -2-i  \infty  -\infty  90^\circ  60^{\circ}  135^{\circ}  \sin 30^\circ
+45\text{ degrees}  50\%  12.5\%  50%  \$18.90  \$5  \$1,234.50  \$32{,}348  x  x^2  x^2+2x+1  2x-3y  (x+1)(x-1)  x=5
+x = 5  y=2x+3  y = \frac{1}{2}x - 3  x=1,2  f(x)=x^2  p - q  x \in [0,1]  x>3  x \ge 3  x\leq -2  0<x<5  1 < x \le 4
+2 \le x < 5  (1,2)  (3, -4)  (1,2,3)  \left(\frac{1}{2}, 3\right)  (\frac{3}{5},\frac{8}{3}]  [0,1]  [0, \infty)
+(-\infty, 3)  (-\infty,-1)\cup(1,\infty)  (-\infty,2] \cup [3,\infty)  [-2,1) \cup (1,5]  (0,1)  \{1,2,3\}  \{1\}
+\{1, 2\}  \left\{1,2\right\}  \emptyset  \varnothing  \{x | x>3\}  1,2  1, 2, 3  -1, 3  1,-2  \sqrt{2}, -\sqrt{2}
+1\pm\sqrt{2}  \pm 2  3 \pm 2\sqrt{2}  \begin{pmatrix} 1 \\ 2 \end{pmatrix}
+\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}  \begin{bmatrix} 1 & 0 \\ 0 & 1 \end{bmatrix}
+\begin{pmatrix} -1/3 \\ 2/3 \\ 5/3 \end{pmatrix}  \text{Yes}  \text{yes}  \text{even}  \text{odd}  \text{Monday}
+\text{east}  \text{(A)}  \text{(B)}  \textbf{(C)}  (A)  A  B  C  (C)  \text{A}  \text{A,B}  \text{Evelyn}
+\text{ellipse}  \text{hyperbola}  \text{two lines}  even  Monday  Evelyn  two lines  parabola  \text{June 20}
+\text{neither}  \mbox{June 20}  5\text{ cm}  5 cm  12\text{ inches}  12 \mbox{ units}  10 \text{ square units}
+5\text{ cm}^2  5\,\text{cm}^2  5 \text{ m/s}  864 \mbox{ inches}^2  18\text{ feet}  6 \text{ hours}  3:45
+6:00 \text{ a.m.}  2:00 \text{ PM}  12_5  12_{5}  1011_2  2516_8  4210_{5}  1000_{10}  4C7_{16}  BAC_{16}
+0.\overline{3}  0.1\overline{6}  0.\overline{142857}  2^{10}  10^5  3.5 \times 10^4  2.5\cdot 10^{-3}  6 \times 10^9
+2^3 \cdot 3^2  2\times 3  5!  \binom{5}{2}  {5 \choose 2}  \log_2 3  \ln 2  \log 5  \log_{10} 2  \sin x  \cos \theta
+\tan^{-1} 2  \frac{\sin x}{x}  \theta  \alpha+\beta  a^2+b^2  ab  xy  abc  2xy  x^3y^2  |x|  \lfloor x \rfloor
+\lceil 3.5 \rceil  |x-3|  \left| x \right|  \sum_{k=1}^n k  \int_0^1 x dx  1:2  2:3  3:4:5  \frac{a}{b}  k^2  n(n+1)/2
+\frac{n(n+1)}{2}  3x+4y=5  x^2+y^2=1  4x-3y+2z-5=0  y = x^2  (x-2)^2 + (y+3)^2 = 16  \mathbf{i}+\mathbf{j}
+\begin{pmatrix} 1 \\ 2 \\ 3 \end{pmatrix}  \frac{1}{2}\text{ or }2  2 \text{ and } 3  1 \text{ or } 2  \text{1 and 2}
+3 \text{ or } -3  x=1 \text{ or } x=2  \boxed{5}  $5$  \(5\)  5\sqrt{2} \text{ cm}  11\sqrt2  \frac{5\sqrt{3}}{3}
+\sqrt{\frac{2}{3}}  (2,12)  (0,9)  (5,\infty)  (2,3]\cup[4,5)  \mathbb{R}  (-\infty, \infty)
+\left[-\frac{1}{2}, \frac{1}{2}\right]  18  -\sqrt{3}  7^{2/3}  x^{1/2}  \frac{3}{56}  \frac{270}7\text{ degrees}
+70 \sqrt{2}  9901  13535  \left( 3, \frac{\pi}{2} \right)  \$36  \$18.9  1.36  4343_6  1 \frac{4}{5}  -5 \le x \le 5
+0.75  75\%  \text{(E)}  \left(2,\frac{3}{2}\right)  (6,31,-1)  \dfrac{9}{7}  a+b+c  \cot x  \sec 2x  \text{Navin}
+5\text{ and }7  16,\!000  3,\!450  40_9  101_2  \frac{\sqrt{a}}{b}  2n+1  \text{TRUE}  no  No  10:15  x+y\sqrt{2}
+24^\circ  \ 18.90  -\frac{35}{9}  f^{-1}(x)  \frac{1}{3}x+2  \,5
+""".strip()
+    .replace("\n", "  ")
+    .split("  ")
+)
 EQUAL = r"""
 12|12.0 $12$ \boxed{12} **12** \$12 $12 12. (12) \frac{24}{2} x=12 12\cdot1 5+7 \frac{36}3
 0.5|1/2 \frac12 .5 0.50 $\frac12$ \boxed{\frac{1}{2}}
@@ -400,30 +168,12 @@ def test_what_is_equal_and_what_is_not(math_verify, line):
 @pytest.mark.parametrize(
     "completion, answer, reward",
     [
-        ("12", "12", 1),
-        ("so\n#### 1/2", "0.5", 1),
-        (r"$\frac12$", "1/2", 1),
-        (r"\boxed{\frac{1}{2}}", "1/2", 1),
-        (r"\(x+1\)", "1+x", 1),
-        ("(x+1)^2", "x^2+2x+1", 1),
-        (r"\{2,1\}", r"\{1,2\}", 1),
-        ("1,234", "1234", 1),
-        (r"\sqrt{8}", r"$2\sqrt{2}$", 1),
-        ("13", "12", 0),
-        ("11 or 12", "12", 0),
-        (r"\boxed{11}, \boxed{12}", "12", 0),
-        ("$11$ or $12$", "12", 0),
-        (r"11 \text{ or } 12", "12", 0),
-        (r"so \boxed{12}", "12", 0),
-        ("#### 12 #### 12", "12", 0),
-        ("", "12", 0),
-        (r"\pm 12", "12", 0),
-        ("11=12", "11", 0),
+        *((said, "12", 0) for said in ("", "\ud800", "11 or 12", "$11$ or $12$", "#### 12 #### 12")),
+        *((said, "12", 0) for said in (r"\boxed{11}, \boxed{12}", r"11 \text{ or } 12", r"so \boxed{12}")),
         ("1" * 500, "1" * 500, 1),
         ("1" * 501, "1" * 501, 0),
-        (r"(1,\infty)", "x>1", 1),  # the package treats reference and answer differently
-        ("x>1", r"(1,\infty)", 0),
-        ("\ud800", "12", 0),
+        (r"\(x+1\)", "1+x", 1),
+        ("x>1", r"(1,\infty)", 0),  # the package treats reference and answer differently: the other way it is right
     ],
 )
 def test_math_table(math_verify, completion, answer, reward):
@@ -528,12 +278,8 @@ def test_failures_are_told_apart(served):
     with pytest.raises(Failed, match="its process ended with exit code 7") as error:
         odd.ask(-7)
     assert error.value.status == 7 and odd.end is None and odd.ask(1) == 1
-    for code, words in (
-        ("1 / 0", "its process"),
-        ("raise SystemExit(3)", "its process"),
-        ("import os; os.abort()", "its process"),
-    ):
-        with pytest.raises(Failed, match=words):
+    for code in ("1 / 0", "raise SystemExit(3)", "import os; os.abort()"):
+        with pytest.raises(Failed, match="its process"):
             served(code).ask(1)
 
 
@@ -665,27 +411,3 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, 
         assert train.main(["--out", str(tmp_path / "run"), "--warm_steps", "0", "--steps", "1", *more]) == 2
         err = capsys.readouterr().err
         assert "requirements/tasks.txt" in err and err.count("\n") == 1
-
-
-def test_a_reference_that_cannot_be_read_is_named(math_verify, capsys, tmp_path):
-    data = tmp_path / "my.jsonl"
-    data.write_text('{"question": "a", "answer": "1/2"}\n{"question": "b", "answer": "\\\\frac{1}{"}\n')
-    assert (
-        train.main(
-            [
-                "--data",
-                str(data),
-                "--verifier",
-                "math_verify",
-                "--out",
-                str(tmp_path / "run"),
-                "--warm_steps",
-                "1",
-                "--steps",
-                "1",
-            ]
-        )
-        == 2
-    )
-    err = capsys.readouterr().err
-    assert "my.jsonl:2" in err and "no completion can earn a reward" in err and err.count("\n") == 1

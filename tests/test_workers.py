@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import ROOT, load, until
 from test_determinism import left_behind
 
 import config
 from harness import threads
 from support import workers
 
-ROOT = Path(__file__).resolve().parents[1]
 TINY = (
     "--hidden_size 32 --num_layers 1 --warm_batch 9 --steps 2 --prompts_per_step 4 --group_size 4 --max_new_tokens 24 "
     "--chain 1 --eval_every 2 --eval_problems 5 --verifier rule.py:check --out run --warm_dir warm"
@@ -103,13 +103,19 @@ def test_the_first_failure_is_the_exit_code_and_none_is_left(tmp_path, monkeypat
     assert killed == ({0, 1, 2} - ({2} if "== 2" in body else set()) if code > 128 else set())
 
 
-def launched(folder: Path, *options: str, number: str = "2", **how) -> subprocess.Popen:
+def launched(folder: Path, options: str) -> subprocess.Popen:
     """What `make train` starts, in a process group of its own, as in a terminal."""
     (folder / "rule.py").write_text(RULE)
-    command = [sys.executable, "-m", "support.workers", number, str(ROOT / "train.py"), *TINY, *options]
+    command = [sys.executable, "-m", "support.workers", "2", str(ROOT / "train.py"), *TINY, *options.split()]
     env = {**{k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"}, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipes, **how)
+    return subprocess.Popen(command, cwd=folder, env=env, start_new_session=True, **pipes)
+
+
+def ended(run: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit code, the rest of what it says, and its errors."""
+    out, err = run.communicate()
+    return run.returncode, out, err
 
 
 @pytest.mark.slow
@@ -117,44 +123,35 @@ def test_ctrl_c_in_the_shared_warm_start_then_the_same_command_makes_the_same_bi
     """Nobody has typed torchrun: one line says how many work, one where it ended, and nothing is left running."""
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
-    whole = launched(tmp_path / "whole", "--warm_steps", "300")
-    out, err = whole.communicate()
-    assert (whole.returncode, err) == (0, "")
-    assert out.splitlines()[0] == "processes: 2, threads in each: 1"
-    parts = launched(tmp_path / "parts", "--warm_steps", "300")
-    for line in parts.stdout:
-        if line.startswith("warm start: step=0/300"):
-            break
+    code, out, err = ended(launched(tmp_path / "whole", "--warm_steps 300"))
+    assert (code, err) == (0, "") and out.splitlines()[0] == "processes: 2, threads in each: 1"
+    parts = launched(tmp_path / "parts", "--warm_steps 300")
+    until(parts, "warm start: step=0/300")
     time.sleep(0.3)
     os.killpg(parts.pid, signal.SIGINT)  # as a terminal does: make's program, and each process
-    out, err = parts.communicate()
-    assert (parts.returncode, err) == (130, "")
+    code, out, err = ended(parts)
+    assert (code, err) == (130, "")
     (step,) = re.findall(r"^interrupted in the warm start after its step (\d+): the same command goes on$", out, re.M)
     with pytest.raises(ProcessLookupError):
         os.killpg(parts.pid, 0)
-    again = launched(tmp_path / "parts", "--warm_steps", "300")
-    out, err = again.communicate()
-    assert (again.returncode, err) == (0, "") and f"step={step}/300" in out and 0 < int(step) < 300
+    code, out, err = ended(launched(tmp_path / "parts", "--warm_steps 300"))
+    assert (code, err) == (0, "") and f"step={step}/300" in out and 0 < int(step) < 300
     assert left_behind(tmp_path / "whole") == left_behind(tmp_path / "parts")
 
 
 @pytest.mark.slow
 def test_a_signal_to_the_parent_alone_ends_all_with_a_checkpoint(tmp_path):
-    run = launched(tmp_path, "--warm_steps", "0", "--steps", "100000")
-    for line in run.stdout:
-        if line.startswith("step=3 "):
-            break
+    run = launched(tmp_path, "--warm_steps 0 --steps 100000")
+    until(run, "step=3 ")
     run.send_signal(signal.SIGTERM)
-    out, err = run.communicate()
-    assert (run.returncode, err) == (143, "")
-    step = torch.load(tmp_path / "run/last.pt", weights_only=True)["step"]
-    assert out.splitlines()[-1].startswith(f"interrupted after step {step}; ")
+    code, out, err = ended(run)
+    assert (code, err) == (143, "")
+    assert out.splitlines()[-1].startswith(f"interrupted after step {load(tmp_path / 'run/last.pt')['step']}; ")
 
 
 def test_a_users_mistake_is_one_line(tmp_path):
-    run = launched(tmp_path, "--group_size", "1")
-    out, err = run.communicate()
-    assert (run.returncode, out) == (2, "") and err.startswith("train.py: --group_size 1") and err.count("\n") == 1
+    code, out, err = ended(launched(tmp_path, "--group_size 1"))
+    assert (code, out) == (2, "") and err.startswith("train.py: --group_size 1") and err.count("\n") == 1
 
 
 # ---- threads ---------------------------------------------------------------------------------------------------------

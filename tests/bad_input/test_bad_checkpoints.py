@@ -97,33 +97,22 @@ def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(fin
 def test_weights_that_only_another_type_can_hold_are_refused(run, capsys):
     """1e300 is a number in float64, and infinite in the model's float32."""
     for name in ("last.pt", "best.pt"):
-        whole = (run / name).read_bytes()
         state = torch.load(run / name, weights_only=True)
-        weights = state["model"] if name == "last.pt" else state
+        weights = state.get("model", state)
         weights["norm.weight"] = weights["norm.weight"].double().fill_(1e300)
         torch.save(state, run / name)
-        if name == "last.pt":
-            resume_is_refused(capsys, run, "norm.weight are not finite", kind="foreign checkpoints")
-        else:
-            argv = [run, "1+1", *RULE]
-            refused(capsys, sample.main, argv, "norm.weight are not finite", kind="foreign checkpoints")
-        (run / name).write_bytes(whole)
+    resume_is_refused(capsys, run, "last.pt", "norm.weight are not finite", kind="foreign checkpoints")
+    argv = [run, "1+1", *RULE]  # of best.pt
+    refused(capsys, sample.main, argv, "norm.weight are not finite", kind="foreign checkpoints")
 
 
 def test_a_pipe_in_the_place_of_weights_is_refused_at_once(run, capsys):
-    for name, main, argv in (
-        ("best.pt", train.main, opd(run)),
-        ("last.pt", train.main, ["--resume", "--out", run, "--steps", "2", *RULE]),
-    ):
-        whole = (run / name).read_bytes()
+    for name in ("last.pt", "best.pt"):
         (run / name).unlink()
         os.mkfifo(run / name)
-        if name == "last.pt":  # of a run that has one: a pipe is none
-            refused(capsys, main, argv, "--resume needs", kind="foreign checkpoints")
-        else:
-            refused(capsys, main, argv, "is a pipe", kind="foreign checkpoints")
-        (run / name).unlink()
-        (run / name).write_bytes(whole)
+    refused(capsys, train.main, opd(run), "best.pt", "is a pipe", kind="foreign checkpoints")
+    argv = ["--resume", "--out", run, "--steps", "2", *RULE]  # of a run that has a last.pt: a pipe is none
+    refused(capsys, train.main, argv, "--resume needs", kind="foreign checkpoints")
 
 
 @pytest.mark.parametrize("line", ['{"step": 1, "no_spread": 1}', '{"step": 1, "length": 40}', '{"step": 1}'])
@@ -172,15 +161,19 @@ def test_a_pickle_in_a_checkpoint_is_refused_and_not_run(run, tmp_path, capsys, 
 # ---- foreign ---------------------------------------------------------------------------------------------------------
 
 
-def alias(state, i, j, name, other):
-    moments = state["optimizer"]["state"]
-    moments[j][other] = moments[i][name]
+def moments(state):
+    """Of the first weight."""
+    return state["optimizer"]["state"][0]
+
+
+def all_moments(state):
+    return state["optimizer"]["state"].values()
 
 
 def norms(state):
-    """Two weights of one shape."""
-    shapes = [tuple(x["exp_avg"].shape) for x in state["optimizer"]["state"].values()]
-    return next((i, j) for i, a in enumerate(shapes) for j, b in enumerate(shapes) if i < j and a == b)
+    """The moments of two weights of one shape."""
+    each = list(all_moments(state))
+    return next((a, b) for i, a in enumerate(each) for b in each[:i] if a["exp_avg"].shape == b["exp_avg"].shape)
 
 
 CHANGES = {
@@ -199,15 +192,13 @@ CHANGES = {
     "None for the best": lambda s: s.update(best=None),
     "an optimizer of fewer weights": lambda s: s["optimizer"]["state"].pop(0),
     "an optimizer that has made no step": lambda s: s["optimizer"].update(state={}),
-    "an optimizer of more steps": lambda s: [x["step"].fill_(2.0) for x in s["optimizer"]["state"].values()],
-    "an optimizer of part of a step": lambda s: [x["step"].fill_(0.5) for x in s["optimizer"]["state"].values()],
-    "weights of different steps": lambda s: s["optimizer"]["state"][0]["step"].fill_(0.0),
-    "one moment for two": lambda s: alias(s, 0, 0, "exp_avg", "exp_avg_sq"),
-    "one moment for two weights": lambda s: alias(s, *norms(s), "exp_avg", "exp_avg"),
-    "moments of another type": lambda s: s["optimizer"]["state"][0].update(
-        exp_avg=s["optimizer"]["state"][0]["exp_avg"].double()
-    ),
-    "squares below zero": lambda s: s["optimizer"]["state"][0]["exp_avg_sq"].fill_(-1.0),
+    "an optimizer of more steps": lambda s: [x["step"].fill_(2.0) for x in all_moments(s)],
+    "an optimizer of part of a step": lambda s: [x["step"].fill_(0.5) for x in all_moments(s)],
+    "weights of different steps": lambda s: moments(s)["step"].fill_(0.0),
+    "one moment for two": lambda s: moments(s).update(exp_avg_sq=moments(s)["exp_avg"]),
+    "one moment for two weights": lambda s: norms(s)[0].update(exp_avg=norms(s)[1]["exp_avg"]),
+    "moments of another type": lambda s: moments(s).update(exp_avg=moments(s)["exp_avg"].double()),
+    "squares below zero": lambda s: moments(s)["exp_avg_sq"].fill_(-1.0),
     "a fractional step": lambda s: s.update(step=1.5),
     "a step that is true": lambda s: s.update(step=True),
     "a best that is infinite": lambda s: s.update(best=math.inf),
@@ -216,9 +207,9 @@ CHANGES = {
     "a best that is still to come": lambda s: s.update(best_step=3),
     "half a best": lambda s: s.update(best_step=0.5),
     "a fractional micro-batch": lambda s: s.update(micro_batch=1.5),
-    "an optimizer of other shapes": lambda s: s["optimizer"]["state"][0].update(exp_avg=torch.ones(3)),
-    "an optimizer without moments": lambda s: s["optimizer"]["state"][0].pop("exp_avg_sq"),
-    "an optimizer with NaN": lambda s: s["optimizer"]["state"][0]["exp_avg"].fill_(math.nan),
+    "an optimizer of other shapes": lambda s: moments(s).update(exp_avg=torch.ones(3)),
+    "an optimizer without moments": lambda s: moments(s).pop("exp_avg_sq"),
+    "an optimizer with NaN": lambda s: moments(s)["exp_avg"].fill_(math.nan),
     "an optimizer of no groups": lambda s: s.update(optimizer={}),
     "another seed": lambda s: s["options"].update(seed=7),
     "another method": lambda s: s["options"].update(method="grpo"),
@@ -269,10 +260,8 @@ def test_rates_and_signs_are_those_of_the_options(run, tmp_path):
     a, b = (torch.load(folder / "last.pt", weights_only=True) for folder in (whole, run))
     for x, y in zip(a["model"].values(), b["model"].values(), strict=True):
         assert torch.equal(x, y)
-    assert (
-        a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
-        and b["optimizer"]["param_groups"][0]["lr"] == Config.lr
-    )
+    assert a["optimizer"]["param_groups"] == b["optimizer"]["param_groups"]
+    assert b["optimizer"]["param_groups"][0]["lr"] == Config.lr
 
 
 # ---- configurations --------------------------------------------------------------------------------------------------

@@ -37,7 +37,6 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "two objects on a line": (ROW.encode() * 2, "not JSON: Extra data"),
     "cut off": (ROW.encode()[:-5], "not JSON"),
     "single quotes": (b"{'question': 'a', 'answer': 'b'}", "not JSON"),
-    "CSV": (b"question,answer", "not JSON"),
     "a JSON array over lines": (b"[", "not JSON"),
     "deep": (b'{"question": ' + b"[" * 100_000, "not JSON"),
     "a number of 10,000 digits": (b'{"question": "q", "answer": ' + b"9" * 10_000 + b"}", "x.jsonl:13"),
@@ -45,12 +44,12 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "string": (b'"question"', "a JSON object is needed, not str"),
     "null": (b"null", "a JSON object is needed, not NoneType"),
     "no question": (b'{"answer": "a"}', "no key 'question'"),
-    "no answer": (b'{"question": "q"}', "no key 'answer'"),
     "other case": (b'{"Question": "q", "answer": "a"}', "no key 'question'"),
-    "a number as answer": (b'{"question": "q", "answer": 7}', "'answer' must be a string, not int"),
     "NaN as answer": (b'{"question": "q", "answer": NaN}', "'answer' must be a string, not float"),
-    "null as answer": (b'{"question": "q", "answer": null}', "'answer' is empty"),
+    "a number as answer": (b'{"question": "q", "answer": 7}', "'answer' must be a string, not int", 'write "7"'),
+    "an empty question": (b'{"question": "", "answer": "a"}', "'question' is empty"),
     "white space as answer": (b'{"question": "q", "answer": " \\n"}', "'answer' is empty"),
+    "white space as solution": (b'{"question": "q", "answer": "a", "solution": " "}', "'solution' is empty"),
     "a list as solution": (b'{"question": "q", "answer": "a", "solution": ["s"]}', "'solution' must be a string"),
     "the marker in the solution": (b'{"question": "q", "answer": "a", "solution": "#### a"}', "contains ####"),
     "the marker in the answer": (b'{"question": "q", "answer": "#### a"}', "contains ####"),
@@ -61,7 +60,6 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "a question longer than the context": (big(question=300), "x.jsonl:13", "304 tokens", "--max_seq_len 256"),
     "a question of 900,000 characters": (big(question=900_000), "x.jsonl:13", "--max_seq_len 256"),
     "an answer longer than a completion": (big(answer=60), "x.jsonl:13", "--max_new_tokens 40"),
-    "an answer that nothing decodes to": (b'{"question": "q", "answer": "\\ud800"}', "x.jsonl:13", "no completion can"),
     "GSM8K's form and a solution": (b'{"question": "q", "answer": "s\\n#### 1", "solution": "s"}', "'answer' contains"),
     "nothing behind the marker": (b'{"question": "q", "answer": "so it is ####"}', "'answer' contains ####"),
     "two markers": (b'{"question": "q", "answer": "a #### 1 #### 2"}', "'answer' contains ####"),
@@ -69,7 +67,6 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "the marker in the question": (b'{"question": "q #### 3", "answer": "a"}', "'question' contains ####"),
     "an object as answer": (b'{"question": "q", "answer": {"a": 1}}', "not dict", "json.dumps"),
     "a list as answer": (b'{"question": "q", "answer": ["a"]}', "not list", "json.dumps"),
-    "a number, with what to write": (b'{"question": "q", "answer": 7}', 'write "7"'),
 }
 
 
@@ -86,12 +83,7 @@ ROWS_OF = {  # whole files as other people have them: bytes, words of the messag
     "CSV": (b"question,answer\n1+1,2\n1+2,3\n", "x.jsonl:1", "not JSON", "each line is an object like"),
     "one array": (json.dumps([{"question": "q", "answer": "a"}]).encode(), "x.jsonl:1", "on a line of its own"),
     "an array, indented": (json.dumps([{"question": "q"}], indent=1).encode(), "x.jsonl:1", "on a line of its own"),
-    "an object of rows": (
-        b'{"data": [{"question": "q", "answer": "a"}]}',
-        "x.jsonl:1",
-        "no key 'question'",
-        "each line",
-    ),
+    "an object of rows": (b'{"data": [{"question": "q", "answer": "a"}]}', "x.jsonl:1", "no key 'question'", "each"),
     "an object, indented": (json.dumps({"question": "q"}, indent=1).encode(), "x.jsonl:1", "each line is an object"),
     "Parquet": (b"PAR1\x15\x04\x15\xff\n\x00", "x.jsonl:1", "Parquet", "JSON Lines"),
     "gzip": (b"\x1f\x8b\x08\x00", "x.jsonl:1", "gzip"),
@@ -116,16 +108,13 @@ def test_other_peoples_files_are_told_what_is_expected(tmp_path, capsys, name):
     refused(capsys, train.main, [*TINY, "--data", tmp_path / "x.jsonl", "--out", tmp_path / "o"], *words, kind="data")
 
 
+HINT = ["--privileged_key", "hint"]
 FAULTS = {  # a row that is sound JSON, more options, words
     "a long prompt": ({"question": "so " * 300, "answer": "1"}, [], "tokens"),
     "a long solution": ({"question": "q", "answer": "1", "solution": "so " * 300}, [], "--max_new_tokens"),
-    "a long reference": ({"question": "q", "answer": "1", "hint": "so " * 300}, ["--privileged_key", "hint"], "tokens"),
-    "no reference": ({"question": "q", "answer": "1"}, ["--privileged_key", "hint"], "no key 'hint'"),
-    "a null reference": (
-        {"question": "q", "answer": "1", "hint": None},
-        ["--privileged_key", "hint"],
-        "'hint' is empty",
-    ),
+    "a long reference": ({"question": "q", "answer": "1", "hint": "so " * 300}, HINT, "tokens"),
+    "no reference": ({"question": "q", "answer": "1"}, HINT, "no key 'hint'"),
+    "a null reference": ({"question": "q", "answer": "1", "hint": None}, HINT, "'hint' is empty"),
     "a null answer": ({"question": "q", "answer": None}, [], "'answer' is empty"),
     "no solution": ({"question": "q", "answer": "1", "solution": None}, ["--privileged", "solution"], "no solution"),
     "no solution in the warm start": ({"question": "q", "answer": "1"}, ["--warm_solutions", "0.5"], "no solution"),
@@ -144,9 +133,8 @@ def test_every_fault_is_told_with_its_file_and_line(tmp_path, capsys, name, opti
     other = [{**r, "question": "other " + r["question"]} for r in sound]
     for name, rows in (("x.jsonl", [*sound[:7], row, *sound[7:]]), ("other.jsonl", other)):
         (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
-    files = ["--data", "x.jsonl", "--eval_data", "other.jsonl"] if option == "--data" else ["--data", "other.jsonl"]
-    files += ["--eval_data", "x.jsonl"] if option == "--eval_data" else []
-    files = [tmp_path / file if file.endswith(".jsonl") else file for file in files]
+    trains, held_out = ("x.jsonl", "other.jsonl") if option == "--data" else ("other.jsonl", "x.jsonl")
+    files = ["--data", tmp_path / trains, "--eval_data", tmp_path / held_out]
     argv = [*TINY, *more, *files, "--out", tmp_path / "run"]
     refused(capsys, train.main, argv, f"{tmp_path / 'x.jsonl'}:8: ", words, kind="data")
 
@@ -182,10 +170,7 @@ def test_held_out_problems_of_their_own(tmp_path, capsys):
 
 
 GSM = [  # as GSM8K has it
-    {
-        "question": f"A farmer has {i} hens and buys {i + 1}.",
-        "answer": f"He has {i}+1 = <<{i}+1>>\nSo\n#### {2 * i + 1}",
-    }
+    {"question": f"A farmer has {i} hens.", "answer": f"He has {i}+1 = <<{i}+1>>\nSo\n#### {2 * i + 1}"}
     for i in range(12)
 ]
 
@@ -205,13 +190,9 @@ def test_whole_texts_as_answers_are_not_taken_without_a_word(tmp_path, capsys):
     rows = [{**row, "answer": row["answer"].replace("#### ", "")} for row in GSM]
     path = write(tmp_path, "\n".join(map(json.dumps, rows)).encode())
     (tmp_path / "v.py").write_text("def check(c, a):\n    return 0.0\n")
-    said = {}
-    for verifier in ("exact", f"{tmp_path}/v.py:check"):
-        load_source(Config(data=path, verifier=verifier))
-        said[verifier] = capsys.readouterr().out
-    assert said.pop("exact").startswith(f"note: {path}: 12 of 12 answers are whole texts") and list(said.values()) == [
-        ""
-    ]
+    load_source(Config(data=path, verifier="exact"))
+    assert capsys.readouterr().out.startswith(f"note: {path}: 12 of 12 answers are whole texts")
+    load_source(Config(data=path, verifier=f"{tmp_path}/v.py:check"))
     load_source(Config(data=write(tmp_path, SOUND)))
     assert capsys.readouterr().out == ""
 
@@ -227,10 +208,13 @@ def test_the_advice_about_the_marker_is_right_when_it_is_followed(tmp_path):
         assert problem.answer.strip() == row["answer"].split()[-1] and problem.solution == "He has them."
 
 
-@pytest.mark.parametrize(
-    "verifier, answer", [("number", "twelve"), ("choice", "F"), ("expression", "1 + 1"), ("exact", "\ud800")]
-)
+UNREACHABLE = {"number": "twelve", "choice": "F", "expression": "1 + 1", "exact": "\ud800", "math_verify": r"\frac{1}{"}
+
+
+@pytest.mark.parametrize("verifier, answer", UNREACHABLE.items())
 def test_answers_that_no_completion_can_reach_are_named(tmp_path, capsys, verifier, answer):
+    if verifier == "math_verify":
+        pytest.importorskip("math_verify")
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"question": q, "answer": answer}) + "\n" for q in "ab"))
     options = [*TINY, "--data", tmp_path / "x.jsonl", "--verifier", verifier, "--out", tmp_path / "run"]
     refused(capsys, train.main, options, "x.jsonl:1", "no completion can earn", kind="data")

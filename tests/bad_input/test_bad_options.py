@@ -40,9 +40,8 @@ def test_every_option_refuses_what_it_cannot_be(tmp_path, capsys, name):
     bad = {int: NO_INT, float: NO_FLOAT, str: ("ppo", "") if f.metadata["choices"] else (), bool: ("=yes",)}[f.type]
     bad += tuple(str(f.metadata[k] + d) for k, d in (("low", -1), ("high", 1)) if f.metadata[k] is not None)
     for value in bad:
-        refused(
-            capsys, train.main, [*TINY, f"--{name}{value if f.type is bool else f'={value}'}"], name, kind="options"
-        )
+        given = f"--{name}{value if f.type is bool else f'={value}'}"
+        refused(capsys, train.main, [*TINY, given], name, kind="options")
     if f.type is int:
         assert f.metadata["low"] is not None and f.metadata["high"] is not None
     refused(capsys, train.main, [*TINY, f"--{name}_"], f"--{name}_", kind="options")
@@ -257,21 +256,7 @@ def test_a_long_line_keeps_what_to_do_at_its_end():
 
 # ---- any words -------------------------------------------------------------------------------------------------------
 
-WORDS = [f"--{name}" for name in FIELDS] + [
-    "-1",
-    "0",
-    "1",
-    "x",
-    "",
-    "nan",
-    "1e9",
-    "rlsd",
-    "opd",
-    "answer",
-    "--",
-    "=",
-    "é",
-]
+WORDS = [*(f"--{name}" for name in FIELDS), "", *"-1 0 1 x nan 1e9 rlsd opd answer -- = é".split()]
 
 
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=5), max_size=6))
@@ -286,6 +271,7 @@ def test_any_command_line_is_a_configuration_or_refused(argv):
 
 
 def programs(folder):
+    warm = [*TINY, "--warm_dir", folder]
     return [
         (probe.main, ["--batches", "0"], "--batches 0"),
         (probe.main, ["--batches", "1"], "--batches 1"),
@@ -295,12 +281,8 @@ def programs(folder):
         (probe.main, ["--lr", "nan"], "--lr nan"),
         (probe.main, ["--stepz", "1"], "--stepz"),
         (probe.main, ["--data", folder], "Is a directory"),
-        (
-            probe.main,
-            [*TINY, "--warm_dir", folder, "--batches", "2", "--verifier", f"{folder}/v.py:zero"],
-            "of 2 batches",
-        ),
-        (probe.main, [*TINY, "--warm_dir", folder, "--verifier", f"{folder}/v.py:wrong"], "it returned 7"),
+        (probe.main, [*warm, "--batches", "2", "--verifier", f"{folder}/v.py:zero"], "of 2 batches"),
+        (probe.main, [*warm, "--verifier", f"{folder}/v.py:wrong"], "it returned 7"),
         (bench.main, ["--rounds", "0"], "--rounds 0"),
         (bench.main, ["--rounds", "x"], "--rounds"),
         (bench.main, ["--only", "nothing"], "--only"),
@@ -367,18 +349,9 @@ def test_out_that_cannot_be_a_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file" / "below", tmp_path / ("x" * 300)):
         refused(capsys, train.main, [*TINY, "--warm_dir", tmp_path / "w", "--out", out], str(out)[-40:], kind="folders")
-    refused(
-        capsys, train.main, [*TINY, "--out", tmp_path / "o", "--warm_dir", tmp_path / "file"], "file", kind="folders"
-    )
+    argv = [*TINY, "--out", tmp_path / "o", "--warm_dir", tmp_path / "file"]
+    refused(capsys, train.main, argv, "file", kind="folders")
     assert (tmp_path / "file").read_text() == "mine"
-
-
-def environment(**more):
-    return {
-        **{k: v for k, v in os.environ.items() if not k.startswith(("LC_", "LANG"))},
-        "OMP_NUM_THREADS": "1",
-        **more,
-    }
 
 
 def test_names_with_spaces_and_letters_of_any_alphabet(tmp_path):
@@ -392,7 +365,8 @@ def test_names_with_spaces_and_letters_of_any_alphabet(tmp_path):
     (home / "règle.py").write_text("def check(c, a):\n    return float(len(c) % 2)\n")
     options = ["--data", home / "Fragen ü.jsonl", "--verifier", f"{home}/règle.py:check", "--out", home / "läuft"]
     command = [sys.executable, ROOT / "train.py", *TINY, *options, "--warm_dir", home / "warm"]
-    done = subprocess.run(command, capture_output=True, env=environment(PYTHONIOENCODING="ascii"), cwd=home)
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}  # conftest.py has taken the locale out
+    done = subprocess.run(command, capture_output=True, env=env, cwd=home)
     assert done.returncode == 0 and not done.stderr, done.stderr.decode()
     assert train.main([*map(str, ["--resume", *options, "--steps", "2"])]) == 0
     TRIED["folders"] += 2

@@ -28,7 +28,9 @@ import torch
 import torch._dynamo  # what the first step of an optimizer imports: once, not in every life
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from small_runs import again, load, options, same  # noqa: E402
 
 import train  # noqa: E402
 from harness import run  # noqa: E402
@@ -44,7 +46,6 @@ RECIPES = {
     "grpo": "--method grpo --micro_batch 3",
     "sdpo": "--method sdpo",
 }
-RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n"
 ERRORS = {"full disk": errno.ENOSPC, "write error": errno.EIO, "read-only folder": errno.EROFS}
 TIMINGS = ("seconds", "tokens/s")
 
@@ -203,10 +204,6 @@ class Life:
 # ---- what a life has left --------------------------------------------------------------------------------------------
 
 
-def load(path: Path):
-    return torch.load(path, weights_only=True)
-
-
 def rows(path: Path) -> list[dict]:
     """The rows of metrics.jsonl without timings, up to a line that is not whole."""
     kept = []
@@ -216,16 +213,6 @@ def rows(path: Path) -> list[dict]:
         except ValueError:
             break
     return kept
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a if key != "options")  # paths differ
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
 
 
 def faults_of_the_dead(run: Path, whole: Path, step_before: int) -> tuple[int, list[str]]:
@@ -269,12 +256,6 @@ def faults_of_the_failed(folder: Path, pid: int, status: int, fault: str) -> lis
     return wrong + [f"{fault}: {path.name} is left" for path in folder.rglob(f"*.{pid}.tmp")]
 
 
-def again(out, *more):
-    """The command that goes on with a run, as it was told: a verifier's file is run only where it is named."""
-    verifier = json.loads((Path(out) / "config.json").read_text())["verifier"]
-    return ["--resume", "--out", str(out), *(["--verifier", verifier] if ":" in verifier else []), *more]
-
-
 # ---- many lives ------------------------------------------------------------------------------------------------------
 
 
@@ -286,13 +267,11 @@ class Trial:
         self.folder, self.phase = folder, Phase()
         self.counts, self.landed, self.mismatches = Counter(), Counter(), []
         self.pace = 1.0  # how much slower lives are than the run that was never killed: other work comes and goes
-        self.rule = folder / "rules.py"
-        self.rule.write_text(RULE)
         self.whole = {recipe: self.never_killed(recipe) for recipe in recipes}
 
     def options(self, recipe: str, folder: Path) -> list[str]:
-        paths = ["--out", str(folder / "out"), "--warm_dir", str(folder / "warm"), "--verifier", f"{self.rule}:check"]
-        return [*SMALL.split(), *RECIPES[recipe].split(), *paths]
+        own = ("--warm_dir", folder / "warm")
+        return options(self.folder, f"{folder.name}/out", RECIPES[recipe], *own, tiny=SMALL.split())
 
     def never_killed(self, recipe: str) -> tuple[Path, float, int]:
         """The folder of the run to compare with, its seconds, and the steps of its disk."""

@@ -8,14 +8,13 @@ python tests/museum/show.py --planted   # the mistakes of mistakes.py: every tes
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mutants import Mutant, others_of, state_of, tests_of, tried
-from planted import ROOT, Copy, Verdict, warm_up
+from planted import ROOT, Copy, Verdict, shared_out, warm_up
 
 from museum.mistakes import MISTAKES
 from museum.pieces import PIECES
@@ -57,7 +56,7 @@ def noticed(copy: Copy, mistake, tests: list[str], sore: set[str]) -> Verdict:
     """The first test that fails with the mistake, file by file; sore ones, which fail without it, do not count."""
     text, seconds = (ROOT / mistake.file).read_text(), 0.0
     for test in tests:
-        while (verdict := copy.verdict(mistake.file, changed(mistake), [test], left_out=sore)).outcome == "failed":
+        while (verdict := copy.verdict(mistake.file, changed(mistake), [test], sore=sore)).outcome == "failed":
             seconds += verdict.seconds
             if copy.verdict(mistake.file, text, [verdict.test]).outcome == "passed":
                 return Verdict("failed", verdict.test, round(seconds, 2))
@@ -87,26 +86,16 @@ def planted(jobs: int) -> int:
     todo = [one for one in of if tried(journal, one[2]).get(one[1], {"outcome": "broken"})["outcome"] == "broken"]
     todo.sort(key=lambda one: len(asked(one[0].file)))  # those of the core, which most tests name, come last
     print(f"{len(of)} mistakes, {len(todo)} to try", flush=True)
-    helpers = []
-    for job in range(1, jobs):
-        if (pid := os.fork()) == 0:
-            try_out(todo[job::jobs], journal)
-            os._exit(0)
-        helpers.append(pid)
-    try_out(todo[::jobs], journal)
-    for pid in helpers:
-        os.waitpid(pid, 0)
+    shared_out(todo, jobs, lambda part: try_out(part, journal))
     rows = [tried(journal, state)[key] for _, key, state in of]
     rows = [{name: row[name] for name in ("file", "mistake", "outcome", "test", "seconds")} for row in rows]
     missed = [row for row in rows if row["outcome"] != "failed"]
-    kept(
-        "planted.json",
-        {"command": "make planted", "seen": len(rows) - len(missed), "mistakes": len(rows), "rows": rows},
-    )
+    seen = len(rows) - len(missed)
+    kept("planted.json", {"command": "make planted", "seen": seen, "mistakes": len(rows), "rows": rows})
     for row in missed:
         print(f"missed: {row['file']}: {row['mistake']} ({row['outcome']})")
-    print(f"{len(rows) - len(missed)} of {len(rows)} seen")
-    return int(len(missed) > 0)
+    print(f"{seen} of {len(rows)} seen")
+    return int(seen < len(rows))
 
 
 def main(options: list[str]) -> int:
