@@ -22,6 +22,7 @@ import sample as program  # noqa: E402
 import tasks  # noqa: E402
 import train  # noqa: E402
 from config import Config  # noqa: E402
+from harness import look  # noqa: E402
 from harness.options import INIT_FILES, fingerprint_of, parse_config  # noqa: E402
 from model import sample  # noqa: E402
 from published.chat import TELL, chat, served  # noqa: E402
@@ -366,10 +367,14 @@ def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
 
 
 def test_a_look_at_a_model_of_our_own(tmp_path, capsys, monkeypatch):
+    """Each problem's completions have noise of their own."""
+    seeds, sampling = [], look.sampling
+    monkeypatch.setattr(look, "sampling", lambda *args, seed: seeds.append(seed) or sampling(*args, seed=seed))
     monkeypatch.chdir(tmp_path)
-    assert train.main("--look 1 --eval_problems 3 --hidden_size 32 --num_layers 1".split()) == 0
+    assert train.main("--look 2 --eval_problems 3 --hidden_size 32 --num_layers 1".split()) == 0
     printed = capsys.readouterr().out
     assert "  | <|user|>" in printed and "weights are random" in printed and not list(tmp_path.iterdir())
+    assert len(set(seeds)) == 2
 
 
 @pytest.mark.parametrize(

@@ -107,6 +107,11 @@ def test_worked_solutions_are_right_and_careless_ones_have_their_form(task, seed
         assert reward >= right  # countdown may reach the target by another way
 
 
+def test_free_wording_is_drawn_anew_before_each_step():
+    words = [line.split()[0] for line in tasks.addition(random.Random(0), filler=6).solution.splitlines()]
+    assert len(set(words)) == len(words) == 4
+
+
 @pytest.mark.parametrize("chain", [2, 3, 5])
 def test_copying_a_given_number_does_not_reach_the_target(chain):
     for problem in tasks.generated("countdown", 20, chain).held_out:

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same, sharp_state, until
 
@@ -194,6 +194,8 @@ def test_a_well_formatted_wrong_answer_earns_nothing():
     st.one_of(st.just(0), st.integers(20, 250)),
     st.sampled_from(["rlsd", "grpo"]),
 )
+@example([(10, 1, 10)] * 3, 0, 43, "grpo")  # two rows hold 2 x (12 + 10)
+@example([(10, 1, 10)] * 3, 0, 44, "grpo")
 def test_parts_of_a_batch_stay_within_both_bounds_and_no_row_is_left_out(sizes, rows, tokens, method):
     """Question, answer and completion of each row in tokens; every second row is picked."""
     config = Config(method=method, micro_batch=rows, micro_tokens=tokens)
