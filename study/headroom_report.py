@@ -9,6 +9,7 @@ import numpy as np
 
 from study.bootstrap import FEWEST, Estimate, bootstrap, families, ratio, samples_worth
 from study.figures import bias_figure, headroom_figure
+from study.headroom import cells
 
 GRPO, WIDE = "GRPO", "RLSD, eps_w 4"  # of split.py
 FEW, MANY, RUN = "32", "256", 60 * 256  # samples: of a batch, of a large one, of 60 updates
@@ -182,10 +183,11 @@ def section(rows: list[dict], out: Path) -> str:
     if not found:
         return ""
     before = [name for name in found if not name.endswith(AFTER)]
+    names = (*ORACLES, "RLSD (paper)", WIDE, "OPSD", "GRPO + without style")
+    drawn = [name for name in names if any(worth(family, name).n for family in found.values())]
     panels = {
         when: {
-            name: {of: worth(found[of + end], name) if of + end in found else NONE for of in before}
-            for name in (*ORACLES, "RLSD (paper)", WIDE, "OPSD", "GRPO + without style")
+            name: {of: worth(found[of + end], name) if of + end in found else NONE for of in before} for name in drawn
         }
         for when, end in (("before RL", ""), ("after 60 updates of GRPO", AFTER))
     }
@@ -197,9 +199,10 @@ def section(rows: list[dict], out: Path) -> str:
     policies = {len(family) for family in found.values()}
     few = f"; under {FEWEST} no verdict" if min(policies) < FEWEST else ""
     batches = " or ".join(sorted({str(row["batches"]) for row in rows}))
+    extent = f"{len(rows)} of {len(cells())} cells; {min(policies)} policies each{few}"
     parts = [
         "## Headroom: what would perfect evidence give?",
-        f"{min(policies)} policies each{few}; batches of {FEW} samples: {batches}.{ABOUT_HEADROOM}",
+        f"{extent}; batches of {FEW} samples: {batches}.{ABOUT_HEADROOM}",
         "![samples worth](headroom.png)",
         *(part for samples in (FEW, MANY) for part in (f"{samples} samples:", worth_table(found, WORTH, samples))),
         f"By Adam's step, {FEW} samples:",

@@ -19,7 +19,7 @@ import reproduce
 from config import Config
 from harness.options import CHANGEABLE
 from rlsd import group_advantages
-from study import bootstrap, execute, plan
+from study import bootstrap, execute, headroom, plan
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -154,9 +154,11 @@ def test_intervals_in_words_are_those_of_the_results():
     """Of docs/study.md and the README; and how much of the marked solutions has been scored."""
     results = {name: (ROOT / f"results/{name}.md").read_text() for name in ("report", "language", "localise")}
     study, found = prose("docs/study.md"), prose("README.md").split("## What we found")[1].split(" ## ")[0]
-    for page in (study, found):
+    for page in (study, found, prose("docs/derivation.md")):
         quoted = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", page)
         assert len(quoted) >= 2 and [q for q in quoted if q not in "".join(results.values())] == []
+    measured = (ROOT / "results/headroom.jsonl").read_text().count("\n")
+    assert f"So far {measured} of its {len(headroom.cells())} cells are measured" in study
     done, marked = re.findall(r"(\d+) of (\d+) solutions", results["localise"])[0]
     score = "score of a step"
     scores = [row["verdict"] for row in table(results["localise"], score) if "Delta" in row[score]]
