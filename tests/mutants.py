@@ -62,7 +62,7 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "harness/options.py": ["bad_input/test_bad_options.py", "test_train.py"],
     "harness/look.py": ["test_serving.py"],
     "harness/threads.py": ["test_workers.py"],
-    "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py"],
+    "harness/problems.py": ["test_tasks.py", "bad_input/test_bad_data.py", "test_judge.py"],
     "harness/run.py": ["test_train.py", "test_guards.py", "test_missing.py"],
     "harness/warm_start.py": "test_train.py test_depends.py test_missing.py bad_input/test_bad_checkpoints.py".split(),
     "harness/watch.py": ["test_guards.py"],

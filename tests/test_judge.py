@@ -18,7 +18,7 @@ import train
 from config import Config
 from harness.checkpoint import State
 from harness.evaluation import mean_reward
-from harness.problems import verifier_of
+from harness.problems import load_source, verifier_of
 from model import Samples
 from rlsd import group_advantages
 from sources.verifier_process import Rule
@@ -163,6 +163,12 @@ for name in {list(BAD)}:
     globals()[name] = on_two(globals()[name])
 """
 OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no error that Python has a traceback of
+
+
+def test_the_time_limit_is_the_options(tmp_path):
+    (tmp_path / "rule.py").write_text("def right(completion, answer): return 1.0\n")
+    config = config_of(tmp_path, "--verifier", f"{tmp_path}/rule.py:right", "--verifier_timeout", "7.5")
+    assert load_source(config)[1].seconds == 7.5
 
 
 def rule(tmp_path, name):

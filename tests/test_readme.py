@@ -283,6 +283,9 @@ def test_reliability_quotes_the_recorded_figures():
     faults, museum, refused = recorded("faults"), recorded("museum"), recorded("bad_input")["inputs_tried"]
     assert f"{faults['kills']} of {faults['kills']}" in page and f"one of {faults['finished runs']}" in page
     assert f"{museum['caught']} of {museum['pieces']}" in page and f"{refused:,}" in page
+    planted = recorded("planted")
+    files = len({row["file"] for row in planted["rows"]})
+    assert f"in {files} files" in page and f"{planted['seen']} of {planted['mistakes']}" in page
     assert f"asks for {recorded('learning_test')['margin']}" in page
 
 
