@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
         return 0
     if args.worker:
         figures = WORKERS[args.worker](run)
-        print(*[json.dumps(figures)] * is_first())
+        if is_first():
+            print(json.dumps(figures))
         return 0
     result = {"machine": machine(args.device), "smoke": args.smoke, "rounds": args.rounds, "rows": []}
     load = result["machine"]["load_average"] or 0

@@ -10,6 +10,7 @@ ratio of squared cosines is the ratio of samples that two weightings need for th
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -177,17 +178,21 @@ def show(found: dict) -> None:
         print(f"{name} samples:", ", ".join(f"{k} {v:.3f}" for k, v in share.items()))
 
 
+def finish(found: dict, show: Callable[[dict], None], keep: str) -> int:
+    """Show what was measured, and keep it where --keep says -> exit code 0."""
+    show(found)
+    if keep:
+        replace(Path(keep), lambda path: path.write_text(json.dumps(found) + "\n"))
+    return 0
+
+
 @program
 def main(argv: list[str]) -> int:
     with interruptible():
         own, config = parse(argv)
         source, verifier = load_source(config)
         model = policy_of(own.policy, config, source)
-        found = measure(model, source, verifier, config, own.batches)
-        show(found)
-        if own.keep:
-            replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
-    return 0
+        return finish(measure(model, source, verifier, config, own.batches), show, own.keep)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,9 @@ samples worth, (gain_w / gain_G)^2, which is the cosine squared times the noise'
 """
 
 import dataclasses
-import json
 import sys
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -36,9 +34,8 @@ from rlsd import token_advantages
 from rollout import Rollout, score
 from study import variants
 from study.oracles import deciding_tokens, free_wording, marked
-from study.probe import parse, policy_of
+from study.probe import finish, parse, policy_of
 from support.errors import UserError
-from support.files import replace
 from support.program import program
 from verifiers import Verifier, final_answer
 
@@ -273,11 +270,7 @@ def main(argv: list[str]) -> int:
         source, verifier = load_source(config)
         model = policy_of(own.policy, config, source)
         before = policy_of("", config, source) if own.policy else None
-        found = measure(model, source, verifier, config, own.batches, before)
-        show(found)
-        if own.keep:
-            replace(Path(own.keep), lambda path: path.write_text(json.dumps(found) + "\n"))
-    return 0
+        return finish(measure(model, source, verifier, config, own.batches, before), show, own.keep)
 
 
 if __name__ == "__main__":
