@@ -1,9 +1,10 @@
 """Change one thing in the code, run its tests, and see whether they notice: python tests/mutants.py [--all] [--jobs 2].
 
-Every comparison, operator, condition, constant, slice, call and return of a file is changed, one a mutant. Message
-texts (f-strings), docstrings, annotations and decorators are left alone. A run that is stopped goes on where it was
-(runs/mutants.jsonl): what was killed stays killed while its file is the same, survivors are tried again as soon as
-their tests have changed. Ends with exit code 1 where a survivor is not listed in tests/mutation.md.
+Every comparison, operator, condition, constant, slice, call and return of a file is changed, one a mutant. Texts for
+people (f-strings, strings of several words, help=, metavar=), docstrings, annotations and decorators are left alone. A
+run that is stopped goes on where it was (runs/mutants.jsonl): what was killed stays killed while its file is the same,
+survivors are tried again as soon as their tests have changed. Ends with exit code 1 where a survivor is not listed in
+tests/mutation.md.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from planted import ROOT, Copy, shared_out, warm_up
+from planted import CPU, LOOP, ROOT, Copy, shared_out, warm_up
 
 # file -> the tests that are to notice
 CORE = {
@@ -99,6 +100,7 @@ class Mutant:
     old: str
     new: str
     text: str  # of the whole changed file
+    words: bool = False  # changes a text for people alone
 
     def __str__(self):
         return f"{self.file}:{self.line}: {self.entry}"
@@ -246,8 +248,17 @@ def mutants(file: str, source: str) -> list[Mutant]:
                 continue
             old, new = (" ".join(code.split()) for code in (raw[begin:end].decode(), new))
             code = source.splitlines()[first.lineno - 1].strip()
-            found.setdefault(same, Mutant(file, first.lineno, code, old, new, text))
+            found.setdefault(same, Mutant(file, first.lineno, code, old, new, text, for_people(node, other)))
     return sorted((m for m in found.values() if m), key=lambda m: m.line)
+
+
+def for_people(node: ast.AST, other: ast.AST) -> bool:
+    """Does `other` change a text of several words that is no list of options, or lack help= or metavar=?"""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return " " in node.value.strip() and not node.value.startswith("-")
+    if isinstance(node, ast.Call) and isinstance(other, ast.Call) and len(other.keywords) < len(node.keywords):
+        return {k.arg for k in node.keywords} - {k.arg for k in other.keywords} <= {"help", "metavar"}
+    return False
 
 
 def visited(node: ast.AST):
@@ -275,8 +286,10 @@ def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
     with Copy() as copy:
         for i, (mutant, tests, state) in enumerate(todo):
             seconds = dict(collections.ChainMap(*(durations(copy, test) for test in tests)))
-            rank = {test: -(kills[test] + 0.5) / (seconds[test] + 0.01) for test in seconds}
-            verdict = copy.verdict(mutant.file, mutant.text, tests, rank)
+            sore = {test for test in seconds if seconds[test] is None}
+            rank = {test: -(kills[test] + 0.5) / (seconds[test] + 0.01) for test in seconds if test not in sore}
+            most = min(CPU, 30 + LOOP * sum(seconds[test] for test in rank))
+            verdict = copy.verdict(mutant.file, mutant.text, tests, rank, sore, most)
             kills[verdict.test] += 1
             row = {"key": mutant.key, "state": state, "mutant": str(mutant), **vars(verdict)}
             with journal.open("a") as file:
@@ -285,14 +298,23 @@ def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
                 print(f"{i + 1}/{len(todo)} {verdict.outcome:6} {mutant}", flush=True)
 
 
+def timed(tests: list[str]) -> None:
+    with Copy() as copy:
+        for test in tests:
+            sore = [name for name, seconds in durations(copy, test).items() if seconds is None]
+            print(
+                f"{test} has its times", *(f"{name} fails without any change, left out" for name in sore), sep="\n    "
+            )
+
+
 @functools.cache
-def durations(copy: Copy, test: str) -> dict[str, float]:
-    """Seconds of each test of a file, all of which pass on the code as it is; kept as long as code and tests are."""
+def durations(copy: Copy, test: str) -> dict[str, float | None]:
+    """Seconds of each test of a file as Copy.durations has them; kept as long as code and tests are."""
     sources = [path for path in sorted(copy.folder.rglob("*.py")) if "tests" not in path.parts]
     state = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, ROOT / "tests" / test])).hexdigest()[:16]
     path = ROOT / "runs" / f"durations-{state}.json"
     if not path.exists():
-        path.write_text(json.dumps(copy.durations([test])))
+        path.write_text(json.dumps(copy.durations(test)))
     return json.loads(path.read_text())
 
 
@@ -323,9 +345,9 @@ def main() -> int:
     files = args.files or (known if args.all else files_of(CORE))
     journal = ROOT / "runs" / "mutants.jsonl"
     made = {file: mutants(file, (ROOT / file).read_text()) for file in files}
-    if args.sample:
-        drawn = {file: random.Random(file).sample(found, min(args.sample, len(found))) for file, found in made.items()}
-        made = {file: sorted(found, key=lambda m: m.line) for file, found in drawn.items()}
+    if args.sample:  # twice as many, as texts for people are passed over
+        made = {f: random.Random(f).sample(found, min(2 * args.sample, len(found))) for f, found in made.items()}
+    made = {file: [m for m in found if not m.words][: args.sample or None] for file, found in made.items()}
     states = {file: state_of(tests_of(file)) for file in files}
     todo = []
     for file in files:
@@ -337,6 +359,7 @@ def main() -> int:
         return 0
     journal.parent.mkdir(exist_ok=True)
     warm_up()
+    shared_out(sorted({test for _, tests, _ in todo for test in tests}), args.jobs, timed)
     shared_out(todo, args.jobs, lambda part: work(part, journal))
     known = {file: tried(journal, states[file]) for file in files}
     return report_sample(files, made, known) if args.sample else report(files, made, known)

@@ -25,7 +25,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU, WALL = 240, 900  # seconds; the first does not depend on what else the machine does, the second ends a sleep
-MEMORY = 3 * 2**30  # bytes a fork may map beyond what the warm process has: a mutant of a guard may ask for anything
+LOOP = 4  # times what the tests take as it is, and half a minute: what takes longer does not end
+MEMORY = 8 * 2**30  # bytes a fork may map beyond what the warm process has: a mutant of a guard may ask for anything
 asked_to_stop: list[bool] = []
 
 
@@ -41,23 +42,27 @@ class Verdict:
 class Watch:
     """A pytest plugin: tests run in the order of `rank`; the first failure is written down and ends the process.
 
-    sore: tests that are not run, as they fail on the code as it is.
+    sore: tests that are not run, as they fail on the code as it is (some do within the limits of a fork).
+    durations: where each test's seconds are written, None for one that fails; no failure ends the process then.
     """
 
-    def __init__(self, rank: dict[str, float], path: Path, sore: Collection[str] = ()):
-        self.rank, self.path, self.sore, self.seconds = rank, path, sore, {}
+    def __init__(self, rank: dict[str, float], path: Path, sore: Collection[str] = (), durations: Path | None = None):
+        self.rank, self.path, self.sore, self.durations, self.seconds = rank, path, sore, durations, {}
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [item for item in items if short(item.nodeid) not in self.sore]
         items.sort(key=lambda item: self.rank.get(short(item.nodeid), 0.0))
 
     def pytest_runtest_logreport(self, report):
-        self.seconds[short(report.nodeid)] = report.duration
-        if report.failed:
+        test = short(report.nodeid)
+        before = self.seconds.get(test, 0.0)  # set up, called, taken down
+        self.seconds[test] = None if report.failed or before is None else before + report.duration
+        if report.failed and not self.durations:
             self.write("failed", report.nodeid)
 
     def pytest_sessionfinish(self):
-        self.path.with_name("durations.json").write_text(json.dumps(self.seconds))
+        if self.durations:
+            self.durations.write_text(json.dumps(self.seconds))
 
     def pytest_collectreport(self, report):
         if report.failed:
@@ -86,16 +91,22 @@ class Copy:
         shutil.rmtree(self.home, ignore_errors=True)
 
     def verdict(
-        self, file: str, text: str, tests: list[str], rank: dict[str, float] | None = None, sore: Collection[str] = ()
+        self,
+        file: str,
+        text: str,
+        tests: list[str],
+        rank: dict[str, float] | None = None,
+        sore: Collection[str] = (),
+        cpu: float = CPU,
     ) -> Verdict:
-        """What the tests say of `file` with this text, until the first failure."""
+        """What the tests say of `file` with this text, until the first failure or `cpu` seconds."""
         path, answer = self.folder / file, self.home / "verdict.json"
         whole = path.read_text()
         answer.unlink(missing_ok=True)
         path.write_text(text)
         began = time.monotonic()
         try:
-            status = self.forked(tests, Watch(rank or {}, answer, sore))
+            status = self.forked(tests, Watch(rank or {}, answer, sore), cpu)
         finally:
             path.write_text(whole)
         seconds = round(time.monotonic() - began, 2)
@@ -103,17 +114,20 @@ class Copy:
             return Verdict(*json.loads(answer.read_text()), seconds)
         return Verdict("passed" if status == 0 else "dead", "", seconds)
 
-    def durations(self, tests: list[str]) -> dict[str, float]:
-        """Seconds of each test on the unchanged code; all of them have to pass there."""
-        assert self.forked(tests, Watch({}, self.home / "verdict.json")) == 0, f"{tests} fail as it is"
-        return json.loads((self.home / "durations.json").read_text())
+    def durations(self, test: str) -> dict[str, float | None]:
+        """Seconds of each test of a file on the unchanged code; None for one that fails there."""
+        answer, found = self.home / "verdict.json", self.home / "durations.json"
+        found.unlink(missing_ok=True)
+        self.forked([test], Watch({}, answer, durations=found))
+        assert found.exists(), f"{test} does not end, or is not read, as it is"
+        return json.loads(found.read_text())
 
-    def forked(self, tests: list[str], watch: Watch) -> int:
+    def forked(self, tests: list[str], watch: Watch, cpu: float = CPU) -> int:
         sys.stdout.flush()
         pid = os.fork()
         if pid == 0:
-            os._exit(self.run_tests(tests, watch))
-        end, done = time.monotonic() + WALL, 0
+            os._exit(self.run_tests(tests, watch, int(cpu)))
+        end, done = time.monotonic() + WALL * cpu / CPU, 0
         try:
             while not done and time.monotonic() < end:
                 if asked_to_stop:  # not raised by the handler itself: within a fork Python swallows it
@@ -125,7 +139,7 @@ class Copy:
                 os.killpg(pid, signal.SIGKILL)  # with what its tests have started
         return status if done else os.waitpid(pid, 0)[1]
 
-    def run_tests(self, tests: list[str], watch: Watch) -> int:
+    def run_tests(self, tests: list[str], watch: Watch, cpu: int) -> int:
         """The child's whole life; its exit code is pytest's."""
         try:
             os.setsid()
@@ -134,7 +148,7 @@ class Copy:
             if pages:
                 _, most = resource.getrlimit(resource.RLIMIT_AS)  # a test of little memory sets limits of its own
                 resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY, most))
-            resource.setrlimit(resource.RLIMIT_CPU, (CPU, CPU))
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
             output = os.open(self.home / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(output, 1)
             os.dup2(output, 2)
