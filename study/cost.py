@@ -50,7 +50,7 @@ def measure(options: list[str]) -> dict:
         scorings.append(1)
         return run(*args)
 
-    rooms = [name for name, room in sys.modules.items() if getattr(room, "completion_states", None) is run]
+    rooms = [name for name, room in list(sys.modules.items()) if getattr(room, "completion_states", None) is run]
     with contextlib.ExitStack() as stack:
         for room in rooms:
             stack.enter_context(mock.patch(f"{room}.completion_states", run_and_count))

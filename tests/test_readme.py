@@ -163,8 +163,8 @@ def test_intervals_in_words_are_those_of_the_results():
     score = "score of a step"
     scores = [row["verdict"] for row in table(results["localise"], score) if "Delta" in row[score]]
     level, finds, other = map(scores.count, ("level with chance", "finds it", "points elsewhere"))
-    assert f"So far {done} of the {marked}" in study and level + finds + other == len(scores) == 8
-    assert f"{level} are level with chance, {finds} finds it" in study and f"{other} points elsewhere" in study
+    assert f"{done} of the {marked} are scored" in study and level + finds + other == len(scores) == 8
+    assert level == 8 and f"{level} are level with chance" in study
 
 
 def test_a_verdict_follows_from_its_figure_and_the_mark_beside_it():
@@ -355,6 +355,12 @@ def test_what_make_llm_reaches_is_what_its_log_says():
     for line in ("right:", "before:", "after:"):
         for said in re.findall(rf"^  {line} +(.*)$", log, re.MULTILINE):
             assert said in example
+    log = (ROOT / "results" / "make_llm_cuda.txt").read_text()
+    before, _, after, updates = re.search(shares, log).groups()
+    minutes = re.search(r"^([\d.]+) minutes$", log, re.MULTILINE)[1]
+    seconds = re.findall(r"updates \((\d+) s\)", log)[-1]
+    said = f"takes {minutes} minutes after the download, {seconds} s of them for its {updates} updates, from {before}"
+    assert f"{said} to {after} " in prose("docs/models.md") and "one NVIDIA H100" in log.splitlines()[0]
 
 
 def test_the_derivation_quotes_the_probes():

@@ -2,7 +2,9 @@
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -96,6 +98,9 @@ def test_the_clock_of_the_cost_holds_its_updates_and_nothing_else(monkeypatch):
     events, update, clock = [], train.update, iter([100.0, 106.0])
     monkeypatch.setattr(train, "update", lambda *args: events.append("update") or update(*args))
     monkeypatch.setattr(cost.time, "process_time", lambda: events.append("clock") or next(clock))
+    lazy = ModuleType("lazy")  # as transformers has them: to ask for a name imports more
+    lazy.__getattr__ = lambda name: monkeypatch.setitem(sys.modules, f"imported{len(sys.modules)}", lazy)
+    monkeypatch.setitem(sys.modules, "lazy", lazy)
     small = "--hidden_size 32 --num_layers 1 --prompts_per_step 2 --group_size 4 --max_new_tokens 40 --chain 2"
     for options, scorings in (("--method grpo", 1), ("", 2), ("--evidence contrastive", 3), ("--method opsd", 2)):
         events.clear()
