@@ -174,6 +174,31 @@ def paying(found: dict[str, list[dict]]) -> list[str]:
     return lines
 
 
+# ---- claims ----------------------------------------------------------------------------------------------------------
+
+
+def claims(rows: list[dict]) -> list[tuple[str, str, Estimate, float]]:
+    """Each claim with what was measured, its figure, and the mark above which its interval has to lie."""
+    found, lines = families(rows), []
+    samples, angle = f"GRPO's samples / its own, {FEW} a batch", "cosine of the mean gradient with GRPO's"
+    for regime in ("addition", "countdown"):
+        for name, when in ((regime, "before RL"), (regime + AFTER, "after 60 updates of GRPO")):
+            family, where = found.get(name, []), f"({regime}, {when})"
+            of = lambda claim, measured, figure, mark: (f"{claim} {where}", measured, figure, mark)
+            best = text(worth(family, ORACLES[2]))
+            perfect = f"{samples}, weights 1 on the tokens that decide, else 0 (the best in [0.9, 1.1]: {best})"
+            lines += [
+                of("Perfect evidence is worth 1.2 times the samples", perfect, worth(family, ORACLES[0]), PAYS),
+                of("The paper's weights are worth more samples", samples, worth(family, "RLSD (paper)"), 1),
+                of(
+                    "Contrastive at eps_w 4 is worth 1.2 times the samples", samples, worth(family, "contrastive"), PAYS
+                ),
+                of("Wide weights point where GRPO does", f"{angle}, eps_w 4", cosine(family, WIDE), 0.9),
+                of("Contrastive at eps_w 4 points where GRPO does", angle, cosine(family, "contrastive"), 0.9),
+            ]
+    return [line for line in lines if line[2].n]
+
+
 # ---- the section -----------------------------------------------------------------------------------------------------
 
 

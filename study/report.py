@@ -9,6 +9,7 @@ import numpy as np
 from study import headroom_report, scores
 from study.bootstrap import FEWEST, Estimate, families, mean, ratio, worth
 from study.figures import credit_figure, curves_figure
+from study.first_page import first_page
 from study.scores import Study, area, final, leakage, leaked, seconds, start
 
 MARGIN = 0.02  # of pass@1: a smaller difference is taken as none
@@ -143,6 +144,7 @@ def outcome_claims(study: Study) -> list[list[str]]:
         claim = "RLSD pays somewhere: 1.5 times fewer updates"
         rows.append(row(claim, measured, figure, clear(figure.verdict(1.5), never), 2, mark="> 1.5"))
         rows += pays(study, f"({method}, {task}, {samples} samples, fresh seeds)", task, method, samples, True)[:1]
+    rows += pays(study, "(contrastive at eps_w 4, addition, fresh seeds)", "addition", "rlsd-contrastive-4", 256, True)
     for where, *cell in SWAPPED:
         lead, end = (study.gain(figure, *cell) for figure in (area, final))
         measured = f"paired difference of pass@1 over the whole run, both at the same rate (final: {end.text()})"
@@ -266,6 +268,12 @@ def credit_claims(probes: list[dict]) -> list[list[str]]:
     return rows
 
 
+def headroom_claims(cells: list[dict]) -> list[list[str]]:
+    """What token credit could give at most, what it gives, and where its gradient points."""
+    found = headroom_report.claims(cells)
+    return [row(c, measured, of, of.verdict(mark), 2, " policies", f"> {mark}") for c, measured, of, mark in found]
+
+
 def write(runs: list[dict], probes: list[dict], cells: list[dict], costs: dict, samples: Path, out: Path) -> Path:
     """report.md and its figures from the runs and probes that are there; what was not run is said, not guessed.
 
@@ -274,13 +282,14 @@ def write(runs: list[dict], probes: list[dict], cells: list[dict], costs: dict, 
     """
     study = Study(runs)
     claims = outcome_claims(study) + leakage_claims(study) + dynamics_claims(study)
-    claims += cost_claims(study, costs) + credit_claims(probes)
+    claims += cost_claims(study, costs) + credit_claims(probes) + headroom_claims(cells)
     out.mkdir(parents=True, exist_ok=True)
     curves_figure(study, out / "study.png", "addition")
     curves_figure(study, out / "countdown.png", "countdown")
     credit_figure(samples, out / "credit.png")
     parts = [
         "# The paper's claims, measured at this scale",
+        first_page(claims),
         f"{len(runs)} runs; `python reproduce.py --report` makes this page again from them.{RULES}",
         table("claim | measured | figure [95 % interval] | holds if | seeds | verdict", claims),
         "![curves of the main comparison](study.png)",

@@ -389,6 +389,22 @@ def test_the_section_says_what_the_rows_say(tmp_path):
     assert "under 5 no verdict" in few and "undecided" in few and "holds |" not in few
 
 
+def test_claims_are_those_of_the_regimes_that_were_measured():
+    rows = family("addition", **{"oracle, 1 or 0": 1.5, "RLSD (paper)": 1.0, "contrastive": 1.0, "RLSD, eps_w 4": 1.0})
+    rows += family("countdown-after-grpo", **{"RLSD, eps_w 4": 0.5})
+    found = {
+        claim: (round(figure.value, 1), figure.verdict(mark)) for claim, _, figure, mark in headroom_report.claims(rows)
+    }
+    assert found == {
+        "Perfect evidence is worth 1.2 times the samples (addition, before RL)": (2.3, "holds"),
+        "The paper's weights are worth more samples (addition, before RL)": (1.0, "holds"),
+        "Contrastive at eps_w 4 is worth 1.2 times the samples (addition, before RL)": (1.0, "does not hold"),
+        "Wide weights point where GRPO does (addition, before RL)": (1.0, "holds"),
+        "Contrastive at eps_w 4 points where GRPO does (addition, before RL)": (1.0, "holds"),
+        "Wide weights point where GRPO does (countdown, after 60 updates of GRPO)": (1.0, "holds"),
+    }
+
+
 def test_what_taking_a_suspect_away_turns_back_by_hand():
     """A weighting of the same signal and half the gain has half the cosine."""
     rows = family("countdown", 5, **{"RLSD, eps_w 4": 1.0, "own answer": 1.0, "centred": 1.0})
