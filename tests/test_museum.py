@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import mutants
 import pytest
 from museum.mistakes import MISTAKES
 from museum.pieces import PIECES
@@ -39,3 +40,56 @@ def test_the_suite_notices(piece, verdicts):
     """By the very test that is meant to: it fails, and it is no import or time limit that does."""
     row = verdicts[piece.number]
     assert row["outcome"] == "failed" and row["test"].split("[")[0] == piece.noticed_by, row
+
+
+MADE_UP = """
+import time, pytest
+
+@pytest.fixture
+def slow():
+    time.sleep(0.2)
+
+def test_good(slow):
+    assert (2 + 2 == 4) is RIGHT
+
+def test_bad():
+    assert not RIGHT
+
+def test_third():
+    while not RIGHT:
+        pass
+"""
+OF_A_COPY = f"""
+import json, sys
+sys.path.insert(0, {str(SHOW.parents[1])!r})
+from planted import Copy, warm_up
+warm_up()
+with Copy() as copy:
+    (copy.folder / "tests" / "test_made_up.py").write_text("from made_up import RIGHT" + {MADE_UP!r})
+    (copy.folder / "tests" / "made_up.py").write_text("RIGHT = True")
+    found = copy.durations("test_made_up.py")
+    sore = [test for test in found if found[test] is None]
+    verdict = lambda text, **how: copy.verdict("tests/made_up.py", text, ["test_made_up.py"], **how).outcome
+    outcomes = [verdict("RIGHT = True"), verdict("RIGHT = True", sore=sore), verdict("RIGHT = False", sore=sore)]
+    outcomes += [verdict("RIGHT = False", sore=[*sore, next(iter(found))], cpu=1), verdict("RIGHT =", sore=sore)]
+    print(json.dumps([found, outcomes]))
+"""
+
+
+def test_a_copy_times_its_tests_and_says_what_becomes_of_them():
+    """Set-up counts; a test that fails as it is can be left out; one that does not end is ended; one cannot be read."""
+    done = subprocess.run([sys.executable, "-c", OF_A_COPY], capture_output=True, text=True)
+    found, outcomes = json.loads(done.stdout)
+    good, bad, third = (found[f"test_made_up.py::test_{name}"] for name in ("good", "bad", "third"))
+    assert bad is None and 0.2 <= good < 2 and 0 <= third < 0.2
+    assert outcomes == ["failed", "passed", "failed", "dead", "broken"]
+
+
+def test_mutants_of_texts_for_people_are_marked():
+    source = 'said = parser(name, "two words", choices=pair, help="one")\noptions = "--two options" + "one"\n'
+    found = {mutant.new: mutant.words for mutant in mutants.mutants("x.py", source)}
+    assert {new for new, words in found.items() if words} == {
+        "('two wordsX')",
+        "(parser(name, 'two words', choices=pair))",
+    }
+    assert "('oneX')" in found and "('--two optionsX')" in found

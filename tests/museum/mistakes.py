@@ -294,6 +294,9 @@ study/probe.py: the student's logits of OPSD are not taken at the sampling tempe
 study/probe.py: a batch is compared with a mean that it is a part of
     - total - g["GRPO"], dim=0
     + total, dim=0
+study/first_page.py: a claim that nobody measured stands on the first page as a dash
+    - for claim, _, figure, *_ in claims if figure != "-"}
+    + for claim, _, figure, *_ in claims}
 study/report.py: a speed that was not always reached is as clear as another
     - return "undecided" if never and verdict == "holds" else verdict
     + return verdict
