@@ -30,7 +30,7 @@ TEN = f"""
    {{Contrastive at eps_w 4 is worth 1.2 times the samples (addition, before RL)}}, then
    {{Contrastive at eps_w 4 is worth 1.2 times the samples (addition, {LATER})}}.
    Trained so, GRPO's updates over its own are
-   {{... in half the updates (contrastive at eps_w 4, addition, fresh seeds)}}.
+   {{... in half the updates (contrastive at eps_w 4, addition)}}.
 10. **In practice.** One right derivation: the paper's settings do no harm, GRPO (lambda 0) is cheaper. Several right
     answers: lambda 0, or contrastive evidence, and no eps_w above 0.2. A teacher that knows what the student does not:
     distillation (OPSD, or OPD with a larger teacher), with an eye on leakage; a magnitude cannot say what to write.
