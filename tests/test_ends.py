@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from support import errors
+
 ROOT = Path(__file__).parent.parent
 PROGRAM = """
 import os, sys
@@ -115,6 +117,10 @@ def test_a_program_of_hours_says_how_it_ended_in_one_process(tiny, words, code, 
 def test_a_mistake_of_ours_is_shown_whole(tiny):
     got, _, err = tiny("--do crash")
     assert got == 1 and err[0].startswith("Traceback") and err[-1] == "RuntimeError: a mistake of ours"
+
+
+def test_text_that_shows_is_left_as_it_is_and_what_hides_is_told():
+    assert errors.visible("héllo, 世界: \\ 1\u2800\u202e\t") == r"héllo, 世界: \ 1\u2800\u202e\t"
 
 
 def programs():

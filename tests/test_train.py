@@ -28,6 +28,7 @@ from harness.models import build_model
 from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, token_advantages
+from support import processes
 from support.micro_batches import micro_batches
 from tasks import END, Problem, student_prompt, teacher_prompt
 
@@ -137,10 +138,10 @@ def batch_of(state, source, config, *rewards):
 
 
 def test_the_model_is_of_the_size_asked_for():
-    config = train.parse_config(["--hidden_size", "96", "--num_layers", "3", "--max_seq_len", "200"])
+    config = train.parse_config(["--hidden_size", "256", "--num_layers", "3", "--max_seq_len", "200"])
     size = build_model(config).config
-    assert (size.vocab_size, size.hidden_size, size.intermediate_size, size.num_layers) == (262, 96, 288, 3)
-    assert (size.num_heads, size.num_kv_heads, size.head_dim, size.max_seq_len) == (6, 3, 16, 200)
+    assert (size.vocab_size, size.hidden_size, size.intermediate_size, size.num_layers) == (262, 256, 768, 3)
+    assert (size.num_heads, size.num_kv_heads, size.head_dim, size.max_seq_len) == (16, 8, 16, 200)
 
 
 def test_the_optimizer_is_adam_as_asked_for():
@@ -215,6 +216,18 @@ def test_parts_of_a_batch_stay_within_both_bounds_and_no_row_is_left_out(sizes, 
     assert all(too_much(part + after[:1]) for part, after in zip(parts, parts[1:]))  # and no more parts than needed
 
 
+def test_with_fsdp_there_are_as_many_parts_as_anywhere_and_two_tokens_in_each(monkeypatch):
+    """Where there are fewer: on pads alone, of which no loss is made."""
+    completions = [[5], [5, 6, 7], [8, 9]]
+    batch = train.Rollout([Problem("q", "a")] * 3, Samples.of(completions), torch.zeros(3), torch.zeros(3))
+    monkeypatch.setattr(processes, "most", lambda mine: mine + 2)
+    parts = rollout.parts_of(batch, torch.arange(3), Config(fsdp=True, micro_batch=1))
+    masks = [[[True, False]], [[True] * 3], [[True] * 2], *[[[False] * 2]] * 2]
+    assert [part.samples.mask.tolist() for part in parts] == masks
+    assert [part.samples.tokens[part.samples.mask].tolist() for part in parts[:3]] == completions
+    assert all(part.samples.logps.shape == part.samples.tokens.shape == part.samples.mask.shape for part in parts)
+
+
 def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
     config, state, source = prepared("--micro_tokens", "100")
     seen, sample = [], evaluation.sample
@@ -222,6 +235,7 @@ def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
     for config.micro_tokens in (100, 0):
         evaluation.evaluate(state.policy, source, verifiers.load("number"), config)
     assert seen == [8, 8, 0, 0]
+    assert not evaluation.held_out_samples(state.policy, [], config, 1.0).completions()  # a process without problems
 
 
 def test_samples_without_advantage_are_not_scored(monkeypatch):
@@ -331,6 +345,12 @@ def test_peak_memory_is_in_gibibytes(monkeypatch):
     assert 0.1 < before < 100
     block = torch.ones(2**27)  # half a GiB, written to
     assert console.peak_memory("cpu") > max(before, block.nbytes / 2**30)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 3 * 2**30)
+    assert console.peak_memory("cuda") == 3
+    for system, unit in (("linux", 2**20), ("darwin", 2**30)):  # KiB and bytes
+        monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=3 * unit))
+        monkeypatch.setattr(sys, "platform", system)
+        assert console.peak_memory("cpu") == 3
     monkeypatch.setitem(sys.modules, "resource", None)
     assert console.peak_memory("cpu") != console.peak_memory("cpu")  # nan: not told here
 

@@ -281,6 +281,8 @@ def test_failures_are_told_apart(served):
     for code in ("1 / 0", "raise SystemExit(3)", "import os; os.abort()"):
         with pytest.raises(Failed, match="its process"):
             served(code).ask(1)
+    with pytest.raises(Failed, match="^ZeroDivisionError"):  # of its making, and of no request
+        served("1 / 0", Limited).ask(1)
 
 
 @pytest.mark.parametrize("doing", ["time.sleep(60)", "9 ** 9 ** 9", "signal.pause()"])
@@ -315,6 +317,16 @@ def test_it_ends_with_the_object(served):
     assert kept.ask(-3) == 3
     pids = list(kept.pids)
     del kept
+    assert gone(*pids)
+
+
+def test_a_closed_one_has_ended_and_no_two_answers_have_one_number(served, monkeypatch):
+    kept, told, value_of = served("f = abs"), [], child._value_of
+    monkeypatch.setattr(child, "_value_of", lambda line, numbers: told.append(line) or value_of(line, numbers))
+    assert (kept.ask(-4), kept.ask(-4)) == (4, 4)
+    assert len({line.partition(b" ")[0] for line in told}) == 3  # that of the start among them
+    pids = kept.pids
+    kept.close()
     assert gone(*pids)
 
 

@@ -43,6 +43,7 @@ RULE = "def check(completion, answer):\n    return sum(map(ord, completion)) % 3
         ("--help", 1, 1),
         ("-h", 1, 1),
         ("--resume --out run", 2, 3),
+        ("--out run", 2, 8),  # of another run
         ("--resume --out nowhere", 2, 8),
         ("--resume", 2, 8),
         ("--resume --out gpu", 1, 1),
@@ -60,7 +61,7 @@ def test_a_core_each_and_a_question_each(tmp_path, monkeypatch, line, of_two, of
 
 @pytest.mark.parametrize("limit, expected", [("max 100000", 6), ("250000 100000", 2), ("5000 100000", 1), ("", 6)])
 def test_a_containers_share_of_the_cores_counts(monkeypatch, limit, expected):
-    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid: set(range(1 if pid else 6)), raising=False)
     monkeypatch.setattr(workers.Path, "read_text", lambda _: limit)
     assert workers.cores() == expected
 
@@ -89,7 +90,8 @@ def test_what_is_no_number_of_processes_is_one_line(capsys, told):
 def test_the_first_failure_is_the_exit_code_and_none_is_left(tmp_path, monkeypatch, capfd, own_signals, body, code):
     """Also of processes that would wait for ever for one that has ended."""
     head = "import os, sys, time\nrank = int(os.environ['RANK'])\n"
-    told = "print(*(os.environ[k] for k in 'RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_PORT'.split()), flush=1)"
+    names = "RANK LOCAL_RANK WORLD_SIZE LOCAL_WORLD_SIZE MASTER_PORT GLOO_SOCKET_IFNAME"
+    told = f"print(*(os.environ.get(k) for k in '{names}'.split()), flush=1)"
     (tmp_path / "program.py").write_text(f"{head}{told}\n{body}\n")
     monkeypatch.setattr(workers, "PATIENCE", 0.5)
     began, program = time.monotonic(), str(tmp_path / "program.py")
@@ -98,7 +100,8 @@ def test_the_first_failure_is_the_exit_code_and_none_is_left(tmp_path, monkeypat
     printed = capfd.readouterr()
     places = sorted(line.split() for line in printed.out.splitlines())
     assert [place[:4] for place in places] == [[str(k), str(k), "3", "3"] for k in range(3)]
-    assert len({place[4] for place in places}) == 1
+    loopback = {"linux": "lo", "darwin": "lo0"}.get(sys.platform, "None")
+    assert len({place[4] for place in places}) == 1 and {place[5] for place in places} == {loopback}
     killed = {k for k in range(3) if f"{program}: process {k} was killed by signal 9\n" in printed.err}
     assert killed == ({0, 1, 2} - ({2} if "== 2" in body else set()) if code > 128 else set())
 

@@ -281,6 +281,15 @@ def test_a_run_without_out_takes_the_first_folder_that_is_free_or_its_own(tmp_pa
     assert names[-1] == "runs/n.3"
 
 
+def test_a_folder_is_made_with_those_around_it_and_said_where_it_cannot_be_locked(tmp_path, monkeypatch, capsys):
+    """As on some network file systems."""
+    out = str(tmp_path / "of" / "mine" / "run")
+    monkeypatch.setattr("fcntl.flock", lambda *_: exec("raise OSError(37, 'No locks available')"))
+    with contextlib.ExitStack() as stack:
+        assert files.claim(stack, {"out": out, "method": "rlsd", "fingerprint": ""}, "n") == out and Path(out).is_dir()
+    assert capsys.readouterr().out.startswith(f"warning: {out} cannot be locked (No locks available): start no second")
+
+
 @pytest.mark.parametrize("what", ["a file", "a link to nowhere"])
 def test_runs_that_can_be_no_folder_is_an_error_and_no_search_without_end(tmp_path, monkeypatch, what):
     monkeypatch.chdir(tmp_path)
