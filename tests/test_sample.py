@@ -198,13 +198,16 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
         ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
     ],
 )
-def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, fails, reward, says, shown):
+def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, monkeypatch, fails, reward, says, shown):
+    drawn, rollout = [], answers.rollout
+    monkeypatch.setattr(answers, "rollout", lambda *args, step: drawn.append(step) or rollout(*args, step=step))
     run = make_run(tmp_path / "run", on_verifier_error="drop")
     (run / "rules.py").write_text(FAILS.format(fails, reward))
     argv = [str(run), "47+85", "--tries", "3", "--verifier", trusted(run)["verifier"]]
     assert sample.main([*argv, "--html", str(tmp_path / "page.html")]) == 0
     out = capsys.readouterr().out
-    assert says in out and out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
+    assert drawn == [1, 2, 3] and says in out
+    assert out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
     if shown == 1:
         assert "A = +0.0000, no token moved" in out and {row[-1] for row in figures(out)} == {"+0.0000"}
     assert Page((tmp_path / "page.html").read_text(encoding="utf-8")).text.count(": reward ") == 2 * shown
@@ -224,6 +227,10 @@ def test_built_in_questions_are_worked_out(run, tmp_path):
     assert made is not None and expression(made.answer, "8 2 4 3 = 27") == 1.0
     assert made.solution is not None and made.solution.count("\n") == 2
     assert ask_for(loaded, "97 from 1 1 1") is None
+    packages = dataclasses.replace(loaded.config, task="reasoning_gym:x")  # of those none is made here
+    known = loaded.source.held_out[0]
+    assert find_problem(loaded.source, packages, known.question) == known
+    assert find_problem(loaded.source, packages, "27 from 8 2 4 3") is None
 
 
 @pytest.fixture
@@ -234,11 +241,14 @@ def numbered(tmp_path):
     return make_run(tmp_path / "run", data=str(data))
 
 
-def test_a_question_of_the_file_needs_no_answer_and_another_does(numbered, capsys):
-    run = numbered
+def test_a_question_of_the_file_needs_no_answer_and_another_does(numbered, tmp_path, capsys):
+    run, html = numbered, tmp_path / "page.html"
     assert "reference answer: 3" in ask(run, "q  3?", capsys=capsys)
-    assert "reference answer: x" in ask(run, "q 3?", "--answer", "x", capsys=capsys)
+    printed = ask(run, "q  3?", "--answer", "x", capsys=capsys)
+    assert "reference answer: x" in printed and printed.startswith("question: q 3?\n")
     assert "reference answer: 9" in ask(run, "q 9?", "--answer", "9", capsys=capsys)
+    ask(run, "\udcff!", "--answer", "1", "--html", str(html), capsys=capsys)  # as another encoding hands it over
+    assert "?!" in Page(html.read_text(encoding="utf-8")).text
     assert re.search(r"question: q \d\?", ask(run, capsys=capsys))
     assert "give its reference answer with --answer" in refused(run, "q 9?", capsys=capsys)
 
@@ -251,6 +261,14 @@ def test_a_prompt_may_fill_the_room_and_no_more(privileged):
     assert completed(config, "1+1", problem, "", "") == problem
     with pytest.raises(UserError, match=f"{needed} tokens, and the run has room for {needed - 1}"):
         completed(dataclasses.replace(config, max_seq_len=8 + needed), "1+1", problem, "", "")
+
+
+def test_a_run_of_a_gpu_is_asked_where_there_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    saved = (run := make_run(tmp_path / "run")) / "config.json"
+    saved.write_text(json.dumps({**json.loads(saved.read_text()), "device": "cuda", "bf16": True}))
+    config = sample.load_run(run, trusted(run)).config
+    assert (config.device, config.bf16) == ("cpu", False)
 
 
 def test_interactive_asks_until_an_empty_line_and_survives_a_bad_question(run, capsys, monkeypatch):
@@ -306,12 +324,14 @@ def test_hostile_text_is_text_on_the_page():
         assert read.text.count(shown) == 8 + 2 * farthest, shown
     assert "<b>title</b> $low" in read.text and "<i>fact</i>" in read.text and "$title" in read.text
     assert "\x1b" not in text and "‮" not in text
+    assert text.count("</span><br><span") == text.count("<br>") == 6  # in RLSD, GRPO and the push of both samples
     assert dict(read.tags)["meta"] and "default-src 'none'" in text and "://" not in text and "url(" not in text
 
 
 def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     figures = ask(run, "47+85", "--html", str(tmp_path / "page.html"), capsys=capsys)
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert figures.endswith(f"\npage: {tmp_path / 'page.html'}\n")
     page, plain = Page(text), lambda part: html.unescape(re.sub(r"<[^>]*>", "", part))
     rows = [list(row) for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)]
     tips = re.findall(r'tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)

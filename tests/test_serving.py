@@ -1,5 +1,6 @@
 """A trained model serves as it was trained: transformers, with what an export holds and nothing else, asks alike."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,6 +24,7 @@ import tasks  # noqa: E402
 import train  # noqa: E402
 from config import Config  # noqa: E402
 from harness import look  # noqa: E402
+from harness.models import build_model  # noqa: E402
 from harness.options import INIT_FILES, fingerprint_of, parse_config  # noqa: E402
 from model import sample  # noqa: E402
 from published.chat import TELL, chat, served  # noqa: E402
@@ -363,6 +365,7 @@ def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
     assert printed.count("  | <|im_start|>system\n  | You sort e-mails.<|im_end|>\n") == 4
     assert printed.count("Reference, for your eyes alone: late is post") == 2
     assert printed.count("completion of ") == printed.count("the verifier read ") == printed.count(": reward ") == 8
+    assert "no step of the warm start" not in printed
     assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == wrote
 
 
@@ -371,10 +374,19 @@ def test_a_look_at_a_model_of_our_own(tmp_path, capsys, monkeypatch):
     seeds, sampling = [], look.sampling
     monkeypatch.setattr(look, "sampling", lambda *args, seed: seeds.append(seed) or sampling(*args, seed=seed))
     monkeypatch.chdir(tmp_path)
-    assert train.main("--look 2 --eval_problems 3 --hidden_size 32 --num_layers 1".split()) == 0
+    assert train.main("--look 2 --eval_problems 3 --hidden_size 32 --num_layers 1 --warm_steps 0".split()) == 0
     printed = capsys.readouterr().out
-    assert "  | <|user|>" in printed and "weights are random" in printed and not list(tmp_path.iterdir())
-    assert len(set(seeds)) == 2
+    assert "  | <|user|>" in printed and "weights are random\n" in printed and not list(tmp_path.iterdir())
+    assert len(set(seeds)) == 2 and printed.count("completion of ") == 8  # four each, whatever --group_size
+
+
+def test_a_look_leaves_a_runs_folder_alone_and_says_what_it_looks_at(tmp_path, capsys):
+    """Where the verifier fails, a run would write that down."""
+    config = Config(init="m", warm_steps=5, group_size=2, look=1, out=str(tmp_path), on_verifier_error="drop")
+    model = build_model(dataclasses.replace(config, init="", hidden_size=32, num_layers=1))
+    look.look(model, tasks.generated("addition", 3), lambda completion, answer: 1 / 0, config)
+    printed = capsys.readouterr().out
+    assert printed.count("no reward: ") == 2 and "the folder's\n" in printed and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
