@@ -44,7 +44,7 @@ def test_centred_evidence_has_mean_zero_and_knows_no_drift(seed, drift):
 @given(seeds)
 def test_the_inverse_on_right_samples_is_the_inverse_weight_there_alone(seed):
     S, T = (-x.abs() for x in tensors(seed, (3, 4), (3, 4)))
-    A, mask = torch.tensor([2.0, -1.0, 0.0], dtype=torch.float64), torch.ones(3, 4, dtype=torch.bool)
+    A, mask = torch.tensor([0.5, -1.0, 0.0], dtype=torch.float64), torch.ones(3, 4, dtype=torch.bool)
     turned = token_advantages(A, variants.inverse_on_right(S, T, A), S, mask, 1.0, 1e9)
     plain = token_advantages(A, T, S, mask, 1.0, 1e9)
     assert torch.allclose(turned[0] * plain[0], A[0] ** 2 * torch.ones(4, dtype=torch.float64))
@@ -181,6 +181,7 @@ def test_gradients_are_those_of_the_training_step():
         assert torch.allclose(sums[name, "all"], updated(batch, config, lam, **of), atol=1e-5), name
     assert not torch.allclose(sums["contrastive", "all"], sums["RLSD, eps_w 4", "all"], atol=1e-5)
     assert focus.keys() == {name for name, kind in found if kind == "wrong"}
+    assert "own answer" not in focus  # the reference is the only right one
 
 
 def test_gradients_of_variants_and_of_distillation_against_autograd():
@@ -196,9 +197,11 @@ def test_gradients_of_variants_and_of_distillation_against_autograd():
     first = torch.arange(mask.shape[1]) == 0
     contrast = torch.where(torch.tensor([hint is not None for hint in batch.hints])[:, None], misled, S).detach()
     frozen = token_logps(before, views[1], batch.samples, 1.0).detach()
+    inverse = variants.inverse_on_right(S, T, A).detach()
     expected = {
         "teacher from before RL": token_advantages(A, frozen, S.detach(), mask, 1.0, 4.0),
         "first token left out": token_advantages(A, torch.where(first, S, T).detach(), S.detach(), mask, 1.0, 4.0),
+        "inverse on right": token_advantages(A, inverse, S.detach(), mask, 1.0, 4.0),
         "bounded credit": variants.bounded_credit(A, T.detach(), S.detach(), mask),
         "residual credit": variants.residual_credit(A, T.detach(), contrast, mask),
     }

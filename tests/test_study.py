@@ -92,6 +92,7 @@ def test_intervals():
 )
 def test_verdicts(low, high, n, expected):
     assert bootstrap.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
+    assert bootstrap.Estimate(0.0, -high, -low, n).below(0.0) == bootstrap.Estimate(0.0, low, high, n).verdict(0.0)
 
 
 def test_the_axis_counts_every_updates_tokens():
@@ -147,6 +148,18 @@ def test_a_peak_is_one_in_the_other_runs_too():
     assert [of.value for of in scores.peak_and_fall(hill)] == pytest.approx([0.7, 0.5])
 
 
+def test_the_curves_show_every_panel_and_method(tmp_path, monkeypatch):
+    """A leakage of hardly anything does not fill its panel."""
+    made = []
+    monkeypatch.setattr(figures.plt.Figure, "savefig", lambda self, *_, **how: made.append(self))
+    runs = [run([0.2, 0.9], s, m, leakage=0.01, length=30.0) for s in range(5) for m in ("grpo", "rlsd")]
+    figures.curves_figure(scores.Study(runs), tmp_path, "addition")
+    assert [len(axis.lines) for axis in made[0].axes] == [2] * 4
+    highest = [axis.get_ylim()[1] for axis in made[0].axes]  # of pass@1, leakage, entropy, what the clip held
+    assert highest[1] == 0.05 and 0.04 <= highest[3] < 0.05
+    assert [text.get_text() for text in made[0].legends[0].get_texts()] == ["rlsd (5)", "grpo (5)"]
+
+
 def row_of(text, claim):
     """The first one, as the line that it is."""
     return next(line for line in text.splitlines() if line.startswith(f"| {claim}"))
@@ -158,6 +171,7 @@ def test_report_of_few_runs_gives_no_verdicts(tmp_path):
     text = report.write([*runs, *tuned], [], [], {}, SAMPLES, tmp_path).read_text()
     assert "| 0.0001 | 0.500 | 0.500 | 0.1500 | 2 |" in text  # leakage of the tuning too
     assert "| 0.0000 [0.0000, 0.0075] |" in row_of(text.split("## Every cell")[1], "addition | rlsd")
+    assert "|  |  |  |" in row_of(text.split("## Every cell")[1], "addition | grpo")  # beside itself
     assert "perfect evidence give?\n\nNot run yet" in text
     assert "undecided |" in row_of(text, "RLSD ends above GRPO (addition)")
     assert row_of(text, "RLSD ends above GRPO (countdown)").split("|")[3:6] == [" - ", " > 0 ", " 0 "]
@@ -197,6 +211,29 @@ def test_report_of_a_clear_case(tmp_path):
     ends = "RLSD ends above GRPO (addition)", "OPSD rises first", "One extra forward"
     for claim in (*ends, "OPSD leaks (addition)", "RLSD does not leak (addition)"):
         assert row_of(text, claim).endswith("| holds |"), row_of(text, claim)
+
+
+def test_tables_and_claims_are_of_the_runs_that_they_name():
+    """A seed ends 0.01 below the one before; on fresh seeds each rate has a pair of its own; OPD is half as fast."""
+    ends = lambda value, s: [0.2, 0.5, value - 0.01 * s, value - 0.01 * s]
+    runs = [run(ends(0.8, s), s, m, seconds=1.0 + (m == "opd")) for s in range(6) for m in ("grpo", "rlsd", "opd")]
+    for method, value in {"grpo": 0.8, "rlsd-swapped": 0.9, "grpo-swapped": 0.7, "rlsd": 0.8}.items():
+        runs += [run(ends(value, s), s + 10, method, "countdown") for s in range(6)]
+    study = scores.Study(runs)
+    halves = report.by_warm_start(study).split("\n| rlsd | ")[1].split(" | ")
+    assert [half.split(" [")[0] for half in halves[:2]] == ["0.780", "0.770"]
+    rows = {row[0].partition(" (")[0]: row for row in report.outcome_claims(study)}
+    assert "OPD takes 2.00 [2.00, 2.00] of" in rows["No larger teacher needed by the end"][1]
+    for at in ("RLSD leads at GRPO's learning rate", "RLSD leads at its own learning rate"):
+        assert rows[at][2].startswith("0.050 [") and rows[at][4:] == ["6", "holds"]
+
+
+def test_the_costs_are_ratios_round_by_round():
+    grpo = {"seconds": [1.0, 2.0, 4.0], "peak MiB": [10.0, 20.0, 30.0], "scorings": 1}
+    rlsd = {"seconds": [2.0, 3.0, 4.0], "peak MiB": [25.0, 26.0, 27.0], "scorings": 2}
+    lines = report.cost_table({"methods": {"grpo": grpo, "rlsd": rlsd}}).splitlines()
+    assert lines[2:] == ["| grpo | 1 | 1.00 [1.00, 1.00] | 0 |", "| rlsd | 2 | 1.50 [1.00, 2.00] | 6 |"]
+    assert json.loads((execute.ROOT / "results/cost.json").read_text())["methods"].keys() == cost.OPTIONS.keys()
 
 
 def test_half_the_updates_are_not_clear_where_a_run_never_arrives():
@@ -313,15 +350,23 @@ def test_the_quick_cut_touches_nothing_of_the_study(tmp_path, monkeypatch, optio
     (home / "study").mkdir(parents=True)
     rows = [{"name": one.name, "options": text} for one in wanted[:1] for text in (one.options, "--lr 1")]
     (home / "study" / "addition.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    probed = plan.quick_probes() if "--quick" in options else plan.probes()
+    measured = {"name": probed[0].name, "options": probed[0].options}
+    (home / "probe").mkdir()
+    (home / "probe" / "probes.jsonl").write_text(json.dumps(measured) + "\n")
+    (home / "cost.json").write_text('{"methods": 1}')
+    folder = tmp_path / "runs" / ("quick" if "--quick" in options else "study")
+    pair = next(one for one in wanted if one.method == "rlsd").out(folder) / "samples.jsonl"
+    pair.parent.mkdir(parents=True)
+    pair.touch()  # of the cut; the study's own is committed
+    pair = pair if "--quick" in options else tmp_path / "results" / "make_train" / "rlsd_samples.jsonl"
     monkeypatch.setattr(reproduce, "ROOT", tmp_path)
     for name in ("execute", "execute_probes"):
         monkeypatch.setattr(reproduce, name, lambda todo, folder, results: calls.append((len(todo), folder, results)))
     of_cells = lambda todo, folder, results, jobs: calls.append((len(todo), folder, results))
     monkeypatch.setattr(headroom, "execute", of_cells)
-    monkeypatch.setattr(report, "write", lambda runs, probes, cells, costs, pair, out: made.append((runs, out)) or out)
-    assert reproduce.main(options) == 0 and made == [(rows[:1], home)]
-    folder = tmp_path / "runs" / ("quick" if "--quick" in options else "study")
-    probed = plan.quick_probes() if "--quick" in options else plan.probes()
+    monkeypatch.setattr(report, "write", lambda *args: made.append(args) or args[-1])
+    assert reproduce.main(options) == 0 and made == [(rows[:1], [measured], [], {"methods": 1}, pair, home)]
     trained = [(len(wanted), folder, home / "study"), (len(probed), folder, home / "probe")]
     trained += [(0 if "--quick" in options else len(headroom.cells()), folder, home / "headroom.jsonl")]
     assert calls == ([] if "--report" in options else trained)
@@ -356,7 +401,9 @@ def test_a_line_that_is_no_whole_run_of_its_own_counts_nowhere(tmp_path, capsys)
 def test_the_committed_runs_are_whole(capsys):
     folder = execute.ROOT / "results" / "study"
     lines = sum(len(path.read_text().splitlines()) for path in folder.glob("*.jsonl"))
-    assert len(execute.current(execute.read(folder), plan.study())) == len(plan.study()) == lines
+    rows = execute.current(execute.read(folder), plan.study())
+    assert len(rows) == len(plan.study()) == lines
+    assert {name for row in rows for update in row["curve"] for name in update} == set(execute.CURVE)
     assert capsys.readouterr().out == ""
 
 
@@ -421,6 +468,7 @@ def test_a_comparison_by_hand_and_no_interval_under_five_seeds(tmp_path):
         assert ("[" in said, "no interval and no verdict" in said) == (n == 5, n == 4)
         assert mine[1] == str(n) and mine[-1] == ("holds" if n == 5 else "undecided")
         assert (tmp_path / "addition-grpo-mine.png").stat().st_size > 10_000
+        assert len({line.count("|") for line in said.splitlines() if line.startswith("|")}) == 1
     with pytest.raises(UserError, match="no finished runs of grpo and mine"):
         compare.write(wanted, rows[: n + 1], tmp_path)
 
@@ -467,11 +515,12 @@ def test_cosines_by_hand():
 
 def test_gains_of_adams_step_by_hand():
     """A coordinate a hundred times as large has no more say in Adam's step than any other."""
-    vectors = [torch.tensor(v) for v in ([100.0, 1.0], [100.0, -1.0], [100.0, 1.0])]
+    vectors = [torch.tensor(v) for v in ([100.0, 1.0], [50.0, -1.0], [100.0, 1.0])]
     gains = probe.cosines([{"GRPO": v, "half": v / 2} for v in vectors], adam=True)
     assert gains["half"] == gains["GRPO"]
-    others = torch.tensor([[200.0, 0.0], [200.0, 2.0], [200.0, 0.0]])
-    expected = [torch.cosine_similarity(v / torch.tensor([100.0, 1.0]), o, dim=0) for v, o in zip(vectors, others)]
+    others = torch.tensor([[150.0, 0.0], [200.0, 2.0], [150.0, 0.0]])
+    size = torch.tensor([7500**0.5, 1.0])
+    expected = [torch.cosine_similarity(v / size, o, dim=0) for v, o in zip(vectors, others)]
     assert gains["GRPO"] == pytest.approx([e.item() for e in expected], abs=1e-4)
 
 
@@ -561,6 +610,8 @@ def test_the_language_models_page_is_its_runs_and_its_figures_stand_on_our_pages
     page = language.page(rows)
     assert (language.ROOT / "results/language.md").read_text() == page
     assert len({(row["name"], row["options"]) for row in rows}) == len(rows) == 49
+    fewer = language.page([row for row in rows if not (row["method"] == "grpo" and row["seed"] == 4)])  # its pair goes
+    assert "undecided" in fewer.split("\n| rlsd |")[1].splitlines()[0]
     said = (language.ROOT / "README.md").read_text() + (language.ROOT / "docs/study.md").read_text()
     finals = {m: page.split(f"\n| {m} |")[1].split("|")[2].split()[0] for m in ("grpo", "rlsd", "opsd")}
     assert finals == {"grpo": "0.251", "rlsd": "0.286", "opsd": "0.727"}
@@ -575,6 +626,26 @@ def test_a_methods_rate_is_the_best_of_its_tuning_runs_alone():
     rows = [of("grpo", "1e-5", 100, 0.4), of("grpo", "2e-5", 100, 0.6), of("grpo", "4e-5", 7, 0.9)]
     rates = language.best_rates([*rows, of("rlsd", "2e-5", 100, 0.5), of("rlsd", "1e-5", 100, 0.5)])
     assert rates["grpo"] == "2e-5" and rates["rlsd"] == "1e-5"
+
+
+def test_a_language_run_is_made_of_its_own_options_and_taken_up_again(tmp_path, monkeypatch):
+    """Tickets, training, and what is quoted; a run that has ended is not trained again."""
+    assert language.python("-c", "print('0.25')") == "0.25\n"
+    monkeypatch.setattr(language, "RUNS", tmp_path)
+    one, asked = language.Run("opsd", 1, "2e-5"), []
+
+    def fake(script, *options):
+        asked.append((Path(script).name, *map(str, options)))
+        if asked[-1][0] == "train.py":
+            as_trained("", [*asked[-1], "--steps", "60"])
+        return "0.25\n"
+
+    monkeypatch.setattr(language, "python", fake)
+    said = [language.trained(one, tmp_path / "model", "cpu") for _ in range(2)]
+    assert [call[0] for call in asked] == "make_tickets.py train.py language.py make_tickets.py language.py".split()
+    config = parse_config([*one.options.split(), "--data", str(tmp_path / "x.jsonl")])
+    assert (config.method, config.seed, config.lr, config.steps) == ("opsd", 1, 2e-5, 60)
+    assert set(one.options.split()) < set(asked[1]) and said[0] == said[1] and said[0]["quotes"] == 0.25
 
 
 def test_a_language_runs_checkpoints_go_once_its_row_is_kept(tmp_path, monkeypatch):
