@@ -47,6 +47,7 @@ def test_any_machine_can_be_described(build, monkeypatch):
         (["--only", "speed"], "speed"),
         (["--rounds", "0"], "--rounds 0"),
         (["--smoke", "--out", "no/such/folder/bench.json"], "no/such/folder"),
+        (["--smoke", "--out", "/"], "--out /: a file in a folder"),
         (["--device", "cuda"], "CUDA"),
     ],
 )

@@ -134,6 +134,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         (make_run(tmp_path / name) / "config.json").write_text(config)
         cases.append(([tmp_path / name], "config.json is no configuration"))
     cases += [([], "the following arguments are required"), ([run, "--out", "c.txt"], "name of a .png")]
+    cases += [([run, "--title", "x"], "unrecognized arguments: --title x (python plot.py --help lists the options)")]
     for argv, says in cases:
         assert plot.main([str(arg) for arg in argv]) == 2
         err = capsys.readouterr().err

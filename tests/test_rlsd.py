@@ -287,6 +287,7 @@ def test_integer_and_bool_rewards():
     expected = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
     for rewards in (torch.tensor([1, 0, 0]), torch.tensor([True, False, False])):
         assert torch.equal(group_advantages(rewards, 3), expected)
+    assert expected.dtype == torch.float32 and group_advantages(expected.double(), 3).dtype == torch.float64
 
 
 # ---- lambda ----------------------------------------------------------------------------------------------------------

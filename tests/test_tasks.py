@@ -42,6 +42,7 @@ def test_any_tokens_decode(tokens):
 
 def test_decode_stops_at_the_end_token():
     assert tasks.decode([*tasks.encode("ab"), END, *tasks.encode("c")]) == "ab"
+    assert tasks.FORMAT.ended([97, END, 98, END]) == [97, END] and tasks.FORMAT.ended([97, 98]) == [97, 98]
 
 
 def test_the_marker_is_one_token_and_special_tokens_come_last():

@@ -83,6 +83,11 @@ def test_equal_numbers_in_any_writing(n, d):
     assert number(f"{n}/{d}", f"{n + 1}/{d}") == 0.0
 
 
+def test_a_brace_needs_its_other_half_and_an_escaped_one_none():
+    for text, whole in ((r"{a}\{", True), (r"\}{}", True), ("{", False), ("}{", False), (r"{\}", False), ("", True)):
+        assert verifiers.closes(text) is whole, text
+
+
 @given(st.integers(-(10**8), 10**8), st.integers(0, 8))
 def test_decimals_are_compared_exactly(n, places):
     text = f"{'-' if n < 0 else ''}{abs(n) // 10**places}.{abs(n) % 10**places:0{places}d}" if places else str(n)

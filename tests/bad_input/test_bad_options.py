@@ -47,6 +47,11 @@ def test_every_option_refuses_what_it_cannot_be(tmp_path, capsys, name):
     refused(capsys, train.main, [*TINY, f"--{name}_"], f"--{name}_", kind="options")
 
 
+def test_a_gpu_that_is_there_and_a_reward_of_zero_can_be_asked_for(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    parse_config("--device cuda --on_verifier_error zero".split())
+
+
 TOGETHER = {
     "--method grpo --evidence agreement": "--method grpo",
     "--method sdpo --rlsd_lambda 0.5": "--method sdpo",
