@@ -247,10 +247,13 @@ def section(rows: list[dict], out: Path) -> str:
 
 
 WORTH = (*ORACLES, *USUAL)
-ABOUT_HEADROOM = """ Samples worth: how many times as many samples GRPO needs for
-a step as good, along GRPO's own mean gradient (`study/split.py` has the formulas). The oracle knows an addition's right
+ABOUT_HEADROOM = """
+Samples worth: how many times as many samples GRPO needs for a step as good, along GRPO's own mean gradient
+(`study/split.py` has the formulas). The oracle knows an addition's right
 derivation: which token was the first mistake, which results took a carry along, which letters are free wording. The
-weights of the paper lie in [0.9, 1.1]; the best that an oracle makes of that range is the third of its columns."""
+weights of the paper lie in [0.9, 1.1]; the best that an oracle makes of that range is the third of its columns. There
+no weights that are blind to the verdict are worth more than 1.49, nor than 1.21 where tokens of noise have no evidence
+([the bound](../docs/derivation.md))."""
 ABOUT_PROPOSED = """Readings at eps_w 4, lambda 1; credits as in `study/variants.py`. *Without style* is distillation
 towards P_S (P_T+ / P_T-), T- shown a wrong answer of the group; it and OPSD say what to write instead."""
 ABOUT_SPLIT = """Worth is the product of two figures: the squared cosine of the mean gradient with GRPO's (below 1:

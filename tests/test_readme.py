@@ -158,7 +158,7 @@ def test_intervals_in_words_are_those_of_the_results():
         quoted = re.findall(r"-?[\d.]+ \[-?[\d.]+, -?[\d.]+\]", page)
         assert len(quoted) >= 2 and [q for q in quoted if q not in "".join(results.values())] == []
     measured = (ROOT / "results/headroom.jsonl").read_text().count("\n")
-    assert f"So far {measured} of its {len(headroom.cells())} cells are measured" in study
+    assert f"{measured} of its {len(headroom.cells())} cells are measured" in study
     done, marked = re.findall(r"(\d+) of (\d+) solutions", results["localise"])[0]
     score = "score of a step"
     scores = [row["verdict"] for row in table(results["localise"], score) if "Delta" in row[score]]
