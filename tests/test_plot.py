@@ -112,28 +112,38 @@ def test_what_was_not_recorded_is_said(tmp_path, figure):
 
 
 def test_the_picture_is_where_it_was_asked_for(tmp_path, capsys):
-    out = tmp_path / "curves.png"
+    out = tmp_path / r"$x^$ _{é} 日本.png"
     assert plot.main([str(make_run(tmp_path / "run")), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(b"\x89PNG")
 
 
+FIRST = '{"step": 0, "pass@1": 0.1}\n'
+NO_ROWS = {  # bytes of a second line, and what is said of it
+    **dict.fromkeys((b"x", b"{half", b"[1]", b"[" * 100_000, b'{"step": 1, "\xff": 1}'), "no line of a run"),
+    **dict.fromkeys((b'{"reward": 1}', b'{"step": null}'), "no line of a run"),
+    **{b'{"step": 1, "reward": %b}' % value: "'reward' is no number" for value in (b"[1]", b'"high"', b'{"a": 1}')},
+    b'{"step": 1, "reward": 1' + b"0" * 400 + b"}": "",
+}
+
+
 def test_errors_are_one_line(tmp_path, capsys):
     run = make_run(tmp_path / "run")
-    huge, first = f'{{"step": 1, "reward": 1{"0" * 400}}}', '{"step": 0, "pass@1": 0.1}'
-    cases = [([tmp_path], "holds no metrics.jsonl")]
+    cases = [([tmp_path], "holds no metrics.jsonl"), ([tmp_path / "none"], "holds no metrics.jsonl")]
     cases += [([run, "--out", "/nowhere/c.png"], "/nowhere/c.png cannot be written: No such file")]
-    for n, line in enumerate(("{half", "[1]", '{"reward": 1}', '{"step": null}', '{"step": 1, "reward": [1]}', huge)):
+    for n, (line, says) in enumerate(NO_ROWS.items()):
         torn = make_run(tmp_path / f"torn-{n}")
-        (torn / "metrics.jsonl").write_text(f'{first}\n{line}\n{{"step": 1, "reward": 0.5}}\n')
-        cases.append(([torn], "metrics.jsonl:2: "))
+        (torn / "metrics.jsonl").write_bytes(FIRST.encode() + line + b'\n{"step": 1, "reward": 0.5}\n')
+        cases.append(([torn], f"metrics.jsonl:2: {says}"))
     for n, encoding in enumerate(("utf-8-sig", "utf-16")):
         foreign = make_run(tmp_path / f"foreign-{n}")
-        (foreign / "metrics.jsonl").write_text(f"{first}\n{first}\n", encoding=encoding)
+        (foreign / "metrics.jsonl").write_text(FIRST + FIRST, encoding=encoding)
         cases.append(([foreign], "metrics.jsonl:1: "))
     for name, config in {"unread": "{", "listed": "[1]"}.items():
         (make_run(tmp_path / name) / "config.json").write_text(config)
         cases.append(([tmp_path / name], "config.json is no configuration"))
-    cases += [([], "the following arguments are required"), ([run, "--out", "c.txt"], "name of a .png")]
+    cases += [([], "the following arguments are required: RUN")]
+    cases += [([run, "--out", out], "name of a .png") for out in ("c.txt", "x.doc")]
+    cases += [([run, "--out", tmp_path], "--out")]
     cases += [([run, "--title", "x"], "unrecognized arguments: --title x (python plot.py --help lists the options)")]
     for argv, says in cases:
         assert plot.main([str(arg) for arg in argv]) == 2

@@ -841,6 +841,8 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, capsy
     fails(folder, "leave --hidden_size", "--hidden_size", "64")
     fails(folder, "--dtype bfloat16 needs", "--dtype", "bfloat16", "--method", "sdpo")
     fails(folder, "ends at 512", "--max_seq_len", "600")
+    fails(folder, "the prompt still asks for ####", "--warm_steps", "5", "--marker", "ANSWER")
+    fails(folder, "a day like 2026-01-31 is needed", "--date", "tomorrow")
     published(tmp_path / "small", shape={"max_position_embeddings": 512})  # 300 tokens
     bpe("qwen", tmp_path / "small/tokenizer.json")
     fails(tmp_path / "small", "the tokenizer has 900 tokens, the model 300")

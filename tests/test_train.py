@@ -315,28 +315,7 @@ def test_warm_start_learning_rate_gradient_and_problems_step_by_step(tmp_path, m
     assert norms == [1.0] * 30 and len(set(draws)) == 30
 
 
-# ---- a user's mistakes: one line, exit code 2 ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "line, words",
-    [
-        ("--step 3", "--step"),  # an option's whole name
-        ("--fsdp --warm_steps 0", "--fsdp needs torchrun"),
-        ("--hidden_size 33", "--hidden_size 33"),
-        ("--task reasoning_gym:chain_sum", "--chain and --filler"),
-        ("--init x", "--hidden_size and --num_layers"),
-        ("--chain 0 --eval_problems 1 --max_new_tokens 35", "--max_new_tokens 35"),
-        pytest.param(
-            "--device cuda",
-            "no CUDA device here",
-            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device"),
-        ),
-    ],
-)
-def test_mistakes_are_one_line_and_exit_code_two(tmp_path, capsys, line, words):
-    """Those of one option alone, of data and of verifiers: bad_input/, test_judge.py."""
-    refused(capsys, [*TINY, "--out", tmp_path / "x", *line.split()], words)
+# ---- around a run ----------------------------------------------------------------------------------------------------
 
 
 def test_peak_memory_is_in_gibibytes(monkeypatch):

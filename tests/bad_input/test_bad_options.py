@@ -20,7 +20,6 @@ from ours import ours
 from refused import ROOT, TINY, TRIED, contents, refused
 
 import bench
-import plot
 import reproduce
 import sample
 import train
@@ -82,6 +81,18 @@ TOGETHER = {
     "--verifier nothing.py:check": "there is no file",
     "--verifier .:check": "none of",
     "--verifier reasoning_gym:x": "reasoning_gym",
+    "--step 3": "unrecognized arguments: --step 3",  # an option's whole name
+    "--fsdp --warm_steps 0": "--fsdp needs torchrun",
+    "--hidden_size 33": "--hidden_size 33",
+    "--task reasoning_gym:chain_sum --chain 2": "--chain and --filler",
+    "--init x": "--hidden_size and --num_layers",
+    "--chain 0 --eval_problems 1 --max_new_tokens 35": "--max_new_tokens 35",
+    "--device cuda": "no CUDA device here",
+    "--system x": "--system is for models of --init",
+    "--init M --warm_steps 0 --marker ANSWER": "has no use without a warm start",
+    "--marker A --rlsd_thought_only": "look for ####",
+    "--init M --thinking maybe": "invalid choice",
+    "--look 1 --resume --out x": "--resume needs --out",
     "extra": "extra",
     "-x": "-x",
     "--out\nx": "unrecognized",
@@ -91,6 +102,7 @@ TOGETHER = {
 @pytest.mark.parametrize("line", TOGETHER)
 def test_options_that_do_not_go_together(tmp_path, monkeypatch, capsys, line):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     refused(capsys, train.main, [*TINY, *line.split(" ")], TOGETHER[line], kind="options")
     assert not contents(tmp_path)
 
@@ -306,38 +318,6 @@ def test_the_other_programs_hold_to_the_rule(tmp_path, capsys, i):
     (tmp_path / "v.py").write_text("def zero(c, a):\n    return 0.0\n\ndef wrong(c, a):\n    return 7\n")
     main, argv, words = programs(str(tmp_path))[i]
     refused(capsys, main, argv, words, kind="other programs")
-
-
-PLOTS = {
-    "x": (b"x", "metrics.jsonl:1: no line of a run"),
-    "torn inside": (b'{"step": 0, "pass@1": 0.5}\n{"step": 1, "rew\n{"step": 2}', "metrics.jsonl:2: no line of a run"),
-    "no step": (b'{"reward": 1}', "metrics.jsonl:1"),
-    "list": (b"[1]", "metrics.jsonl:1"),
-    "text": (b'{"step": 1, "reward": "high"}', "metrics.jsonl:1"),
-    "nested": (b'{"step": 1, "reward": {"a": 1}}', "metrics.jsonl:1"),
-    "not UTF-8": (b'{"step": 1, "\xff": 1}', "metrics.jsonl:1"),
-    "deep": (b"[" * 100_000, "metrics.jsonl:1"),
-}
-
-
-def test_plot_names_the_line_it_cannot_read(tmp_path, capsys):
-    for content, words in PLOTS.values():
-        (tmp_path / "metrics.jsonl").write_bytes(content)
-        refused(capsys, plot.main, [tmp_path, "--out", tmp_path / "x.png"], words, kind="other programs")
-    (tmp_path / "metrics.jsonl").write_text('{"step": 0, "pass@1": 0.5, "greedy": 0.5}\n')
-    for argv, words in (
-        ([], "RUN"),
-        ([tmp_path, "--outt", "x"], "--outt"),
-        ([tmp_path / "none"], "holds no metrics.jsonl"),
-        ([tmp_path, "--out", tmp_path], "--out"),
-        ([tmp_path, "--out", tmp_path / "x.doc"], "doc"),
-        ([tmp_path, "--out", tmp_path / "none" / "x.png"], "none"),
-    ):
-        refused(capsys, plot.main, argv, words, kind="other programs")
-    odd = tmp_path / r"$x^$ _{é} 日本"
-    odd.mkdir()
-    (odd / "metrics.jsonl").write_text('{"step": 0, "reward": 0.5}\n{"step": 1, "reward": 0.6}\n')
-    assert plot.main([str(tmp_path), str(odd), "--out", str(odd / "c.png")]) == 0 and (odd / "c.png").is_file()
 
 
 def test_the_report_passes_over_lines_that_are_no_runs(tmp_path, capsys):
