@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import torch
+from small_runs import ROOT, figures, load
 
-ROOT = Path(__file__).resolve().parents[1]
 PROTOCOL = (
     "--data data.jsonl --verifier rule.py:check --hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 "
     "--steps 4 --prompts_per_step 4 --group_size 4 --max_new_tokens 12 --eval_every 2 --eval_problems 4 --save_every 2 "
@@ -46,12 +46,10 @@ def bits(x):
 
 
 def left_behind(folder: Path) -> tuple:
-    rows = [json.loads(line) for line in (folder / "run" / "metrics.jsonl").open()]
-    figures = [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s")} for row in rows]
     (warm,) = (folder / "warm").glob("*.pt")
     files = folder / "run/last.pt", folder / "run/best.pt", warm
-    weights = [bits(torch.load(path, weights_only=True)) for path in files]
-    return warm.name, figures, (folder / "run" / "samples.jsonl").read_bytes(), weights
+    weights = [bits(load(path)) for path in files]
+    return warm.name, figures(folder / "run"), (folder / "run" / "samples.jsonl").read_bytes(), weights
 
 
 def test_hash_seed_locale_time_zone_folder_and_its_files_change_no_bit(tmp_path):

@@ -1,22 +1,20 @@
 """A verifier of the user's own may do anything: it is named, counted, and never becomes a reward."""
 
-import json
 import math
 import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from small_runs import ROOT, SOME, TINY, again, lines, options, refused, sharp_state
 from test_worker import gone
 
 import rollout
 import tasks
 import train
 from config import Config
-from harness.checkpoint import State
 from harness.evaluation import mean_reward
 from harness.problems import load_source, verifier_of
 from model import Samples
@@ -25,12 +23,6 @@ from sources.verifier_process import Rule
 from support import judge
 from support.errors import UserError
 from tasks import Problem
-
-ROOT = Path(train.__file__).parent
-TINY = (
-    "--hidden_size 32 --num_layers 1 --warm_steps 3 --warm_batch 8 --steps 4 --prompts_per_step 2 --group_size 4 "
-    "--chain 2 --max_new_tokens 32 --eval_every 2 --eval_problems 3 --save_every 2 --lr 0.01"
-).split()
 
 
 def config_of(tmp_path, *more):
@@ -270,11 +262,9 @@ def test_each_process_tells_its_own_first_failure(tmp_path, monkeypatch, capsys)
 
 def test_a_failure_is_told_where_the_locale_knows_no_letters(tmp_path):
     """A completion of an untrained model is full of U+FFFD, which ASCII lacks."""
-    (tmp_path / "rules.py").write_text("def check(c, a):\n    raise ValueError(c + '\\u00e9')\n")
-    paths = ["--out", str(tmp_path / "out"), "--warm_dir", str(tmp_path / "warm")]
-    command = [sys.executable, str(ROOT / "train.py"), *TINY, *paths, "--verifier", f"{tmp_path}/rules.py:check"]
+    given = options(tmp_path, "out", "--on_verifier_error zero --steps 1", rule="{}[completion + '\\u00e9']")
     env = {**os.environ, "LC_ALL": "POSIX", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
-    done = subprocess.run([*command, "--on_verifier_error", "zero", "--steps", "1"], capture_output=True, env=env)
+    done = subprocess.run([sys.executable, ROOT / "train.py", *given], capture_output=True, env=env)
     assert done.returncode == 0, done.stderr.decode()
     assert "\u00e9" in (tmp_path / "out" / "verifier_error.txt").read_text("utf-8")
 
@@ -313,11 +303,8 @@ def some_fail(completion, answer):
 
 def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
     config = config_of(tmp_path, "--on_verifier_error", "zero")
-    policy = State(config).policy
-    with torch.no_grad():
-        for p in policy.parameters():
-            p.mul_(3) if p.dim() == 2 else None  # far from uniform
-    batch = train.rollout(policy, tasks.generated("addition", 3, 2), some_fail, config, 1)
+    _, state = sharp_state()
+    batch = train.rollout(state.policy, tasks.generated("addition", 3, 2), some_fail, config, 1)
     texts = [tasks.decode(c) for c in batch.samples.completions()]
     assert batch.rewards.tolist() == [0.0 if math.isnan(some_fail(t, "")) else some_fail(t, "") for t in texts]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
@@ -334,18 +321,14 @@ def test_held_out_problems_without_a_reward(tmp_path):
 @pytest.mark.parametrize("method", ["rlsd", "sdpo", "opsd"])
 def test_a_run_counts_its_failures_and_resumes_with_another_policy(tmp_path, capsys, method):
     """Stopped by its verifier, a run goes on from its checkpoint with the policy that it is resumed with."""
-    rule = "def check(c, a):\n    v = sum(map(ord, c))\n    return None if v % 3 == 0 else v % 2 / 1\n"
-    (tmp_path / "rules.py").write_text(rule)
-    paths = ["--out", str(tmp_path / "out"), "--warm_dir", str(tmp_path / "warm")]
-    more = ["--method", method, "--verifier", f"{tmp_path}/rules.py:check", "--eval_problems", "8"]
-    assert train.main([*TINY, *paths, *more]) == 2
-    assert "it returned None" in capsys.readouterr().err
-    assert train.main([*TINY, *paths, *more, "--on_verifier_error", "drop", "--steps", "2"]) == 0
+    rule = f"{SOME} if sum(map(ord, completion)) % 3 else None"
+    given = options(tmp_path, "out", f"--method {method} --eval_problems 8", rule=rule)
+    refused(capsys, given, "it returned None")
+    assert train.main([*given, "--on_verifier_error", "drop", "--steps", "2"]) == 0
     assert "the sample takes no part" in capsys.readouterr().err
-    again = ["--resume", "--out", str(tmp_path / "out"), "--steps", "4", "--on_verifier_error", "zero"]
-    assert train.main([*again, *more[2:4]]) == 0
+    assert train.main(again(tmp_path / "out", "--steps 4 --on_verifier_error zero")) == 0
     assert "verifier_errors=" in capsys.readouterr().out
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
+    rows = lines(tmp_path / "out" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert sum(row["verifier errors"] for row in rows[1:]) > 0
     assert all("held-out verifier errors" in rows[i] for i in (0, 2, 4))
