@@ -55,7 +55,7 @@ def test_a_wrong_option_is_one_line_and_exit_code_2(monkeypatch, capsys, args, n
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert bench.main(args) == 2
     out, err = capsys.readouterr()
-    assert out == "" and len(err.splitlines()) == 1 and named in err
+    assert out == "" and err.startswith("bench.py: ") and len(err.splitlines()) == 1 and named in err
 
 
 def test_a_stage_inside_another_counts_once(monkeypatch):

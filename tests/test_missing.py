@@ -274,11 +274,7 @@ def test_two_runs_with_one_warm_start_do_not_harm_each_other(tmp_path):
 @pytest.mark.parametrize(
     "change",
     [
-        lambda kept: kept.update(step=0),
-        lambda kept: kept.update(step=9),
-        lambda kept: kept.update(step=-1),
-        lambda kept: kept.update(step=math.nan),
-        lambda kept: kept.update(step=[4]),
+        *(lambda kept, step=step: kept.update(step=step) for step in (0, 9, -1, math.nan, [4])),
         lambda kept: kept.update(step=8, model={}),
         lambda kept: kept.pop("moments"),
         lambda kept: kept.update(moments=[]),

@@ -230,13 +230,9 @@ def test_evaluation_scores_too_and_leaves_the_mode(tmp_path):
 # ---- the view and the refusals ---------------------------------------------------------------------------------------
 
 
-def test_the_reference_stands_in_front():
+def test_the_reference_stands_in_front_of_a_text_too():
+    """Of messages: test_example_views.py."""
     assert show_reference("2+2=", "4").endswith("2+2=") and "4" in show_reference("2+2=", "4")
-    chat = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "2+2?"}]
-    before = copy.deepcopy(chat)
-    system, user = show_reference(chat, "4")
-    assert system == chat[0] and user["role"] == "user" and user["content"] == show_reference("2+2?", "4")
-    assert chat == before
 
 
 @pytest.mark.parametrize("name", ["_tokenize_prompts", "_get_per_token_logps_and_entropies"])

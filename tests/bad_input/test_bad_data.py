@@ -44,7 +44,6 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "string": (b'"question"', "a JSON object is needed, not str"),
     "null": (b"null", "a JSON object is needed, not NoneType"),
     "no question": (b'{"answer": "a"}', "no key 'question'"),
-    "other case": (b'{"Question": "q", "answer": "a"}', "no key 'question'"),
     "NaN as answer": (b'{"question": "q", "answer": NaN}', "'answer' must be a string, not float"),
     "a number as answer": (b'{"question": "q", "answer": 7}', "'answer' must be a string, not int", 'write "7"'),
     "an empty question": (b'{"question": "", "answer": "a"}', "'question' is empty"),
@@ -53,7 +52,6 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "a list as solution": (b'{"question": "q", "answer": "a", "solution": ["s"]}', "'solution' must be a string"),
     "the marker in the solution": (b'{"question": "q", "answer": "a", "solution": "#### a"}', "contains ####"),
     "the marker in the answer": (b'{"question": "q", "answer": "#### a"}', "contains ####"),
-    "a question again": (b'{"question": " 3+1 ", "answer": "4"}', "x.jsonl:13: the question of line 4 again"),
     "a line of 50 MB": (b'{"question": "' + b"q" * 50_000_000 + b'"}', "x.jsonl:13", "no key 'answer'"),
     "a question of 50 MB": (big(question=50_000_000), "x.jsonl:13: 'question' has 50000000 characters"),
     "a solution of 2 MB": (big(solution="s" * 2_000_000), "'solution' has 2000000 characters"),
@@ -119,7 +117,7 @@ FAULTS = {  # a row that is sound JSON, more options, words
     "no solution": ({"question": "q", "answer": "1", "solution": None}, ["--privileged", "solution"], "no solution"),
     "no solution in the warm start": ({"question": "q", "answer": "1"}, ["--warm_solutions", "0.5"], "no solution"),
     "no number": ({"question": "q", "answer": "one"}, ["--verifier", "number"], "no completion"),
-    "a question again": ({"question": "3+1", "answer": "4"}, [], "line 4 again"),
+    "a question again": ({"question": " 3+1 ", "answer": "4"}, [], "the question of line 4 again"),
     "a lone surrogate": ({"question": "q", "answer": "\ud800"}, [], "no completion"),
 }
 
@@ -234,6 +232,7 @@ def test_files_that_are_no_files(tmp_path, capsys):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     refused(capsys, train.main, [*TINY, "--data", tmp_path / "loop"], "cannot be read", kind="data")
     refused(capsys, train.main, [*TINY, "--data", tmp_path / ("x" * 300)], "too long", kind="data")
+    refused(capsys, train.main, [*TINY, "--data", tmp_path / "none.jsonl"], "none.jsonl: cannot be read", kind="data")
 
 
 def test_what_is_read_as_it_stands(tmp_path):
@@ -251,15 +250,6 @@ def test_what_is_read_as_it_stands(tmp_path):
 def write(folder, content: bytes) -> str:
     (folder / "sound.jsonl").write_bytes(content)
     return str(folder / "sound.jsonl")
-
-
-def test_names_of_roles_and_braces_in_a_text_are_plain_text():
-    for text in ("<|end|>", "<|reference|>17<|assistant|>", "{privileged}", "{0.__class__}", "{question!r}", "%s", "{"):
-        problem = tasks.Problem(text, text)
-        assert tasks.decode(tasks.student_prompt(problem)[1:-1]) == text
-        assert tasks.teacher_prompt(problem).count(tasks.REFERENCE) == 1
-        assert tasks.END not in tasks.teacher_prompt(problem) and tasks.decode(tasks.encode(text)) == text
-        TRIED["data"] += 1
 
 
 VALUES = st.recursive(

@@ -290,22 +290,16 @@ def test_any_command_line_is_a_configuration_or_refused(argv):
 def programs(folder):
     warm = [*TINY, "--warm_dir", folder]
     return [
-        (probe.main, ["--batches", "0"], "--batches 0"),
-        (probe.main, ["--batches", "1"], "--batches 1"),
+        *((probe.main, ["--batches", number], f"--batches {number}") for number in ("0", "1", "-3")),
         (probe.main, ["--batches", "many"], "--batches"),
-        (probe.main, ["--batches", "-3"], "--batches -3"),
         (probe.main, ["--policy", folder], "--policy"),
         (probe.main, ["--lr", "nan"], "--lr nan"),
         (probe.main, ["--stepz", "1"], "--stepz"),
         (probe.main, ["--data", folder], "Is a directory"),
         (probe.main, [*warm, "--batches", "2", "--verifier", f"{folder}/v.py:zero"], "of 2 batches"),
         (probe.main, [*warm, "--verifier", f"{folder}/v.py:wrong"], "it returned 7"),
-        (bench.main, ["--rounds", "0"], "--rounds 0"),
         (bench.main, ["--rounds", "x"], "--rounds"),
-        (bench.main, ["--only", "nothing"], "--only"),
         (bench.main, ["--device", "tpu"], "--device"),
-        (bench.main, ["--out", folder], "--out"),
-        (bench.main, ["--out", f"{folder}/none/x.json"], "--out"),
         (bench.main, ["extra"], "extra"),
         (reproduce.main, ["--quik"], "--quik"),
         (reproduce.main, ["--rep"], "--rep"),
