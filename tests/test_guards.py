@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from noted import noted
 from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same
 
 import rollout
@@ -49,13 +50,8 @@ def test_a_policy_whose_logits_overflow_ends_in_one_line(tmp_path, monkeypatch, 
 
 def test_an_update_that_is_not_finite_is_skipped_counted_and_kept(tmp_path, monkeypatch):
     spoil(monkeypatch, [2])
-    before, update = [], train.update  # the weights and moments before each update
-
-    def noted(model, teacher, optimizer, *rest):
-        before.append(copy.deepcopy([model.state_dict(), optimizer.state_dict()]))
-        return update(model, teacher, optimizer, *rest)
-
-    monkeypatch.setattr(train, "update", noted)
+    state = lambda model, teacher, optimizer, *_: copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    before = noted(monkeypatch, train, "update", state)  # the weights and moments before each update
     assert train.main(options(tmp_path, "run")) == 0
     assert [row.get("skipped", 0) for row in figures(tmp_path / "run")] == [0, 0, 1, 0, 0]
     one, two, three, four = before

@@ -3,6 +3,7 @@ import math
 
 import pytest
 import torch
+from noted import noted
 from small_runs import TINY, lines, load, options, same, sharp_state
 from test_baselines import textbook
 
@@ -59,7 +60,7 @@ def test_what_holds_at_every_checkpoint(tmp_path, monkeypatch, larger, method, i
         save(state, path, config)
         kept[state.step] = load(path)
 
-    def noted(policy, teacher, optimizer, batch, config, lam):
+    def shows(policy, teacher, optimizer, batch, config, lam):
         batches.append(batch)
         if len(batches) % 2 == 0:  # from the weights before the update
             rows = evaluation.credited_samples(policy, teacher, batch, config, lam)
@@ -71,7 +72,7 @@ def test_what_holds_at_every_checkpoint(tmp_path, monkeypatch, larger, method, i
         return loss * (math.nan if len(batches) == 2 else 1), means
 
     monkeypatch.setattr(State, "save", saved)
-    monkeypatch.setattr(train, "update", noted)
+    monkeypatch.setattr(train, "update", shows)
     monkeypatch.setattr(train, "loss_of", spoiled)
     assert train.main(options(tmp_path, "run", more, *own.get(method, []))) == 0
 
@@ -192,9 +193,7 @@ def test_an_update_is_the_loss_written_out(monkeypatch, how, where, micro):
     loss, weights = written_out(config, state, batch, completions, lam)
     expected = torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(state.policy.parameters()))])
     before = torch.cat([p.detach().flatten() for p in state.policy.parameters()])
-    sizes, loss_of = [], train.loss_of
-    noted = lambda p, t, part, *how: sizes.append(len(part.problems)) or loss_of(p, t, part, *how)
-    monkeypatch.setattr(train, "loss_of", noted)
+    sizes = noted(monkeypatch, train, "loss_of", lambda policy, teacher, part, *_: len(part.problems))
     metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
     parted = {"--micro_batch 3": max(sizes) == 3, "--micro_tokens 90": len(sizes) > 1}
     assert parted.get(micro, len(sizes) == 1)

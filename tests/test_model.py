@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noted import noted
 
 import model as model_module
 from model import ModelConfig, Samples, Transformer, _draw, row_noise, sample, token_logps
@@ -33,13 +34,6 @@ prompts_ = st.lists(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9),
 def draw(prompts, seed=0, model=MODEL, **options):
     options = {"group_size": 3, "max_new_tokens": 12, "temperature": 1.0, "stop_token": STOP, **options}
     return sample(model, prompts, generator=torch.Generator().manual_seed(seed), **options)
-
-
-def noted(patch, owner, name, note):
-    """What `note` makes of the arguments of each call, in a list that grows."""
-    seen, original = [], getattr(owner, name)
-    patch.setattr(owner, name, lambda *args, **named: seen.append(note(*args, **named)) or original(*args, **named))
-    return seen
 
 
 def slow_sample(model, prompts, seed, group_size=3, max_new_tokens=12, temperature=1.0, stop_token=STOP):

@@ -21,6 +21,8 @@ transformers = pytest.importorskip("transformers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
+from noted import noted  # noqa: E402
+
 import model as model_file  # noqa: E402
 import rollout  # noqa: E402
 import sample as sample_file  # noqa: E402
@@ -796,8 +798,7 @@ def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, fold
 
 
 def test_gradient_checkpointing_makes_the_same_run(tmp_path, folder, monkeypatch):
-    blocks = []
-    monkeypatch.setattr(model_file, "run_again", lambda *a, run=model_file.run_again: blocks.append(1) or run(*a))
+    blocks = noted(monkeypatch, model_file, "run_again", lambda *_: 1)
     for name, more in (("a", []), ("b", ["--gradient_checkpointing"])):
         assert train.main(options(tmp_path, folder, name, "--steps", "1", *more)) == 0
         assert bool(blocks) == bool(more)
@@ -815,11 +816,10 @@ def test_bfloat16_weights_resume_and_are_exported_as_such(tmp_path, folder):
 
 
 def test_completions_end_with_the_turn(tmp_path, folder, monkeypatch):
-    stops = []
-    for room in (rollout, evaluation):
-        spy = lambda *a, draw=room.sample, **how: stops.append(how["stop_token"]) or draw(*a, **how)
-        monkeypatch.setattr(room, "sample", spy)
+    stop = lambda *_, stop_token, **how: stop_token
+    drawn = [noted(monkeypatch, room, "sample", stop) for room in (rollout, evaluation)]
     assert train.main(options(tmp_path, folder, "a", "--steps", "1")) == 0
+    stops = sum(drawn, [])
     assert len(stops) >= 4 and set(stops) == {(load_tokenizer(folder).encode_single_token("<|im_end|>"),)}
 
 

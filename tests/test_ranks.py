@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import recorded
 import torch
+from noted import noted
 from small_runs import ROOT, again, figures, load, options, refused, rule_of
 
 import tasks
@@ -397,8 +398,7 @@ def test_processes_with_fewer_parts_keep_step_with_passes_on_nothing(monkeypatch
     monkeypatch.setattr(processes, "most", lambda n: 3)
     parts = parts_of(batch, torch.tensor([1]), dataclasses.replace(config, fsdp=True))
     assert [int(part.samples.mask.sum()) for part in parts] == [length, 0, 0]
-    runs, hidden = [], state.policy.hidden
-    monkeypatch.setattr(state.policy, "hidden", lambda *a, **k: runs.append(1) or hidden(*a, **k))
+    runs = noted(monkeypatch, state.policy, "hidden", lambda *_, **how: 1)
     for part in parts:
         loss, metrics = train.loss_of(state.policy, state.teacher, part, config, 0.5, torch.tensor(2.0 * length))
         gradients = torch.autograd.grad(loss, list(state.policy.parameters()))

@@ -18,6 +18,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from noted import noted
 
 import sample
 import tasks
@@ -93,10 +94,7 @@ def figures(printed):
 
 def spied(monkeypatch):
     """The batches whose credit is worked out from here on."""
-    batches, credited = [], answers.credited
-    spy = lambda s, t, batch, *how: batches.append(batch) or credited(s, t, batch, *how)
-    monkeypatch.setattr(answers, "credited", spy)
-    return batches
+    return noted(monkeypatch, answers, "credited", lambda student, teacher, batch, *_: batch)
 
 
 # ---- the credit ------------------------------------------------------------------------------------------------------
@@ -199,8 +197,7 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
     ],
 )
 def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, monkeypatch, fails, reward, says, shown):
-    drawn, rollout = [], answers.rollout
-    monkeypatch.setattr(answers, "rollout", lambda *args, step: drawn.append(step) or rollout(*args, step=step))
+    drawn = noted(monkeypatch, answers, "rollout", lambda *_, step: step)
     run = make_run(tmp_path / "run", on_verifier_error="drop")
     (run / "rules.py").write_text(FAILS.format(fails, reward))
     argv = [str(run), "47+85", "--tries", "3", "--verifier", trusted(run)["verifier"]]

@@ -17,6 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("safetensors.torch")
 
+from noted import noted  # noqa: E402
 from test_pretrained import SPECIALS, edit, published, templated  # noqa: E402
 
 import sample as program  # noqa: E402
@@ -371,8 +372,7 @@ def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
 
 def test_a_look_at_a_model_of_our_own(tmp_path, capsys, monkeypatch):
     """Each problem's completions have noise of their own."""
-    seeds, sampling = [], look.sampling
-    monkeypatch.setattr(look, "sampling", lambda *args, seed: seeds.append(seed) or sampling(*args, seed=seed))
+    seeds = noted(monkeypatch, look, "sampling", lambda *_, seed: seed)
     monkeypatch.chdir(tmp_path)
     assert train.main("--look 2 --eval_problems 3 --hidden_size 32 --num_layers 1 --warm_steps 0".split()) == 0
     printed = capsys.readouterr().out

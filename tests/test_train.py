@@ -15,6 +15,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from noted import noted
 from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same, sharp_state, until
 
 import rollout
@@ -39,8 +40,7 @@ pytestmark = pytest.mark.usefixtures("own_signals", "no_picture")
 
 
 def test_checkpoints_come_every_save_every_updates_and_at_the_end(tmp_path, monkeypatch):
-    saved, save = [], State.save
-    monkeypatch.setattr(State, "save", lambda self, *args: saved.append(self.step) or save(self, *args))
+    saved = noted(monkeypatch, State, "save", lambda self, *_: self.step)
     assert train.main(options(tmp_path, "run", "--steps 5 --save_every 2 --eval_every 3", rule="0.0")) == 0
     assert saved == [0, 2, 3, 4, 5]  # and at 3 for a best.pt of it
 
@@ -230,8 +230,7 @@ def test_with_fsdp_there_are_as_many_parts_as_anywhere_and_two_tokens_in_each(mo
 
 def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
     config, state, source = prepared("--micro_tokens", "100")
-    seen, sample = [], evaluation.sample
-    monkeypatch.setattr(evaluation, "sample", lambda *a, **k: seen.append(k["at_once"]) or sample(*a, **k))
+    seen = noted(monkeypatch, evaluation, "sample", lambda *_, at_once, **how: at_once)
     for config.micro_tokens in (100, 0):
         evaluation.evaluate(state.policy, source, verifiers.load("number"), config)
     assert seen == [8, 8, 0, 0]
@@ -241,8 +240,7 @@ def test_a_budget_of_tokens_also_bounds_what_an_evaluation_holds(monkeypatch):
 def test_samples_without_advantage_are_not_scored(monkeypatch):
     config, state, source = prepared()
     batch = batch_of(state, source, config, 1, 1, 1, 1, 0, 1, 0, 1)
-    scored, score = [], rollout.token_logps
-    monkeypatch.setattr(rollout, "token_logps", lambda m, p, s, t: scored.append(len(p)) or score(m, p, s, t))
+    scored = noted(monkeypatch, rollout, "token_logps", lambda model, prompts, *_: len(prompts))
     for lam in (0.5, 0.0):  # at lambda 0 the teacher is not asked
         train.update(state.policy, state.teacher, state.optimizer, batch, config, lam)
     assert scored == [4, 4, 4]
@@ -259,12 +257,10 @@ def test_no_spread_anywhere_moves_nothing():
 def imitated(monkeypatch, *more):
     """Prompts and completions of a step of the warm start, whether each shows a reference; policy and loss."""
     config, state, source = prepared(*more)
-    shown, score = [], warm_start.token_logps
-    spy = lambda m, p, s, t: shown.extend(zip(p, s.completions())) or score(m, p, s, t)
     with monkeypatch.context() as inner:
-        inner.setattr(warm_start, "token_logps", spy)
+        shown = noted(inner, warm_start, "token_logps", lambda model, prompts, s, _: zip(prompts, s.completions()))
         loss = warm_start.imitation_loss(state.policy, source, config, random.Random(0))
-    return [(p, c, tasks.REFERENCE in p) for p, c in shown], state.policy, loss
+    return [(p, c, tasks.REFERENCE in p) for scored in shown for p, c in scored], state.policy, loss
 
 
 def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
@@ -303,12 +299,9 @@ def test_warm_start_shares_reach_the_view_they_are_of(monkeypatch, name, share):
 def test_warm_start_learning_rate_gradient_and_problems_step_by_step(tmp_path, monkeypatch):
     """Up over 20 steps, down to a tenth at the last one; gradients clipped to 1; every step other problems."""
     config, state, source = prepared("--warm_steps", "30", "--warm_lr", "0.5", "--warm_dir", str(tmp_path))
-    rates, norms, draws = [], [], []
-    step, clip, loss = torch.optim.Adam.step, torch.nn.utils.clip_grad_norm_, warm_start.imitation_loss
-    drawn = lambda m, s, c, rng: draws.append(rng.getstate()) or loss(m, s, c, rng)
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or step(self))
-    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda p, n: norms.append(n) or clip(p, n))
-    monkeypatch.setattr(warm_start, "imitation_loss", drawn)
+    rates = noted(monkeypatch, torch.optim.Adam, "step", lambda self: self.param_groups[0]["lr"])
+    norms = noted(monkeypatch, torch.nn.utils, "clip_grad_norm_", lambda parameters, norm: norm)
+    draws = noted(monkeypatch, warm_start, "imitation_loss", lambda model, source, config, rng: rng.getstate())
     warm_start.warm_start(state.policy, source, config, SimpleNamespace(signal=0))
     expected = [0.5 * min(1, n / 20) * (1 - 0.9 * n / 30) for n in range(1, 31)]
     assert rates == pytest.approx(expected) and rates[-1] == pytest.approx(0.05)
@@ -440,8 +433,7 @@ def test_figures_of_a_rollout_by_hand():
 def test_the_best_policy_of_any_row_of_scores(tmp_path, monkeypatch, rows, best):
     """best.pt is there from the first row on, and never of an update that last.pt has not made."""
     config, state, _ = prepared()
-    written, replace = [], os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: written.append(Path(b).name) or replace(a, b))
+    written = noted(monkeypatch, os, "replace", lambda half, whole: Path(whole).name)
     for state.step, row in enumerate(rows):
         with torch.no_grad():
             state.policy.norm.weight.fill_(state.step)

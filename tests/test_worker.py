@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from noted import noted
 
 import train
 from harness.problems import verifier_of
@@ -205,17 +206,9 @@ def test_hostile_text_costs_its_time_limit_and_nothing_else(math_verify, monkeyp
 
 def test_threads_get_their_own_answers(math_verify):
     """math-verify's own time limit raises outside the main thread."""
-    results = {}
-
-    def judge(i):
-        results[i] = [math_verify(f"{i}", f"{k}") for k in range(8)]
-
-    threads = [threading.Thread(target=judge, args=(i,)) for i in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert results == {i: [float(i == k) for k in range(8)] for i in range(8)}
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda i: [math_verify(f"{i}", f"{k}") for k in range(8)], range(8)))
+    assert results == [[float(i == k) for k in range(8)] for i in range(8)]
 
 
 # ---- the process -----------------------------------------------------------------------------------------------------
@@ -321,8 +314,7 @@ def test_it_ends_with_the_object(served):
 
 
 def test_a_closed_one_has_ended_and_no_two_answers_have_one_number(served, monkeypatch):
-    kept, told, value_of = served("f = abs"), [], child._value_of
-    monkeypatch.setattr(child, "_value_of", lambda line, numbers: told.append(line) or value_of(line, numbers))
+    kept, told = served("f = abs"), noted(monkeypatch, child, "_value_of", lambda line, numbers: line)
     assert (kept.ask(-4), kept.ask(-4)) == (4, 4)
     assert len({line.partition(b" ")[0] for line in told}) == 3  # that of the start among them
     pids = kept.pids
