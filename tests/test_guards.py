@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from noted import noted
-from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same
+from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same, sharp_state
 
 import rollout
 import train
@@ -205,8 +205,7 @@ def test_a_note_stands_once_in_the_log_over_a_resume_too(tmp_path, capsys):
 
 
 def prepared(tmp_path, *more):
-    config = train.parse_config([*TINY, "--out", str(tmp_path), *more])
-    state = State(config)
+    config, state = sharp_state("--out", str(tmp_path), *more)
     source = train.tasks.generated("addition", 3, 2)
     batch = train.rollout(state.policy, source, lambda c, a: float(sum(map(ord, c)) % 2), config, 1)
     assert len(set(batch.rewards.tolist())) == 2

@@ -22,6 +22,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
 from noted import noted  # noqa: E402
+from small_runs import again, figures, refused, rule_of  # noqa: E402
 
 import model as model_file  # noqa: E402
 import rollout  # noqa: E402
@@ -739,24 +740,19 @@ RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion
 
 def options(tmp_path, folder, name, *more):
     (tmp_path / "rules.py").write_text(RULE)
-    return ["--init", str(folder), "--out", str(tmp_path / name), *rule(tmp_path), *SMALL.split(), *more]
-
-
-def rule(tmp_path):
-    return ["--verifier", f"{tmp_path}/rules.py:check"]
+    return ["--init", str(folder), "--out", str(tmp_path / name), *rule_of(tmp_path), *SMALL.split(), *more]
 
 
 def whole_and_in_parts(tmp_path, folder, *more):
     """The rows of two updates, and those of one, which a second run resumes."""
     assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *more)) == 0
     assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *more)) == 0
-    assert train.main(["--resume", "--out", str(tmp_path / "parts"), "--steps", "2", *rule(tmp_path)]) == 0
+    assert train.main(again(tmp_path / "parts", "--steps 2")) == 0
     return rows(tmp_path / "whole"), rows(tmp_path / "parts")
 
 
 def rows(path):
-    lines = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in row.items() if k not in ("seconds", "tokens/s", "peak GiB")} for row in lines]
+    return [{**row, "peak GiB": 0} for row in figures(path)]
 
 
 def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(tmp_path, folder, capsys):
@@ -783,7 +779,7 @@ def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, capsys):
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     capsys.readouterr()
     page = tmp_path / "page.html"
-    argv = [str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *rule(tmp_path)]
+    argv = [str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *rule_of(tmp_path)]
     assert sample_file.main(argv) == 0
     printed, text = capsys.readouterr().out, page.read_text(encoding="utf-8")
     assert "reference answer: 132" in printed and "right: reward 1" in printed and "wrong: reward 0" in printed
@@ -831,12 +827,7 @@ def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
 
 
 def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, capsys):
-    def fails(path, what, *more):
-        capsys.readouterr()
-        assert train.main([*options(tmp_path, path, "x"), *more]) == 2
-        error = capsys.readouterr().err
-        assert what in error and error.startswith("train.py: ") and error.count("\n") == 1, error
-
+    fails = lambda path, what, *more: refused(capsys, [*options(tmp_path, path, "x"), *more], what)
     fails(tmp_path / "nowhere", "no folder ")
     fails(folder, "leave --hidden_size", "--hidden_size", "64")
     fails(folder, "--dtype bfloat16 needs", "--dtype", "bfloat16", "--method", "sdpo")
@@ -850,9 +841,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, capsy
     fails(tmp_path / "small", "none of the chat formats")
     assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
     edit(tmp_path / "run/config.json", init=str(tmp_path / "small"))
-    capsys.readouterr()
-    assert train.main(["--resume", "--out", str(tmp_path / "run"), *rule(tmp_path)]) == 2
-    assert "--init" in capsys.readouterr().err
+    refused(capsys, again(tmp_path / "run"), "--init")
 
 
 def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, capsys):
@@ -869,7 +858,7 @@ def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, capsys):
         assert (status, error.count("\n")) == ((2, 1) if key else (0, 0)), error
         assert not key or "the tokenizer has no token for '\\x07'" in error
     for argv in (["bell \x07", "--answer", "7", "--reference", "x"], ["5+1", "--reference", "\x07"]):
-        status, error = sample_file.main([str(tmp_path / "run"), *argv, *rule(tmp_path)]), capsys.readouterr().err
+        status, error = sample_file.main([str(tmp_path / "run"), *argv, *rule_of(tmp_path)]), capsys.readouterr().err
         assert status == 2 and error.count("\n") == 1 and "no token for" in error, error
 
 

@@ -439,8 +439,7 @@ def test_a_folder_makes_no_code_run(tmp_path, capsys):
 def test_a_run_larger_than_the_machine_is_one_line(tmp_path, monkeypatch, capsys):
     run = make_run(tmp_path / "run")
     monkeypatch.setattr(os, "sysconf", lambda name: 64)  # 4 KiB of memory
-    argv = [str(run), "47+85", "--verifier", f"{run}/rules.py:check"]
-    assert sample.main(argv) == 2 and "memory of 0.0 GiB is too small" in capsys.readouterr().err
+    assert "memory of 0.0 GiB is too small" in refused(run, "47+85", capsys=capsys)
 
 
 def test_a_run_that_was_copied_is_all_that_is_read_and_nothing_is_written(tmp_path, capsys):

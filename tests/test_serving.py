@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import re
 import shlex
 from datetime import date
@@ -12,29 +11,25 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from noted import noted
+from small_runs import again, refused
+from test_pretrained import SPECIALS, edit, published, templated, transformers  # skipped where that is
 
-os.environ["HF_HUB_OFFLINE"] = "1"
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("safetensors.torch")
-
-from noted import noted  # noqa: E402
-from test_pretrained import SPECIALS, edit, published, templated  # noqa: E402
-
-import sample as program  # noqa: E402
-import tasks  # noqa: E402
-import train  # noqa: E402
-from config import Config  # noqa: E402
-from harness import look  # noqa: E402
-from harness.models import build_model  # noqa: E402
-from harness.options import INIT_FILES, fingerprint_of  # noqa: E402
-from model import sample  # noqa: E402
-from published.chat import TELL, chat, served  # noqa: E402
-from published.chat_template import worded  # noqa: E402
-from published.tokenizer import load_tokenizer  # noqa: E402
-from published.weights import load  # noqa: E402
-from sources.jsonl import load_problems  # noqa: E402
-from support.errors import UserError, visible  # noqa: E402
-from verifiers import from_file  # noqa: E402
+import sample as program
+import tasks
+import train
+from config import Config
+from harness import look
+from harness.models import build_model
+from harness.options import INIT_FILES, fingerprint_of
+from model import sample
+from published.chat import TELL, chat, served
+from published.chat_template import worded
+from published.tokenizer import load_tokenizer
+from published.weights import load
+from sources.jsonl import load_problems
+from support.errors import UserError, visible
+from verifiers import from_file
 
 pytestmark = pytest.mark.usefixtures("own_signals", "own_format")
 
@@ -322,17 +317,15 @@ def test_a_run_keeps_its_words(tmp_path, capsys):
     assert train.main(argv) == 0
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert (config["instruction"], config["system"], config["date"]) == (JSON[1], JSON[3], date.today().isoformat())
-    go_on = ["--resume", "--out", str(tmp_path / "run"), "--verifier", f"{tmp_path}/rule.py:check", "--steps", "2"]
-    capsys.readouterr()
-    assert train.main([*go_on, "--instruction", "Another."]) == 2
-    assert "--instruction Another. contradicts" in capsys.readouterr().err
+    go_on = again(tmp_path / "run", "--steps 2")
+    refused(capsys, [*go_on, "--instruction", "Another."], "--instruction Another. contradicts")
     older = fingerprint_of(Config(**{k: v for k, v in config.items() if k != "fingerprint"}), INIT_FILES[:2])
     assert older != config["fingerprint"]
     edit(tmp_path / "run/config.json", fingerprint=older)  # a run that knew of fewer files goes on
     assert train.main(go_on) == 0
     assert json.loads((tmp_path / "run/config.json").read_text())["fingerprint"] == config["fingerprint"]
     edit(init / "tokenizer_config.json", chat_template=SMOLLM2)
-    assert train.main([*go_on[:-1], "3"]) == 2 and "has changed since" in capsys.readouterr().err
+    refused(capsys, [*go_on[:-1], "3"], "has changed since")
 
 
 def test_any_end_that_the_folder_names_ends_a_completion(tmp_path):

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from noted import noted
+from small_runs import refused
 
-import train
 from harness.problems import verifier_of
 from sources import scorers
 from sources.scorers import scorer
@@ -412,6 +412,4 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, 
     data = tmp_path / "my.jsonl"
     data.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
     for more in (["--data", str(data), "--verifier", "math_verify"], ["--task", "reasoning_gym:gcd"]):
-        assert train.main(["--out", str(tmp_path / "run"), "--warm_steps", "0", "--steps", "1", *more]) == 2
-        err = capsys.readouterr().err
-        assert "requirements/tasks.txt" in err and err.count("\n") == 1
+        refused(capsys, ["--out", tmp_path / "run", "--warm_steps", "0", *more], "requirements/tasks.txt")
