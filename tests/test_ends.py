@@ -136,5 +136,4 @@ def test_every_program_ends_like_that():
     assert {"train.py", "sample.py", "plot.py", "reproduce.py", "bench.py", "study/probe.py"} <= found.keys()
     for name, tree in found.items():
         (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"] or [None]
-        if name != "support/child.py":  # started by this program alone, on pipes
-            assert main is not None and "program" in ast.unparse(main.decorator_list[0]), name
+        assert main is not None and "program" in ast.unparse(main.decorator_list[0]), name

@@ -234,9 +234,10 @@ def test_micro_batches_add_up_to_the_whole(b, lam, data):
     assert torch.allclose(torch.cat([p[1] for p in parts]), whole[1], atol=1e-15)
 
 
-@given(batches, lams, st.floats(0, 20), gaps, st.sampled_from([torch.float32, torch.float64]))
-def test_huge_gaps_stay_finite_and_meet_the_exact_bounds(b, lam, eps_w, gap, dtype):
-    b.logps, b.old_logps, b.advantages = b.logps.to(dtype), b.old_logps.to(dtype), b.advantages.to(dtype)
+@given(batches, lams, st.floats(0, 20), gaps, gaps | st.just(0.0), st.sampled_from([torch.float32, torch.float64]))
+def test_huge_gaps_stay_finite_and_meet_the_exact_bounds(b, lam, eps_w, gap, drift, dtype):
+    """Of the teacher, and of the policy that sampled."""
+    b.logps, b.old_logps, b.advantages = b.logps.to(dtype), (b.old_logps + drift).to(dtype), b.advantages.to(dtype)
     b.teacher_logps = b.logps + gap
     loss, grad, metrics = b.loss(lam=lam, eps_w=eps_w)
     assert torch.isfinite(loss) and torch.isfinite(grad).all() and all(map(math.isfinite, metrics.values()))
@@ -253,14 +254,6 @@ def test_weights_are_finite_and_above_zero_and_one_on_padding(b, gap, poison):
     weights, delta = evidence_weights(b.advantages.float(), teacher.float(), b.logps.float(), b.mask)
     assert torch.isfinite(weights).all() and (weights > 0).all() and torch.isfinite(delta).all()
     assert (weights[b.mask == 0] == 1).all() and (delta[b.mask == 0] == 0).all()
-
-
-@pytest.mark.parametrize("gap", [1e6, -1e6])
-def test_huge_policy_ratios_stay_finite(gap):
-    logps = torch.full((2, 3), -1.0, requires_grad=True)
-    loss, metrics = rlsd_loss(logps, logps.detach() + gap, logps.detach(), torch.tensor([1.0, -1.0]), torch.ones(2, 3))
-    loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(logps.grad).all() and all(map(math.isfinite, metrics.values()))
 
 
 @given(batches)

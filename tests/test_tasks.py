@@ -68,6 +68,7 @@ def test_the_views_differ_in_the_privileged_text_alone(problem, text):
                 teacher_prompt(problem, privileged)
             continue
         teacher = teacher_prompt(problem, privileged)
+        assert tasks.teacher_view(problem, privileged) == teacher
         inserted = [REFERENCE, *tasks.encode(content)]
         assert teacher == student[:-1] + inserted + student[-1:]
         assert teacher[-1] == student[-1] == ASSISTANT  # what stands right before the first completion token
@@ -155,10 +156,7 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
     assert len(held_out) == 300
     assert held_out == {p.question for p in tasks.generated(task, 300).held_out}  # the same for every run
     assert not held_out & {p.question for p in first.draw(random.Random(2), 5000)}
-
-    def ordered(question):
-        return tuple(sorted(re.findall(r"\d+", question)))
-
+    ordered = lambda question: tuple(sorted(re.findall(r"\d+", question)))
     assert not {ordered(q) for q in held_out} & {ordered(p.question) for p in first.draw(random.Random(3), 20000)}
     # with almost nothing left to draw, held-out questions keep coming up and are passed over
     digit = lambda rng, filler: Problem(str(rng.randrange(10)), "1")
@@ -194,6 +192,7 @@ def test_a_sound_file(tmp_path):
     assert len(source.draw(random.Random(0), 100)) == 100  # more than there are: with repeats
 
 
-def test_an_empty_hint_of_the_group_shows_no_reference():
-    """A right sample without a word: the reference must not stand in its place."""
+def test_a_text_of_the_problems_own_is_shown_as_it_is():
+    """Also the name of another choice; and of a right sample without a word no reference stands in its place."""
+    assert tasks.teacher_view(Problem("q", "a", "s", "answer"), "answer") == tasks.prompt(Problem("q", "a"), "answer")
     assert tasks.teacher_view(Problem("1+1", "2", privileged=""), "answer") == student_prompt(Problem("1+1", "2"))

@@ -354,14 +354,6 @@ def test_without_a_warm_start_the_weights_are_the_seeds(tmp_path):
 # ---- options reach what they name ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "told, own, text", [("answer", None, "a"), ("solution", None, "s"), ("answer", "answer", "answer")]
-)
-def test_the_privileged_text_is_the_one_asked_for(told, own, text):
-    """A text of the problem's own is shown as it is, even where it is the name of another choice."""
-    assert tasks.teacher_view(Problem("q", "a", "s", own), told) == tasks.prompt(Problem("q", "a"), text)
-
-
 def test_evaluation_pairs_completions_with_their_problems(monkeypatch):
     """At temperature 1 and greedy whatever the rollout's; the teacher's in the view that --privileged says."""
     config, state, _ = prepared("--temperature", "0.6", "--privileged", "solution")

@@ -55,7 +55,6 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "a line of 50 MB": (b'{"question": "' + b"q" * 50_000_000 + b'"}', "x.jsonl:13", "no key 'answer'"),
     "a question of 50 MB": (big(question=50_000_000), "x.jsonl:13: 'question' has 50000000 characters"),
     "a solution of 2 MB": (big(solution="s" * 2_000_000), "'solution' has 2000000 characters"),
-    "a question longer than the context": (big(question=300), "x.jsonl:13", "304 tokens", "--max_seq_len 256"),
     "a question of 900,000 characters": (big(question=900_000), "x.jsonl:13", "--max_seq_len 256"),
     "an answer longer than a completion": (big(answer=60), "x.jsonl:13", "--max_new_tokens 40"),
     "GSM8K's form and a solution": (b'{"question": "q", "answer": "s\\n#### 1", "solution": "s"}', "'answer' contains"),
@@ -108,7 +107,7 @@ def test_other_peoples_files_are_told_what_is_expected(tmp_path, capsys, name):
 
 HINT = ["--privileged_key", "hint"]
 FAULTS = {  # a row that is sound JSON, more options, words
-    "a long prompt": ({"question": "so " * 300, "answer": "1"}, [], "tokens"),
+    "a long prompt": ({"question": "q" * 300, "answer": "1"}, [], "304 tokens"),
     "a long solution": ({"question": "q", "answer": "1", "solution": "so " * 300}, [], "--max_new_tokens"),
     "a long reference": ({"question": "q", "answer": "1", "hint": "so " * 300}, HINT, "tokens"),
     "no reference": ({"question": "q", "answer": "1"}, HINT, "no key 'hint'"),

@@ -301,9 +301,7 @@ def programs(folder):
         (bench.main, ["--rounds", "x"], "--rounds"),
         (bench.main, ["--device", "tpu"], "--device"),
         (bench.main, ["extra"], "extra"),
-        (reproduce.main, ["--quik"], "--quik"),
-        (reproduce.main, ["--rep"], "--rep"),
-        (reproduce.main, ["extra"], "extra"),
+        *((reproduce.main, [word], word) for word in ("--quik", "--rep", "extra")),
     ]
 
 
