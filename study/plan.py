@@ -39,7 +39,7 @@ VARIANTS = {
 # Learning rates, by final pass@1 on seeds 100 and 101 (report.md, last table), and the grids they are chosen from.
 RATES = {
     ("addition", 256): {
-        **{"grpo": "4e-4", "rlsd": "4e-4", "rlsd-contrastive-4": "4e-4"},
+        **{"grpo": "4e-4", "rlsd": "4e-4", "rlsd-contrastive-4": "8e-4"},
         **{"opsd": "8e-4", "opd": "8e-4", "sdpo": "1.25e-5"},
     },
     ("countdown", 256): {"grpo": "2e-4", "rlsd": "4e-4", "rlsd-wide": "2e-4", "opsd": "1.25e-5"},
