@@ -123,6 +123,12 @@ def test_text_that_shows_is_left_as_it_is_and_what_hides_is_told():
     assert errors.visible("héllo, 世界: \\ 1\u2800\u202e\t") == r"héllo, 世界: \ 1\u2800\u202e\t"
 
 
+def test_an_error_is_one_line_of_bounded_length():
+    assert errors.one_line(ValueError("a\n b")) == "ValueError: a b"
+    assert errors.one_line(errors.UserError("x" * errors.LONGEST_LINE)) == "x" * errors.LONGEST_LINE
+    assert len(errors.one_line(errors.UserError("x" * 5000))) == errors.LONGEST_LINE
+
+
 def programs():
     """Every program of the repository that takes a command line, with its tree."""
     for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py")]:
