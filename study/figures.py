@@ -111,7 +111,7 @@ def headroom_figure(panels: dict[str, dict[str, dict[str, Estimate]]], mark: flo
     axes[0][0].invert_yaxis()
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.suptitle(
-        f"32 samples; bars: 95 % interval over policies; dotted: {mark:.2f}, the bound on the paper's weights"
+        f"32 samples; bars: 95 % interval over policies; dotted: {mark:.2f}, a bound for weights blind to the verdict"
     )
     figure.savefig(out, dpi=100)
     plt.close(figure)

@@ -182,7 +182,7 @@ def test_the_first_page_quotes_claims_that_were_measured_or_is_not_there():
     names = sorted({" ".join(name.split()) for name in re.findall(r"{([^}]*)}", first_page.TEN)})
     claims = [[name, "", f"figure {i}.", "", "5", "holds"] for i, name in enumerate(names)]
     page = first_page.first_page(claims)
-    assert len(names) == 19 and all(f"figure {i}." in page for i in range(19)) and "{" not in page
+    assert len(names) == 21 and all(f"figure {i}." in page for i in range(21)) and "{" not in page
     for missing in ([], [[names[0], "", "-", "", "0", "undecided"]]):
         assert first_page.first_page(missing + claims[1:]) == ""
 
@@ -191,15 +191,17 @@ def test_the_words_of_the_first_page_fit_the_verdicts():
     """Of the committed report: each line's claims hold, or do not, as its words say."""
     text = (execute.ROOT / "results/report.md").read_text()
     verdict = lambda claim: row_of(text, claim).split(" | ")[-1].removesuffix(" |")
-    after, perfect = "after 60 updates of GRPO)", "Perfect evidence is worth 1.2 times the samples (addition, "
+    after, perfect = "after 60 updates of GRPO)", "An oracle's marks are worth 1.2 times the samples (addition, "
     fails = "RLSD ends above GRPO (addition)", "RLSD ends above GRPO (countdown)", "... in half the updates (addition)"
     fails += "... in half the updates (countdown)", "RLSD pays somewhere", perfect + "before RL)"
-    fails += f"Wide weights point where GRPO does (countdown, {after}", "... in half the updates (contrastive"
+    fails += tuple(
+        f"Wide weights {does} (countdown, {after}" for does in ("point where", "are worth more over a run's")
+    )
     holds = "OPSD leaks (addition)", "RLSD does not leak (addition)", "One extra forward pass", perfect + after
     holds += "Credit sits on the deciding tokens (wrong", f"Wide weights point where GRPO does (addition, {after}"
     assert {claim: verdict(claim) for claim in fails} == dict.fromkeys(fails, "does not hold")
     assert {claim: verdict(claim) for claim in holds} == dict.fromkeys(holds, "holds")
-    assert "before RL and after it: none." in text  # of what others propose
+    assert "by the whole interval: none." in text  # of what others propose
 
 
 def test_report_of_a_clear_case(tmp_path):
