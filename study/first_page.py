@@ -1,6 +1,7 @@
 """The report's first page: what holds, what does not, why, and what to do; every figure is that of a claim below it."""
 
 import re
+import textwrap
 
 LATER = "after 60 updates of GRPO"
 TEN = f"""
@@ -45,6 +46,9 @@ def first_page(claims: list[list[str]]) -> str:
     """Ten lines in Markdown, of the whole study alone: "" where a claim of theirs was not measured."""
     figures = {claim: figure for claim, _, figure, *_ in claims if figure != "-"}
     try:
-        return "## In ten lines\n" + re.sub(r"\{([^}]*)\}", lambda m: figures[" ".join(m[1].split())], TEN)
+        text = re.sub(r"\{([^}]*)\}", lambda m: figures[" ".join(m[1].split())], TEN)
     except KeyError:
         return ""
+    lines = (" ".join(line.split()) for line in re.split(r"\n(?=\d+\. |\n)", text))
+    filled = (textwrap.fill(line, 118, subsequent_indent="   " * line[0].isdigit()) for line in lines if line)
+    return "## In ten lines\n\n" + "\n".join(filled).replace("\n*Worth*", "\n\n*Worth*")

@@ -194,6 +194,7 @@ def test_the_words_of_the_first_page_fit_the_verdicts():
     after, perfect = "after 60 updates of GRPO)", "An oracle's marks are worth 1.2 times the samples (addition, "
     fails = "RLSD ends above GRPO (addition)", "RLSD ends above GRPO (countdown)", "... in half the updates (addition)"
     fails += "... in half the updates (countdown)", "RLSD pays somewhere", perfect + "before RL)"
+    fails += ("RLSD leads with contrastive evidence",)
     fails += tuple(
         f"Wide weights {does} (countdown, {after}" for does in ("point where", "are worth more over a run's")
     )
