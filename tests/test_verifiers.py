@@ -1,5 +1,6 @@
 import math
 import re
+import sys
 import time
 from fractions import Fraction
 
@@ -88,6 +89,22 @@ def test_a_brace_needs_its_other_half_and_an_escaped_one_none():
         assert verifiers.closes(text) is whole, text
 
 
+def test_what_stands_between_two_factors_is_no_mark():
+    assert expression("*6*", "2 3 = 6") == expression("*2*3*", "2 3 = 6") == 0.0 < expression("*2+3*", "2 3 = 5")
+
+
+def test_a_file_runs_beside_its_neighbours_under_a_name_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    path = tmp_path / "rules_of_mine.py"
+    path.write_text("from neighbour_of_mine import worth\ndef check(said, answer):\n    return worth(said, answer)\n")
+    (tmp_path / "neighbour_of_mine.py").write_text("worth = lambda said, answer: 0.5 * (said == answer * 2)\n")
+    for name, taken in ({}, "_verifier_rules_of_mine"), ({"module_name": "rules_of_mine"}, "rules_of_mine"):
+        check = verifiers.from_file(str(path), "check", **name)
+        assert (check("1212", "12"), check("12", "1212")) == (0.5, 0.0) and sys.path.count(str(tmp_path)) == 1
+        assert sys.modules.pop(taken).__file__ == str(path)
+    assert load(f"{path}:check", file=lambda *given: given) == (str(path), "check")
+
+
 @given(st.integers(-(10**8), 10**8), st.integers(0, 8))
 def test_decimals_are_compared_exactly(n, places):
     text = f"{'-' if n < 0 else ''}{abs(n) // 10**places}.{abs(n) % 10**places:0{places}d}" if places else str(n)
@@ -96,7 +113,7 @@ def test_decimals_are_compared_exactly(n, places):
 
 
 @cases(
-    ("12", 1, "12", "#### 12", "#### 12.", "24/2", "$12"),
+    ("12", 1, "12", "#### 12", "#### 12.", "#### 12 .", "24/2", "$12", r"\boxed{$12$}"),
     ("12", 0, "", "#12", "12$", "12%", "12..", "**12", "12 - 0", "12 apples", "the answer is 12", "24/0", r"\boxed{12"),
     ("12", 0, "11 or 12", "12 or 11", "12, 13", "12\n13", "12 ####", "12 #### 13"),
     ("12", 0, "#### 11\n#### 12", "#### 12\nno, 13"),
