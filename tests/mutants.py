@@ -220,15 +220,15 @@ def calls(node: ast.Call):
         yield function.value  # x.f().g() -> x.f()
 
 
-def mutants(file: str, source: str) -> list[Mutant]:
-    """All mutants of a file that parse, each once, in the order of their lines."""
+def mutants(file: str, source: str, whole: bool = False) -> list[Mutant]:
+    """All mutants of a file, or of its PARTS, that parse, each once, in the order of their lines."""
     found: dict[str, Mutant] = {ast.dump(ast.parse(source)): None}
     starts = [0]
     for line in source.encode().splitlines(keepends=True):
         starts.append(starts[-1] + len(line))
     raw = source.encode()
     tree = ast.parse(source)
-    if file in PARTS:
+    if file in PARTS and not whole:
         tree.body = [node for node in tree.body if getattr(node, "name", "") in PARTS[file]]
     for node in visited(tree):
         first = last = node.test if isinstance(node, (ast.If, ast.While)) else node
@@ -322,8 +322,16 @@ def durations(copy: Copy, test: str) -> dict[str, float | None]:
 
 
 def tried(journal: Path, state: str) -> dict[str, dict]:
-    """What is known already of mutants by key: killed ones, and survivors of the tests as they are now."""
-    return {row["key"]: row for row in rows_of(journal) if row["outcome"] != "passed" or row["state"] == state}
+    """What is known already of mutants by key: kills of tests that are still there, survivors of the tests as they are."""
+    still = lambda row: row["outcome"] != "passed" and (not row["test"] or is_there(row["test"]))
+    return {row["key"]: row for row in rows_of(journal) if still(row) or row["state"] == state}
+
+
+@functools.cache
+def is_there(test: str) -> bool:
+    file, _, name = test.partition("::")
+    path = ROOT / "tests" / file
+    return path.exists() and (not name or f"def {name.partition('[')[0]}(" in path.read_text())
 
 
 def rows_of(journal: Path) -> list[dict]:
@@ -347,7 +355,7 @@ def main() -> int:
         parser.error(f"no tests are known for {', '.join(sorted(strange))}; the files are {', '.join(known)}")
     files = args.files or (known if args.all else files_of(CORE))
     journal = ROOT / "runs" / "mutants.jsonl"
-    made = {file: mutants(file, (ROOT / file).read_text()) for file in files}
+    made = {file: mutants(file, (ROOT / file).read_text(), whole=args.sample > 0) for file in files}
     if args.sample:  # twice as many, as texts for people are passed over
         made = {f: random.Random(f).sample(found, min(2 * args.sample, len(found))) for f, found in made.items()}
     made = {file: [m for m in found if not m.words][: args.sample or None] for file, found in made.items()}

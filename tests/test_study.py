@@ -93,6 +93,8 @@ def test_intervals():
 def test_verdicts(low, high, n, expected):
     assert bootstrap.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
     assert bootstrap.Estimate(0.0, -high, -low, n).below(0.0) == bootstrap.Estimate(0.0, low, high, n).verdict(0.0)
+    marks = {1.2: "holds", 1.0: "undecided", 0.8: "does not hold"}
+    assert {mark: bootstrap.Estimate(1.0, 0.9, 1.1, 5).below(mark) for mark in marks} == marks
 
 
 def test_the_axis_counts_every_updates_tokens():
@@ -162,7 +164,9 @@ def test_the_curves_show_every_panel_and_method(tmp_path, monkeypatch):
 
 def row_of(text, claim):
     """The first one, as the line that it is."""
-    return next(line for line in text.splitlines() if line.startswith(f"| {claim}"))
+    lines = [line for line in text.splitlines() if line.startswith(f"| {claim}")]
+    assert lines, f"no row for {claim}"
+    return lines[0]
 
 
 def test_report_of_few_runs_gives_no_verdicts(tmp_path):
@@ -196,7 +200,8 @@ def test_the_words_of_the_first_page_fit_the_verdicts():
     fails += "... in half the updates (countdown)", "RLSD pays somewhere", perfect + "before RL)"
     fails += ("RLSD leads with contrastive evidence",)
     fails += tuple(
-        f"Wide weights {does} (countdown, {after}" for does in ("point where", "are worth more over a run's")
+        f"Wide weights {does} (countdown, {after}"
+        for does in ("point where GRPO does", "are worth more over a run's samples")
     )
     holds = "OPSD leaks (addition)", "RLSD does not leak (addition)", "One extra forward pass", perfect + after
     holds += "Credit sits on the deciding tokens (wrong", f"Wide weights point where GRPO does (addition, {after}"

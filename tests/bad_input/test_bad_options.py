@@ -48,7 +48,8 @@ def test_every_option_refuses_what_it_cannot_be(tmp_path, capsys, name):
 
 def test_a_gpu_that_is_there_and_a_reward_of_zero_can_be_asked_for(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    parse_config("--device cuda --on_verifier_error zero".split())
+    config = parse_config("--device cuda --on_verifier_error zero".split())
+    assert (config.device, config.on_verifier_error) == ("cuda", "zero")
 
 
 TOGETHER = {
