@@ -322,7 +322,7 @@ def durations(copy: Copy, test: str) -> dict[str, float | None]:
 
 
 def tried(journal: Path, state: str) -> dict[str, dict]:
-    """What is known already of mutants by key: kills of tests that are still there, survivors of the tests as they are."""
+    """What is known of mutants by key: kills of tests that are still there, survivors of the tests as they are."""
     still = lambda row: row["outcome"] != "passed" and (not row["test"] or is_there(row["test"]))
     return {row["key"]: row for row in rows_of(journal) if still(row) or row["state"] == state}
 
