@@ -1,7 +1,9 @@
-"""The report's first page: what holds, what does not, why, and what to do; every figure is that of a claim below it."""
+"""The report's first page: what holds, what does not, why, and what to do; its figures are those of the claims."""
 
 import re
 import textwrap
+
+from study.headroom_report import BOUND
 
 LATER = "after 60 updates of GRPO"
 TEN = f"""
@@ -21,7 +23,7 @@ TEN = f"""
    addition before RL, {{An oracle's marks are worth 1.2 times the samples (addition, {LATER})}} times after 60 updates.
    The paper's weights are worth {{The paper's weights are worth more samples (addition, before RL)}} and
    {{The paper's weights are worth more samples (addition, {LATER})}} times. For weights in their range that are blind
-   to the verdict, which these are not, [a bound](../docs/derivation.md) is 1.49.
+   to the verdict, which these are not, [a bound](../docs/derivation.md) is {BOUND:.2f}.
 7. **Wide weights (eps_w 4) harm most where an answer is right in several ways, and there by their direction.** After 60
    updates their mean gradient has a cosine of {{Wide weights point where GRPO does (countdown, {LATER})}} with GRPO's
    on countdown, {{Wide weights point where GRPO does (addition, {LATER})}} on addition; over all samples of a run they
@@ -37,9 +39,8 @@ TEN = f"""
     was gained or lost at 256 samples. Keep eps_w at 0.2. With a larger teacher at hand take OPD: {{OPD takes 1.5 times
     fewer updates than GRPO (addition)}} times fewer updates than GRPO, and no leak. OPSD carries over what only the
     teacher knows ([language.md](language.md)) but may leak; a magnitude cannot say what to write instead.
-
-*Worth*: how many times as many samples GRPO needs for a step as good. Tasks, and what is behind each figure: below.
 """
+WORTH = "*Worth*: how many times as many samples GRPO needs for a step as good. What is behind each figure: below."
 
 
 def first_page(claims: list[list[str]]) -> str:
@@ -49,6 +50,6 @@ def first_page(claims: list[list[str]]) -> str:
         text = re.sub(r"\{([^}]*)\}", lambda m: figures[" ".join(m[1].split())], TEN)
     except KeyError:
         return ""
-    lines = (" ".join(line.split()) for line in re.split(r"\n(?=\d+\. |\n)", text))
-    filled = (textwrap.fill(line, 118, subsequent_indent="   " * line[0].isdigit()) for line in lines if line)
-    return "## In ten lines\n\n" + "\n".join(filled).replace("\n*Worth*", "\n\n*Worth*")
+    lines = (" ".join(line.split()) for line in re.split(r"\n(?=\d+\. )", text.strip()))
+    filled = "\n".join(textwrap.fill(line, 118, subsequent_indent="    ") for line in lines)
+    return f"## In ten lines\n\n{filled}\n\n{WORTH}"

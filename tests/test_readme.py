@@ -189,6 +189,15 @@ def test_the_bound_is_that_of_the_papers_settings():
     assert f"divides the samples needed by {most} at most" in prose("README.md")
     study, section = prose("docs/study.md"), prose("results/report.md")
     assert f"are worth more than {most}, nor than {usual} where tokens of noise have no evidence" in section
+    rows = {
+        row["claim"].partition(" (addition, after")[0]: row
+        for row in table((ROOT / "results/report.md").read_text(), "claim")
+    }
+    (oracle,) = re.findall(
+        r"1.1 and 0.9: ([\d.]+)", rows["An oracle's marks are worth 1.2 times the samples"]["measured"]
+    )
+    rlsd = rows["The paper's weights are worth more samples"]["figure [95 % interval]"].split()[0]
+    assert f"an oracle in that range gives {oracle}, RLSD {rlsd}." in prose("README.md")
     assert f"worth more than {most} times the samples, and {usual} times where noise tokens" in study
 
 
