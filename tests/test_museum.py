@@ -72,6 +72,7 @@ with Copy() as copy:
     verdict = lambda text, **how: copy.verdict("tests/made_up.py", text, ["test_made_up.py"], **how).outcome
     outcomes = [verdict("RIGHT = True"), verdict("RIGHT = True", sore=sore), verdict("RIGHT = False", sore=sore)]
     outcomes += [verdict("RIGHT = False", sore=[*sore, next(iter(found))], cpu=1), verdict("RIGHT =", sore=sore)]
+    outcomes.append(verdict("RIGHT = False", sore=found))
     print(json.dumps([found, outcomes]))
 """
 
@@ -83,7 +84,7 @@ def test_a_copy_times_its_tests_and_says_what_becomes_of_them():
     found, outcomes = json.loads(done.stdout)
     good, bad, third = (found[f"test_made_up.py::test_{name}"] for name in ("good", "bad", "third"))
     assert bad is None and good >= 0.2 and good > third >= 0
-    assert outcomes == ["failed", "passed", "failed", "dead", "broken"]
+    assert outcomes == ["failed", "passed", "failed", "dead", "broken", "passed"]
 
 
 def test_mutants_of_texts_for_people_are_marked():
