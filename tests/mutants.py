@@ -79,6 +79,11 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     **{f"study/{name}.py": ["test_study.py", "test_readme.py"] for name in ("report", "first_page")},
     "study/*.py": ["test_study.py"],
     "speed/*.py": ["test_bench.py"],
+    "examples/support_rules/*.py": ["test_support_rules.py"],
+    "examples/trl_rlsd.py": ["test_trl.py"],
+    "examples/dry_run.py": ["test_pretrained.py"],
+    "examples/smollm2/*.py": ["test_pretrained.py"],
+    "docs/exercises.py": ["test_commands.py", "test_readme.py", "test_lesson.py"],
 }
 RESULTS = ROOT / "results" / "mutants.json"
 
@@ -321,10 +326,14 @@ def durations(copy: Copy, test: str) -> dict[str, float | None]:
     return json.loads(path.read_text())
 
 
-def tried(journal: Path, state: str) -> dict[str, dict]:
-    """What is known of mutants by key: kills of tests that are still there, survivors of the tests as they are."""
+def tried(journal: Path, state: str = "") -> dict[str, dict]:
+    """What is known of mutants by key: kills of tests that are still there, survivors of the tests as they are.
+
+    Without a state also survivors of earlier tests: none is then counted as killed that was not.
+    """
     still = lambda row: row["outcome"] != "passed" and (not row["test"] or is_there(row["test"]))
-    return {row["key"]: row for row in rows_of(journal) if still(row) or row["state"] == state}
+    alive = lambda row: row["outcome"] == "passed" and state in ("", row["state"])
+    return {row["key"]: row for row in rows_of(journal) if still(row) or alive(row)}
 
 
 @functools.cache
@@ -372,8 +381,9 @@ def main() -> int:
     warm_up()
     shared_out(sorted({test for _, tests, _ in todo for test in tests}), args.jobs, timed)
     shared_out(todo, args.jobs, lambda part: work(part, journal))
-    known = {file: tried(journal, states[file]) for file in files}
-    return report_sample(files, made, known) if args.sample else report(files, made, known)
+    if args.sample:
+        return report_sample(files, made, tried(journal))
+    return report(files, made, {file: tried(journal, states[file]) for file in files})
 
 
 def report(files: list[str], made: dict[str, list[Mutant]], known: dict[str, dict]) -> int:
@@ -399,9 +409,10 @@ def report_sample(files: list[str], drawn: dict[str, list[Mutant]], known: dict[
     result = json.loads(RESULTS.read_text())
     sampled = result["sampled"] = {f: of for f, of in result.get("sampled", {}).items() if (ROOT / f).exists()}
     for file in files:
-        killed, survivors = counted(drawn[file], known[file])
+        killed, survivors = counted(drawn[file], known)
         if tries := killed + len(survivors):
-            sampled[file] = {"tried": tries, "killed": killed, "survivors": [str(m) for m in survivors]}
+            figures = {"drawn": len(drawn[file]), "tried": tries, "killed": killed}
+            sampled[file] = {**figures, "survivors": [str(m) for m in survivors]}
             print(f"{file}: {killed} of {tries} killed", *map(str, survivors), sep="\n    ")
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     tries, killed = (sum(of[what] for of in sampled.values()) for what in ("tried", "killed"))

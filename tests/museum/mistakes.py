@@ -360,6 +360,27 @@ speed/workload.py: all models of a run have different weights
     -     torch.manual_seed(0)
     -     return Transformer(config)
     +     return Transformer(config)
+examples/support_rules/my_rules.py: more may follow the decision
+    - DECISION.fullmatch(final)
+    + DECISION.match(final)
+examples/support_rules/make_tickets.py: the year of a broken one has a day more
+    - days <= 365:
+    + days <= 366:
+examples/support_rules/llm.py: what is asked of a run that goes on is not passed on
+    - train(*run, "--resume", *options,
+    + train(*run, "--resume",
+examples/trl_rlsd.py: lambda is that of the update before
+    - self.state.global_step + 1
+    + self.state.global_step
+examples/dry_run.py: the model is made in float32
+    - torch.set_default_dtype(torch.bfloat16)
+    + torch.set_default_dtype(torch.float32)
+examples/smollm2/smollm2.py: keys stay in the order of the file
+    - , "attn_k": fields["llama.attention.head_count_kv"]}
+    + }
+docs/exercises.py: the line is changed in what was read, and the file is written as it was
+    - .write_text(text.replace(old, new))
+    + .write_text(text)
 """
 
 MISTAKES = [Mistake(*words.split(": ", 1), old, new) for (words,), old, new in entries(TEXT)]
