@@ -184,13 +184,13 @@ def test_the_form_of_gsm8k_is_read_as_it_stands(tmp_path, capsys):
 
 def test_whole_texts_as_answers_are_not_taken_without_a_word(tmp_path, capsys):
     """The marker taken out, all is the answer; a verifier of the user's own may want just that, and gets no note."""
-    rows = [{**row, "answer": row["answer"].replace("#### ", "")} for row in GSM]
-    path = write(tmp_path, "\n".join(map(json.dumps, rows)).encode())
+    whole = "\n".join(json.dumps({**row, "answer": row["answer"].replace("#### ", "")}) for row in GSM).encode()
+    path = write(tmp_path, whole)
     (tmp_path / "v.py").write_text("def check(c, a):\n    return 0.0\n")
     load_source(Config(data=path, verifier="exact"))
     assert capsys.readouterr().out.startswith(f"note: {path}: 12 of 12 answers are whole texts")
     load_source(Config(data=path, verifier=f"{tmp_path}/v.py:check"))
-    load_source(Config(data=write(tmp_path, SOUND)))
+    load_source(Config(data=write(tmp_path, SOUND + whole), warm_solutions=0.0))  # half of them, no solution shown
     assert capsys.readouterr().out == ""
 
 
