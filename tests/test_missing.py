@@ -74,7 +74,6 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     config = train.parse_config([*TINY, "--on_verifier_error", "drop"])
     texts = [tasks.encode(text) + [tasks.END] for text in ("one", "three", "5", "")]
     problem = tasks.Problem("q", "a")
-    config.group_size = 4
     rewards, samples, advantages = judge.without_failed(torch.full((4,), math.nan), Samples.of(texts), config)
     batch = train.Rollout([problem] * 4, samples, rewards, advantages)
     state = State(config)

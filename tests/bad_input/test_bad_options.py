@@ -25,7 +25,7 @@ import reproduce
 import sample
 import train
 from config import Config
-from harness.options import CHANGEABLE, check_values, fingerprint_of, parse_config
+from harness.options import CHANGEABLE, USED_BY, check_values, fingerprint_of, parse_config
 from study import probe
 from support.errors import UserError, one_line
 
@@ -67,7 +67,9 @@ TOGETHER = {
     "--method opd": "--opd_teacher",
     "--opd_teacher x": "--opd_teacher",
     "--method opd --opd_teacher nowhere": "--opd_teacher nowhere: nowhere holds no config.json",
-    "--data x.jsonl --task addition": "--data and --task",
+    **{f"--data x.jsonl --{word}": "--data and --task" for word in ("task addition", "chain 2", "filler 2")},
+    "--eval_data x.jsonl": "--eval_data holds problems out",
+    **{f"--method rlsd --{name} 0.5": f"has no use for --{name}" for name in USED_BY},
     "--privileged_key k": "--privileged_key",
     "--data x.jsonl --privileged_key k --privileged answer": "--privileged_key",
     "--dtype bfloat16": "--dtype bfloat16",
@@ -90,16 +92,15 @@ TOGETHER = {
     "--step 3": "unrecognized arguments: --step 3",  # an option's whole name
     "--fsdp --warm_steps 0": "--fsdp needs torchrun",
     "--hidden_size 33": "--hidden_size 33",
-    "--task reasoning_gym:chain_sum --chain 2": "--chain and --filler",
+    **{f"--task reasoning_gym:chain_sum --{name} 2": "--chain and --filler" for name in ("chain", "filler")},
     "--init x": "--hidden_size and --num_layers",
     "--chain 0 --eval_problems 1 --max_new_tokens 35": "--max_new_tokens 35",
     "--device cuda": "no CUDA device here",
     **{f"--{name} off": f"--{name} is for models of --init" for name in "instruction system thinking date".split()},
     "--init M --warm_steps 0 --marker ANSWER": "has no use without a warm start",
-    "--marker A --rlsd_thought_only": "look for ####",
+    **{f"--marker A --{reads}": "look for ####" for reads in ("rlsd_thought_only", "evidence contrastive")},
     "--export last": "--export is for models of --init",
     "extra": "extra",
-    "-x": "-x",
     "--out\nx": "unrecognized",
 }
 
@@ -226,10 +227,14 @@ def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_pa
     assert train.main(["--resume", "--out", "run", "--steps", "4", "--verifier", "rule.py:exact"]) == 0
 
 
-def test_more_processes_than_questions_are_told_at_once(tmp_path, monkeypatch, capsys):
+def test_what_several_processes_cannot_do_is_told_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    argv = [*TINY, "--out", tmp_path / "x"]
-    refused(capsys, train.main, argv, "--prompts_per_step 1: fewer questions than the 2 processes", kind="options")
+    for more, words in (
+        ([], "--prompts_per_step 1: fewer questions than the 2 processes"),
+        (["--halve_micro_batch"], "--halve_micro_batch is for one process"),
+        (["--look=1"], "--look is for one process"),
+    ):
+        refused(capsys, train.main, [*TINY, *more, "--out", tmp_path / "x"], words, kind="options")
     assert not (tmp_path / "x").exists()
 
 
