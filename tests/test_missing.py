@@ -73,9 +73,8 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     """Its mask is empty, so the tokens are read without it, to the end token."""
     config = train.parse_config([*TINY, "--on_verifier_error", "drop"])
     texts = [tasks.encode(text) + [tasks.END] for text in ("one", "three", "5", "")]
-    problem = tasks.Problem("q", "a")
     rewards, samples, advantages = judge.without_failed(torch.full((4,), math.nan), Samples.of(texts), config)
-    batch = train.Rollout([problem] * 4, samples, rewards, advantages)
+    batch = train.Rollout([tasks.Problem("q", "a")] * 4, samples, rewards, advantages)
     state = State(config)
     rows = evaluation.credited_samples(state.policy, state.teacher, batch, config, 0.5)
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)

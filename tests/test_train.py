@@ -26,6 +26,7 @@ import verifiers
 from config import Config
 from harness import console, evaluation, warm_start
 from harness.checkpoint import State, export
+from harness.models import build_model
 from harness.run import describe
 from model import Samples, token_logps
 from rlsd import group_advantages, token_advantages
@@ -129,14 +130,16 @@ def batch_of(state, source, config, *rewards):
     return train.rollout(state.policy, source, lambda c, a: float(next(given)), config, 1)
 
 
-def test_model_and_optimizer_are_as_asked_for():
-    """With the highest seed, too: torch takes it."""
+def test_model_and_optimizer_are_as_asked_for(monkeypatch):
+    """With the highest seed, too: torch takes it. A published model may be just as large as it has to be."""
     seed = Config.__dataclass_fields__["seed"].metadata["high"]
     state = State(Config(hidden_size=256, num_layers=3, max_seq_len=200, lr=0.003, seed=seed))
     size, asked = state.policy.config, {"lr": 0.003, "betas": (0.9, 0.99), "weight_decay": 0}
     assert (size.vocab_size, size.hidden_size, size.intermediate_size, size.num_layers) == (262, 256, 768, 3)
     assert (size.num_heads, size.num_kv_heads, size.head_dim, size.max_seq_len) == (16, 8, 16, 200)
     assert type(state.optimizer) is torch.optim.Adam and asked.items() <= state.optimizer.defaults.items()
+    monkeypatch.setattr("published.weights.load", lambda *_: state.policy)  # as many tokens as the tokenizer has
+    assert build_model(Config(init="folder", max_seq_len=200)) is state.policy
 
 
 def test_the_defaults_are_those_of_the_recorded_run():
