@@ -208,13 +208,13 @@ def test_of_a_published_folder_every_file_counts_that_shapes_model_or_prompts(tm
         (tmp_path / "b" / name).write_text(name)
 
 
-@pytest.mark.parametrize("changed", [{"bf16": True}, {"device": "cuda"}, {"task": "reasoning_gym:chain_sum"}])
-def test_the_key_of_a_warm_start_holds_what_is_not_tried_here(changed):
-    assert warm_start.warm_start_key(Config(**changed)) != warm_start.warm_start_key(Config())
-
-
-@pytest.mark.parametrize("name, value", [("__version__", "0.1"), ("get_num_threads", lambda: 7)])
-def test_the_key_of_a_warm_start_holds_torch_and_its_threads(monkeypatch, name, value):
-    before = warm_start.warm_start_key(Config())
-    monkeypatch.setattr(torch, name, value)
-    assert warm_start.warm_start_key(Config()) != before
+def test_the_key_of_a_warm_start_holds_what_is_not_tried_here():
+    """Options, and of torch, the processes and a chat template what they are when it begins."""
+    changed = ({}, {"bf16": True}, {"device": "cuda"}, {"task": "reasoning_gym:chain_sum"})
+    keys = [warm_start.warm_start_key(Config(**options)) for options in changed]
+    there = {"torch.__version__": "0.1", "torch.get_num_threads": lambda: 7, "support.processes.world": lambda: 2}
+    for name, value in {**there, "tasks.FORMAT.prompt": lambda *shown: [7]}.items():
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(name, value)
+            keys.append(warm_start.warm_start_key(Config()))
+    assert len(set(keys)) == 8

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -270,10 +271,8 @@ NO_MEMORY = {
 )
 @pytest.mark.parametrize("kind", NO_MEMORY)
 def test_every_phase_names_its_own_option(tmp_path, monkeypatch, capsys, module, name, words, kind):
-    def full(*args, **kwargs):
-        raise NO_MEMORY[kind].with_traceback(None)  # one object for all cases
-
-    monkeypatch.setattr(module, name, full)
+    full = NO_MEMORY[kind].with_traceback(None)  # one object for all cases
+    monkeypatch.setattr(module, name, Mock(side_effect=full))
     whose = "GPU's" if kind == "cuda" else "machine's"
     refused(capsys, options(tmp_path, "run"), f"the {whose} memory is too small {words}")
 

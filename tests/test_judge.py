@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -19,10 +20,10 @@ from harness.evaluation import mean_reward
 from harness.problems import load_source, verifier_of
 from model import Samples
 from rlsd import group_advantages
+from sources.scorers import scorer
 from sources.verifier_process import Rule
 from support import judge
 from support.errors import UserError
-from tasks import Problem
 
 
 def config_of(tmp_path, *more):
@@ -32,7 +33,7 @@ def config_of(tmp_path, *more):
 
 def judged(verifier, config, said=("one", "two", "three")):
     samples = Samples.of([tasks.encode(text) for text in said])
-    problems = [Problem("1+1", "2", origin=f"my.jsonl:{i + 7}") for i in range(len(said))]
+    problems = [tasks.Problem("1+1", "2", origin=f"my.jsonl:{i + 7}") for i in range(len(said))]
     if isinstance(verifier, Rule):
         verifier.seconds = config.verifier_timeout
     return rollout.verify(verifier, samples, problems, config)
@@ -163,6 +164,14 @@ def test_the_time_limit_is_the_options(tmp_path):
     assert load_source(config)[1].seconds == 7.5
 
 
+def test_a_package_that_is_missing_is_told_where_its_verifier_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("harness.problems.scorer", scorer.__wrapped__)  # another test may have asked it
+    with pytest.raises(ValueError, match="math_verify is not installed"):
+        verifier_of("math_verify")
+    assert verifier_of("exact")("#### 1", "1") == 1
+
+
 def rule(tmp_path, name):
     (tmp_path / "rules.py").write_text(RULES)
     return verifier_of(f"{tmp_path}/rules.py:{name}")
@@ -233,11 +242,8 @@ def test_nothing_that_a_verifier_changes_is_changed_here(tmp_path):
 
 
 def test_a_second_ctrl_c_is_no_failure_of_the_verifier(tmp_path):
-    def interrupted(completion, answer):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        judged(interrupted, config_of(tmp_path, "--on_verifier_error", "zero"))
+        judged(Mock(side_effect=KeyboardInterrupt), config_of(tmp_path, "--on_verifier_error", "zero"))
 
 
 def test_the_message_is_not_written_through_a_link(tmp_path):
@@ -270,7 +276,7 @@ def test_a_failure_is_told_where_the_locale_knows_no_letters(tmp_path):
 
 
 def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capfd):
-    (tmp_path / "rules.py").write_text(RULES)
+    rule(tmp_path, "prints").close()
     paths = ["--out", str(tmp_path / "out"), "--warm_dir", str(tmp_path / "warm")]
     assert train.main([*TINY, *paths, "--verifier", f"{tmp_path}/rules.py:prints"]) == 0
     printed = capfd.readouterr()
@@ -285,15 +291,14 @@ def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capfd):
 
 def test_a_dropped_sample_leaves_the_advantages_of_the_rest():
     nan = math.nan
-    rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 0.5, nan, 0.5])
+    whole = torch.tensor([1.0, 0.0, 0.5, 0.5])
+    rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 0.5, nan, 0.5, *whole])
     config = Config(on_verifier_error="drop", group_size=4)
     _, _, advantages = judge.without_failed(rewards, Samples.of([[1]] * len(rewards)), config)
-    expected = torch.zeros(16)
+    expected = torch.zeros(20)
     expected[[0, 2, 3]] = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
+    expected[16:] = group_advantages(whole, 4)
     assert torch.equal(advantages, expected)
-    whole = torch.tensor([1.0, 0.0, 0.5, 0.5])
-    _, _, advantages = judge.without_failed(whole, Samples.of([[1]] * 4), config)
-    assert torch.equal(advantages, group_advantages(whole, 4))
 
 
 def some_fail(completion, answer):

@@ -27,9 +27,11 @@ from tasks import Problem, prompt, student_prompt, teacher_prompt
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory):
-    """A run whose best.pt teaches opd."""
+    """A run whose best.pt teaches opd, also where it was made on another device."""
     folder = tmp_path_factory.mktemp("larger")
     assert train.main(options(folder, "big", "--hidden_size 96 --steps 1 --method grpo")) == 0
+    config = folder / "big" / "config.json"
+    config.write_text(config.read_text().replace('"device": "cpu"', '"device": "cuda"'))
     return folder / "big"
 
 
@@ -275,5 +277,3 @@ def test_citing_and_the_knobs_of_the_bench():
     assert len(lines) == 3 and all(line[2] == " " and set(line[:2]) <= set("abcdefgh") for line in lines)
     assert tasks.decode(tasks.target(problem, cite=True)).startswith(f"{tasks.CITATION} {problem.answer}\n{lines[0]}\n")
     assert tasks.CITATION not in tasks.decode(tasks.target(problem))
-    three = tasks.generated("countdown", 5, chain=3).held_out
-    assert all(len(p.question.split(" from ")[1].split()) == 3 for p in three)

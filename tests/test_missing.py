@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from noted import noted
 from small_runs import ROOT, SOME, TINY, again, figures, lines, load, options, refused, same
 
 import tasks
@@ -72,10 +73,8 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
     """Its mask is empty, so the tokens are read without it, to the end token."""
     config = train.parse_config([*TINY, "--on_verifier_error", "drop"])
     texts = [tasks.encode(text) + [tasks.END] for text in ("one", "three", "5", "")]
-    problem = tasks.Problem("q", "a")
-    config.group_size = 4
     rewards, samples, advantages = judge.without_failed(torch.full((4,), math.nan), Samples.of(texts), config)
-    batch = train.Rollout([problem] * 4, samples, rewards, advantages)
+    batch = train.Rollout([tasks.Problem("q", "a")] * 4, samples, rewards, advantages)
     state = State(config)
     rows = evaluation.credited_samples(state.policy, state.teacher, batch, config, 0.5)
     assert [row["completion"] for row in rows] == ["one", "three"] and all(math.isnan(row["reward"]) for row in rows)
@@ -192,10 +191,6 @@ def test_no_updates_are_an_evaluation(tmp_path, capsys):
 # ---- a warm start that is cut short ----------------------------------------------------------------------------------
 
 
-class Cut(Exception):
-    pass
-
-
 def warmed(folder, interrupt=None):
     """Model and checkpoint of a warm start of eight steps in this folder."""
     config = train.parse_config([*TINY, "--warm_steps", "8", "--warm_batch", "4", "--warm_dir", str(folder)])
@@ -205,44 +200,40 @@ def warmed(folder, interrupt=None):
     return model.state_dict(), load(path)
 
 
-def at_pace(monkeypatch, seconds):
-    """A clock on which a step takes so long, and nothing else any time."""
-    now, loss = [0.0], warm_start.imitation_loss
-    slow = lambda *args: (now.__setitem__(0, now[0] + seconds), loss(*args))[1]
-    monkeypatch.setattr(warm_start.time, "perf_counter", lambda: now[0])
-    monkeypatch.setattr(warm_start, "imitation_loss", slow)
+def at_pace(monkeypatch, seconds, writing=0):
+    """A clock on which a step and a checkpoint take so long, and nothing else any time -> the steps of checkpoints."""
+    now = [0.0]
+    wait = lambda seconds: now.append(now[-1] + seconds)
+    monkeypatch.setattr(warm_start.time, "perf_counter", lambda: now[-1])
+    noted(monkeypatch, warm_start, "imitation_loss", lambda *_: wait(seconds))
+    return noted(monkeypatch, warm_start, "save", lambda kept, _: wait(writing) or kept["step"])
 
 
 def cut_at(monkeypatch, step):
-    """The `step`-th step from here raises in its middle, as a kill ends it; what was made before it is kept."""
+    """The `step`-th step from here raises StopIteration, as a kill ends it; what was made before it is kept."""
     at_pace(monkeypatch, 4)
-    loss, calls = warm_start.imitation_loss, []
-
-    def counted(*args):
-        calls.append(args)
-        if len(calls) == step:
-            raise Cut
-        return loss(*args)
-
-    monkeypatch.setattr(warm_start, "imitation_loss", counted)
-    return calls
+    before = iter(range(1, step))
+    return noted(monkeypatch, warm_start, "imitation_loss", lambda *_: next(before))
 
 
 def cut_off(folder, step):
-    with pytest.MonkeyPatch.context() as inner, pytest.raises(Cut):
+    with pytest.MonkeyPatch.context() as inner, pytest.raises(StopIteration):
         cut_at(inner, step)
         warmed(folder)
 
 
 @pytest.mark.parametrize("cuts", [[1], [2], [8], [4, 3], [2, 2, 2, 2, 2, 2, 2]])
 def test_a_warm_start_that_is_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, cuts):
+    """Also where the checkpoint of a slower run has taken the place of a finished one: it is the same file."""
     whole, kept = warmed(tmp_path / "a")
     for cut in cuts:
         cut_off(tmp_path / "b", cut)
     calls = cut_at(monkeypatch, 99)
     later, kept_later = warmed(tmp_path / "b")
+    found, _ = warmed(tmp_path / "b")  # nothing is left to do
     assert len(calls) == 8 - sum(cut - 1 for cut in cuts)
-    assert same(whole, later) and same(kept["model"], kept_later["model"]) and kept_later["moments"] == []
+    assert same(whole, later) and same(whole, found)
+    assert same(kept["model"], kept_later["model"]) and kept_later["moments"] == []
     assert len(list((tmp_path / "b").iterdir())) == 1  # nothing is left beside it
 
 
@@ -258,17 +249,6 @@ def test_ctrl_c_in_the_warm_start_keeps_what_was_made(tmp_path, monkeypatch, cap
             warmed(tmp_path / "b", interrupt)
     later, _ = warmed(tmp_path / "b")
     assert same(whole, later) and "step=5/8" in capsys.readouterr().out
-
-
-def test_two_runs_with_one_warm_start_do_not_harm_each_other(tmp_path):
-    """The slower one's checkpoint replaces the finished file; whoever comes then goes on from it."""
-    cut_off(tmp_path, 5)
-    (path,) = tmp_path.glob("*.pt")
-    slow = path.read_bytes()
-    whole, _ = warmed(tmp_path)
-    path.write_bytes(slow)
-    later, _ = warmed(tmp_path)
-    assert same(whole, later)
 
 
 @pytest.mark.parametrize(
@@ -302,13 +282,17 @@ def test_a_checkpoint_of_a_warm_start_that_does_not_fit_is_made_anew(tmp_path, c
     assert same(whole, later) and capsys.readouterr().out.count("it is made anew") == 1
 
 
-@pytest.mark.parametrize("pace, told", [(0.5, 2), (4.0, 8), (60.0, 8)])
-def test_a_slow_warm_start_says_so_every_few_seconds(tmp_path, monkeypatch, capsys, pace, told):
-    """Of 8 steps: at once that it begins, then a line where 3 seconds have gone by, and the last one."""
-    at_pace(monkeypatch, pace)
+@pytest.mark.parametrize(
+    "pace, writing, told, kept",
+    [(0.5, 0, "78", "78"), (1, 0, "48", "48"), (4, 0, "12345678", "12345678"), (10, 1, "12345678", "1478")],
+)
+def test_a_slow_warm_start_says_so_every_few_seconds(tmp_path, monkeypatch, capsys, pace, writing, told, kept):
+    """Of 8 steps: those where 3 seconds have gone by, and the last; kept as often, unless writing takes its time."""
+    saved = at_pace(monkeypatch, pace, writing)
     warmed(tmp_path)
     first, *more = capsys.readouterr().out.splitlines()
-    assert first == "warm start: step=0/8" and len(more) == told and more[-1].startswith("warm start: step=8/8 loss=")
+    assert first == "warm start: step=0/8" and saved == [*map(int, kept)]
+    assert [line.split(" loss=")[0] for line in more] == [f"warm start: step={step}/8" for step in told]
 
 
 @given(st.integers(-1, 10**9), st.integers(0, 10**7), st.integers(1, 2**20))

@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from noted import noted
-from small_runs import ROOT, TINY, again, figures, lines, load, options, refused, same, sharp_state, until
+from small_runs import ROOT, again, figures, lines, load, options, refused, same, sharp_state, until
 
 import rollout
 import tasks
@@ -98,14 +99,6 @@ def test_resumed_equals_never_stopped(tmp_path, capsys, method):
     assert (whole / "samples.jsonl").read_text() == (parts / "samples.jsonl").read_text()
 
 
-def test_warm_start_is_kept_and_found_again(tmp_path, capsys):
-    for name in ("a", "b"):
-        assert train.main(options(tmp_path, name, "--steps 1")) == 0
-    found = ["found" in part for part in capsys.readouterr().out.split("run folder")[:-1]]
-    assert found == [False, True] and len(list((tmp_path / "warm").glob("*.pt"))) == 1
-    assert figures(tmp_path / "a") == figures(tmp_path / "b")
-
-
 @pytest.mark.parametrize(
     "number, warm_steps, at, said",
     [
@@ -137,17 +130,29 @@ def batch_of(state, source, config, *rewards):
     return train.rollout(state.policy, source, lambda c, a: float(next(given)), config, 1)
 
 
-def test_the_model_is_of_the_size_asked_for():
-    config = train.parse_config(["--hidden_size", "256", "--num_layers", "3", "--max_seq_len", "200"])
-    size = build_model(config).config
+def test_model_and_optimizer_are_as_asked_for(monkeypatch):
+    """With the highest seed, too: torch takes it. A published model may be just as large as it has to be."""
+    seed = Config.__dataclass_fields__["seed"].metadata["high"]
+    state = State(Config(hidden_size=256, num_layers=3, max_seq_len=200, lr=0.003, seed=seed))
+    size, asked = state.policy.config, {"lr": 0.003, "betas": (0.9, 0.99), "weight_decay": 0}
     assert (size.vocab_size, size.hidden_size, size.intermediate_size, size.num_layers) == (262, 256, 768, 3)
     assert (size.num_heads, size.num_kv_heads, size.head_dim, size.max_seq_len) == (16, 8, 16, 200)
+    assert type(state.optimizer) is torch.optim.Adam and asked.items() <= state.optimizer.defaults.items()
+    monkeypatch.setattr("published.weights.load", lambda *_: state.policy)  # as many tokens as the tokenizer has
+    assert build_model(Config(init="folder", max_seq_len=200)) is state.policy
 
 
-def test_the_optimizer_is_adam_as_asked_for():
-    optimizer = State(train.parse_config([*TINY, "--lr", "0.003"])).optimizer
-    asked = {"lr": 0.003, "betas": (0.9, 0.99), "weight_decay": 0}
-    assert type(optimizer) is torch.optim.Adam and asked.items() <= optimizer.defaults.items()
+def test_the_defaults_are_those_of_the_recorded_run():
+    """Of python train.py, without an option: steps, evaluations, held-out problems, samples and lambda."""
+    rows, config = lines(ROOT / "results" / "make_train" / "rlsd.jsonl"), Config()
+    assert [row["step"] for row in rows] == list(range(config.steps + 1))
+    scores = {row["step"]: row["pass@1"] * config.eval_problems for row in rows if "pass@1" in row}
+    assert list(scores) == list(range(0, config.steps + 1, config.eval_every))
+    assert all(right == pytest.approx(round(right)) for right in scores.values())
+    for row in rows[1:]:
+        samples = row["tokens/s"] * row["seconds"] / row["length"]
+        assert samples == pytest.approx(config.prompts_per_step * config.group_size)
+        assert row["lambda"] == pytest.approx(0.5 * max(0, 1 - row["step"] / config.rlsd_lambda_decay_steps))
 
 
 def test_rollout_keeps_each_question_with_its_own_group(monkeypatch):
@@ -273,6 +278,7 @@ def test_warm_start_teaches_both_views_and_stopping(monkeypatch):
         text = tasks.decode(completion)
         assert completion[-1] == END
         assert not teachers or text.endswith(f"#### {reference}")  # slips included, it leads to what is shown
+        assert tasks.CITATION not in text  # unless it is asked for
         right[teachers].append(text.endswith(f"#### {a + b}"))
     assert 60 < len(right[True]) < 140
     assert 0.1 < sum(right[True]) / len(right[True]) < 0.7  # so a reference says more than that it is there
@@ -334,11 +340,7 @@ def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
-
-    def interrupted(config):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train, "train", interrupted)
+    monkeypatch.setattr(train, "train", Mock(side_effect=KeyboardInterrupt))
     assert train.main([]) == 130
     err = capsys.readouterr().err
     assert "interrupted at once" in err and err.count("\n") == 1

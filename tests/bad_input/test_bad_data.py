@@ -30,14 +30,12 @@ FILES = {  # after twelve sound lines: bytes, words of the message
     "NUL between the lines": (b"\x00", "x.jsonl:13", "not JSON"),
     "NUL in a string": (b'{"question": "a\x00b", "answer": "c"}', "x.jsonl:13", "not JSON"),
     "invalid UTF-8": (b'{"question": "\xff", "answer": "c"}', "x.jsonl:13", "byte 14 is not UTF-8"),
-    "half a character": (b'{"question": "\xc3", "answer": "c"}', "not UTF-8"),
     "UTF-16": (ROW.encode("utf-16"), "x.jsonl:13", "not UTF-8"),
     "a byte order mark in the middle": (b"\xef\xbb\xbf" + ROW.encode(), "x.jsonl:13", "not JSON"),
     "old Macintosh line ends": (ROW.encode() + b"\r" + ROW.encode(), "not JSON"),
     "two objects on a line": (ROW.encode() * 2, "not JSON: Extra data"),
     "cut off": (ROW.encode()[:-5], "not JSON"),
     "single quotes": (b"{'question': 'a', 'answer': 'b'}", "not JSON"),
-    "a JSON array over lines": (b"[", "not JSON"),
     "deep": (b'{"question": ' + b"[" * 100_000, "not JSON"),
     "a number of 10,000 digits": (b'{"question": "q", "answer": ' + b"9" * 10_000 + b"}", "x.jsonl:13"),
     "array": (b'["question", "answer"]', "a JSON object is needed, not list"),
@@ -184,13 +182,13 @@ def test_the_form_of_gsm8k_is_read_as_it_stands(tmp_path, capsys):
 
 def test_whole_texts_as_answers_are_not_taken_without_a_word(tmp_path, capsys):
     """The marker taken out, all is the answer; a verifier of the user's own may want just that, and gets no note."""
-    rows = [{**row, "answer": row["answer"].replace("#### ", "")} for row in GSM]
-    path = write(tmp_path, "\n".join(map(json.dumps, rows)).encode())
+    whole = "\n".join(json.dumps({**row, "answer": row["answer"].replace("#### ", "")}) for row in GSM).encode()
+    path = write(tmp_path, whole)
     (tmp_path / "v.py").write_text("def check(c, a):\n    return 0.0\n")
     load_source(Config(data=path, verifier="exact"))
     assert capsys.readouterr().out.startswith(f"note: {path}: 12 of 12 answers are whole texts")
     load_source(Config(data=path, verifier=f"{tmp_path}/v.py:check"))
-    load_source(Config(data=write(tmp_path, SOUND)))
+    load_source(Config(data=write(tmp_path, SOUND + whole), warm_solutions=0.0))  # half of them, no solution shown
     assert capsys.readouterr().out == ""
 
 

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -24,7 +25,7 @@ import reproduce
 import sample
 import train
 from config import Config
-from harness.options import parse_config
+from harness.options import CHANGEABLE, USED_BY, check_values, fingerprint_of, parse_config
 from study import probe
 from support.errors import UserError, one_line
 
@@ -37,12 +38,17 @@ FIELDS = {f.name: f for f in dataclasses.fields(Config)}
 def test_every_option_refuses_what_it_cannot_be(tmp_path, capsys, name):
     f = FIELDS[name]
     bad = {int: NO_INT, float: NO_FLOAT, str: ("ppo", "") if f.metadata["choices"] else (), bool: ("=yes",)}[f.type]
-    bad += tuple(str(f.metadata[k] + d) for k, d in (("low", -1), ("high", 1)) if f.metadata[k] is not None)
-    for value in bad:
+    beyond = [f.metadata[k] + d for k, d in (("low", -1), ("high", 1)) if f.metadata[k] is not None]
+    for value in (*bad, *beyond):
         given = f"--{name}{value if f.type is bool else f'={value}'}"
         refused(capsys, train.main, [*TINY, given], name, kind="options")
-    if f.type is int:
-        assert f.metadata["low"] is not None and f.metadata["high"] is not None
+    for value in (7 if f.type is str else "1", *beyond, *bad[: f.metadata["choices"] is not None]):  # in a config.json
+        with pytest.raises(UserError, match=f"^--{name} "):
+            check_values(Config(**{name: value}))
+    if f.type is int:  # may there be none? only if that is the default, or --help says what it means
+        assert f.metadata["high"] is not None
+        said = re.search(r"\b0(:| keeps)", f.metadata["help"])
+        assert (f.metadata["low"] < 1) == (f.default < 1 or said is not None)
     refused(capsys, train.main, [*TINY, f"--{name}_"], f"--{name}_", kind="options")
 
 
@@ -60,8 +66,10 @@ TOGETHER = {
     "--warm_slip 0.5 --data x.jsonl": "--warm_slip is for built-in tasks",
     "--method opd": "--opd_teacher",
     "--opd_teacher x": "--opd_teacher",
-    "--method opd --opd_teacher nowhere": "--opd_teacher nowhere",
-    "--data x.jsonl --task addition": "--data and --task",
+    "--method opd --opd_teacher nowhere": "--opd_teacher nowhere: nowhere holds no config.json",
+    **{f"--data x.jsonl --{word}": "--data and --task" for word in ("task addition", "chain 2", "filler 2")},
+    "--eval_data x.jsonl": "--eval_data holds problems out",
+    **{f"--method rlsd --{name} 0.5": f"has no use for --{name}" for name in USED_BY},
     "--privileged_key k": "--privileged_key",
     "--data x.jsonl --privileged_key k --privileged answer": "--privileged_key",
     "--dtype bfloat16": "--dtype bfloat16",
@@ -75,7 +83,6 @@ TOGETHER = {
     "--task countdown --chain 20": "countdown has 2 to 12 numbers",
     "--chain 1 --eval_problems 45": "no more different ones left",
     "--chain 1 --eval_problems 500": "no more different ones left",
-    "--group_size 1": "--group_size 1",
     "--chain 20": "--max_new_tokens",
     "--max_new_tokens 250": "--max_seq_len 256",
     "--verifier nothing": "nothing",
@@ -85,17 +92,15 @@ TOGETHER = {
     "--step 3": "unrecognized arguments: --step 3",  # an option's whole name
     "--fsdp --warm_steps 0": "--fsdp needs torchrun",
     "--hidden_size 33": "--hidden_size 33",
-    "--task reasoning_gym:chain_sum --chain 2": "--chain and --filler",
+    **{f"--task reasoning_gym:chain_sum --{name} 2": "--chain and --filler" for name in ("chain", "filler")},
     "--init x": "--hidden_size and --num_layers",
     "--chain 0 --eval_problems 1 --max_new_tokens 35": "--max_new_tokens 35",
     "--device cuda": "no CUDA device here",
-    "--system x": "--system is for models of --init",
+    **{f"--{name} off": f"--{name} is for models of --init" for name in "instruction system thinking date".split()},
     "--init M --warm_steps 0 --marker ANSWER": "has no use without a warm start",
-    "--marker A --rlsd_thought_only": "look for ####",
-    "--init M --thinking maybe": "invalid choice",
-    "--look 1 --resume --out x": "--resume needs --out",
+    **{f"--marker A --{reads}": "look for ####" for reads in ("rlsd_thought_only", "evidence contrastive")},
+    "--export last": "--export is for models of --init",
     "extra": "extra",
-    "-x": "-x",
     "--out\nx": "unrecognized",
 }
 
@@ -131,10 +136,7 @@ def test_help_shows_every_option_in_one_of_the_groups(capsys):
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
-def begins_work(*args, **kwargs):
-    raise AssertionError("it begins to work")
-
-
+begins_work = Mock(side_effect=AssertionError("it begins to work"))
 EVERYWHERE = ours("*.py", "docs/*.py", "study/*.py", "examples/**/*.py", "tests/**/*.py")
 PROGRAMS = [
     p for p in EVERYWHERE if '\nif __name__ == "__main__":' in p.read_text() and p.stem not in ("child", "test_ends")
@@ -169,12 +171,28 @@ def finished(tmp_path_factory):
     home = tmp_path_factory.mktemp("home")
     (home / "my.jsonl").write_text("".join(f'{{"question": "{i}+1", "answer": "{i + 1}"}}\n' for i in range(9)))
     (home / "held.jsonl").write_text('{"question": "0+0", "answer": "0"}\n')
-    (home / "rule.py").write_text("def check(c, a):\n    return len(c) % 2 / 2\n\ndef other(c, a):\n    return 0.0\n")
-    files = "--data my.jsonl --eval_data held.jsonl --verifier rule.py:check --out run --warm_dir warm".split()
+    (home / "rule.py").write_text("def exact(c, a):\n    return len(c) % 2 / 2\n\ndef other(c, a):\n    return 0.0\n")
+    files = "--data my.jsonl --eval_data held.jsonl --verifier rule.py:exact --out run --warm_dir warm".split()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
         patch.chdir(home)
         assert train.main([*TINY, *files]) == 0
     return home
+
+
+def test_a_run_goes_on_with_other_values_of_those_options_alone_that_may_change(tmp_path):
+    config = Config(verifier="exact")
+    written = {**vars(config), "fingerprint": fingerprint_of(config)}
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    (tmp_path / "last.pt").touch()
+    run = ["--resume", f"--out={tmp_path}"]
+    for name in FIELDS.keys() - {"out", "resume", *CHANGEABLE}:
+        f = FIELDS[name]
+        word = next(x for x in f.metadata["choices"] or "x" if x != f.default)
+        value = word if f.type is str else f.default + 1 if f.type is int else f.default / 2 or 0.5
+        with pytest.raises(UserError, match=f"--{name} .*contradicts"):
+            parse_config([*run, f"--{name}" if f.type is bool else f"--{name}={value}"])
+    again = ["--verifier=exact", "--seed=0", "--rlsd_lambda=0.5", "--steps=7"]
+    assert parse_config([*run, *again]) == dataclasses.replace(config, resume=True, out=str(tmp_path), steps=7)
 
 
 def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_path, monkeypatch, capsys):
@@ -184,17 +202,17 @@ def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_pa
     (elsewhere / "changed.py").write_text((elsewhere / "rule.py").read_text() + "\n")
     monkeypatch.chdir(tmp_path)
     run = ["--resume", "--out", elsewhere / "run", "--steps", "2"]
-    named = [*run, "--verifier", f"{elsewhere}/rule.py:check"]
+    named = [*run, "--verifier", f"{elsewhere}/rule.py:exact"]
     data, held = ["--data", elsewhere / "my.jsonl"], ["--eval_data", elsewhere / "held.jsonl"]
     before = contents(elsewhere)
     for argv, words in (
         (named, ("--data my.jsonl is not found from here", "give --data")),
         ([*named, *data], ("--eval_data held.jsonl is not found from here",)),
-        ([*run, *data, *held], ("add --verifier rule.py:check",)),
-        ([*run, *data, *held, "--verifier", "rule.py:check"], ("--verifier rule.py is not found from here",)),
+        ([*run, *data, *held], ("add --verifier rule.py:exact",)),
+        ([*run, *data, *held, "--verifier", "rule.py:exact"], ("--verifier rule.py is not found from here",)),
         ([*named, *data, "--eval_data", elsewhere / "my.jsonl"], ("has changed",)),
         ([*named, *held, "--data", elsewhere / "changed.jsonl"], ("has changed",)),
-        ([*run, *data, *held, "--verifier", f"{elsewhere}/changed.py:check"], ("has changed",)),
+        ([*run, *data, *held, "--verifier", f"{elsewhere}/changed.py:exact"], ("has changed",)),
         ([*run, *data, *held, "--verifier", f"{elsewhere}/rule.py:other"], ("contradicts",)),
         ([*run, *data, *held, "--verifier", "exact"], ("contradicts",)),
         ([*named, *held, "--data", ""], ("contradicts",)),
@@ -203,22 +221,24 @@ def test_files_that_a_run_depends_on_are_found_by_their_content(finished, tmp_pa
         assert contents(elsewhere) == before
     whole = [str(word) for word in (*named, *data, *held)]
     assert train.main(whole) == 0 and train.main([*whole[:3], "--steps", "3", *whole[5:]]) == 0
-    monkeypatch.chdir(elsewhere)  # where it began: its own names still hold
-    assert train.main(["--resume", "--out", "run", "--steps", "4", "--verifier", "rule.py:check"]) == 0
-    monkeypatch.chdir(tmp_path)
     assert sample.main([str(elsewhere / "run"), "3+1", "--tries", "1", *whole[5:]]) == 0
     refused(capsys, sample.main, [elsewhere / "run", "3+1"], "add --verifier", kind="folders")
+    monkeypatch.chdir(elsewhere.rename(tmp_path / "moved"))  # as a whole: its own names still hold
+    assert train.main(["--resume", "--out", "run", "--steps", "4", "--verifier", "rule.py:exact"]) == 0
 
 
-def test_more_processes_than_questions_and_an_export_of_nothing_are_told_at_once(tmp_path, monkeypatch, capsys):
-    refused(capsys, train.main, [*TINY, "--export", "last"], "--init", kind="options")
+def test_what_several_processes_cannot_do_is_told_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    argv = [*TINY, "--out", tmp_path / "x"]
-    refused(capsys, train.main, argv, "--prompts_per_step 1: fewer questions than the 2 processes", kind="options")
+    for more, words in (
+        ([], "--prompts_per_step 1: fewer questions than the 2 processes"),
+        (["--halve_micro_batch"], "--halve_micro_batch is for one process"),
+        (["--look=1"], "--look is for one process"),
+    ):
+        refused(capsys, train.main, [*TINY, *more, "--out", tmp_path / "x"], words, kind="options")
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("verifier", ["rule.py:check", "./x/../rule.py:other", "/etc/rule.py:f"])
+@pytest.mark.parametrize("verifier", ["rule.py:exact", "./x/../rule.py:other", "/etc/rule.py:f"])
 def test_a_verifier_that_only_a_runs_folder_names_is_never_run(finished, tmp_path, monkeypatch, capsys, verifier):
     """Whoever wrote that config.json, the file that it names is code."""
     shutil.copytree(finished, tmp_path / "home")
