@@ -89,6 +89,13 @@ def test_log_probabilities_that_are_not_finite_are_no_crash(tmp_path, who, micro
     assert math.isnan(loss) == (who == "sampler") or loss == 0
 
 
+def test_rewards_of_samples_that_move_nothing_are_no_loss(tmp_path):
+    config, state, batch = prepared(tmp_path, "--method", "sdpo")
+    batch.hints = [None] * len(batch.problems)  # none is right
+    metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
+    assert metrics["loss"] == metrics["grad_norm"] == 0 and batch.advantages.any()
+
+
 def test_other_mistakes_are_not_taken_for_numbers(tmp_path):
     config, state, batch = prepared(tmp_path)
     batch.advantages = batch.advantages[:-1]
@@ -142,7 +149,7 @@ FINE = {"entropy": 0.5, "no_spread": 0.5, "length": 20.0, "reward": 0.5}
         ({"entropy": 0.0004}, "collapsed"),
         ({"no_spread": 1.0, "reward": 1.0}, "take harder problems"),
         ({"no_spread": 1.0, "reward": 0.0}, "take easier problems"),
-        ({"length": 32.0}, "run to --max_new_tokens 32"),
+        ({"length": 31.7}, "run to --max_new_tokens 32"),
         ({"verifier errors": 8, "length": math.nan, "reward": math.nan}, "failed on every sample"),
     ],
 )
@@ -180,8 +187,11 @@ def test_a_gap_between_training_and_held_out_problems_is_noted_once(tmp_path):
 
 def test_a_verifier_that_nobody_satisfies_is_named_in_place_of_other_cures(tmp_path):
     watch = Watch(train.parse_config([*TINY, "--out", str(tmp_path)]), 0, 9, "'#### 17'")
-    nothing = [watch.look(FINE | {"no_spread": 1.0, "reward": 0.0}) for _ in range(10)][-1]["notes"]
-    assert "the verifier gives 0" in nothing[0] and "'#### 17'" in nothing[0] and "--group_size" not in nothing[0]
+    cures = {0.0: "the verifier gives 0 to what the warm start teaches, such as '#### 17'", 0.5: "raise --group_size"}
+    for reward, cure in cures.items():
+        watch.look(FINE)
+        (note,) = [watch.look(FINE | {"no_spread": 1.0, "reward": reward}) for _ in range(10)][-1]["notes"]
+        assert f"(mean reward {reward:g}); {cure}" in note
 
 
 def test_figures_just_inside_the_bounds_are_no_collapse(tmp_path):

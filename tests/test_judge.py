@@ -180,7 +180,7 @@ def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, c
     assert line.startswith("verifier, on my.jsonl:8 '1+1' with the completion 'two': ") and words in line
     assert line.isprintable() and len(line) < 700
     kept = (tmp_path / "out" / "verifier_error.txt").read_text()
-    assert words in kept.splitlines()[0] and kept.endswith("question:\n1+1\ncompletion:\ntwo\n")
+    assert words in kept.splitlines()[0] and kept.endswith("\n\nquestion:\n1+1\ncompletion:\ntwo\n")
     assert ("Traceback" in kept) == (not words.startswith(OUR_WORDS))
     config = config_of(tmp_path, *limit, "--on_verifier_error", "drop", "--out", str(tmp_path / "second"))
     (tmp_path / "second").mkdir()
@@ -285,11 +285,13 @@ def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capfd):
 
 def test_a_dropped_sample_leaves_the_advantages_of_the_rest():
     nan = math.nan
-    rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 0.5, nan, 0.5])
+    rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 1.0, nan, 0.0])
     config = Config(on_verifier_error="drop", group_size=4)
-    _, _, advantages = judge.without_failed(rewards, Samples.of([[1]] * len(rewards)), config)
+    _, masked, advantages = judge.without_failed(rewards, Samples.of([[1]] * len(rewards)), config)
+    assert torch.equal(masked.mask[:, 0], ~rewards.isnan())
     expected = torch.zeros(16)
-    expected[[0, 2, 3]] = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
+    for three in ([0, 2, 3], [12, 13, 15]):
+        expected[three] = group_advantages(rewards[three], 3)
     assert torch.equal(advantages, expected)
     whole = torch.tensor([1.0, 0.0, 0.5, 0.5])
     _, _, advantages = judge.without_failed(whole, Samples.of([[1]] * 4), config)

@@ -169,6 +169,22 @@ def test_a_picture_that_cannot_be_drawn_is_one_line(tmp_path, capsys, monkeypatc
     assert not (tmp_path / "run" / "curves.png").exists()
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_process_0_alone_has_a_bar_and_says_how_it_ends(monkeypatch, capfd, rank):
+    """On a terminal; what ends the step is written beside its log."""
+    pytest.importorskip("tqdm")
+    monkeypatch.setattr(console.processes, "rank", lambda: rank)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert console.progress(range(3)).disable == (rank > 0)
+    capfd.readouterr()
+    console.Interrupt().handle(2, None)
+    with pytest.raises(SystemExit) as ended, console.interruptible():
+        raise console.Interrupted(2, "there")
+    out, err = capfd.readouterr()
+    assert ended.value.code == 130 and out == "interrupted there\n" * (rank == 0)
+    assert ("ending after this step" in err) == (rank == 0)
+
+
 def test_the_export_comes_before_the_picture(tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(run, "export", lambda *args: order.append("export"))

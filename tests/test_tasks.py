@@ -130,11 +130,16 @@ def test_addition_by_hand():
     assert tasks.columns("99", "99", lambda: True) == ("9+9=18\n9+9=19", "198")
 
 
-def test_slips_come_at_the_stated_rate():
-    rng = random.Random(0)
+def test_slips_come_at_the_stated_rate_and_in_built_in_tasks_alone():
+    rng, worked = random.Random(0), lambda problem, **said: careless.careless(Config(**said))(problem, rng, 0.75)
     problem = Problem("9999+9999", "19998", tasks.columns("9999", "9999", lambda: True)[0])
-    remembered = sum(careless.addition(problem, rng, 0.75).solution.count("=19") for _ in range(2000))
+    remembered = sum(worked(problem).solution.count("=19") for _ in range(2000))
     assert remembered / 6000 == pytest.approx(0.25, abs=0.02)
+    (other,) = tasks.generated("countdown", 1).held_out
+    kept = sum(worked(other, task="countdown") == other for _ in range(2000))
+    assert kept / 2000 == pytest.approx(0.25, abs=0.03)
+    for said in ({"data": "my.jsonl"}, {"task": "reasoning_gym:gcd"}):
+        assert [worked(problem, **said) for _ in range(9)] == [problem] * 9
 
 
 @pytest.mark.parametrize("task", tasks.GENERATORS)
