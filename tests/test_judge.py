@@ -157,12 +157,6 @@ for name in {list(BAD)}:
 OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no error that Python has a traceback of
 
 
-def test_the_time_limit_is_the_options(tmp_path):
-    (tmp_path / "rule.py").write_text("def right(completion, answer): return 1.0\n")
-    config = config_of(tmp_path, "--verifier", f"{tmp_path}/rule.py:right", "--verifier_timeout", "7.5")
-    assert load_source(config)[1].seconds == 7.5
-
-
 def rule(tmp_path, name):
     (tmp_path / "rules.py").write_text(RULES)
     return verifier_of(f"{tmp_path}/rules.py:{name}")
@@ -209,8 +203,11 @@ def test_a_reward_is_read_once(tmp_path):
 
 
 def test_time_within_the_limit_is_given_to_every_call_anew(tmp_path):
-    assert judged(rule(tmp_path, "slow"), config_of(tmp_path, "--verifier_timeout", "1"), said=["a"] * 5) == [1.0] * 5
-    assert judged(rule(tmp_path, "slow"), config_of(tmp_path, "--verifier_timeout", "0"), said=["a"]) == [1.0]
+    (tmp_path / "rules.py").write_text(RULES)
+    for seconds, calls in ((1.0, 5), (0.0, 1)):
+        config = config_of(tmp_path, "--verifier", f"{tmp_path}/rules.py:slow", "--verifier_timeout", str(seconds))
+        verifier = load_source(config)[1]
+        assert verifier.seconds == seconds and judged(verifier, config, said=["a"] * calls) == [1.0] * calls
 
 
 @pytest.mark.parametrize("name, reward", [("forks", 1.0), ("forks_and_fails", 0.5)])
@@ -233,11 +230,8 @@ def test_nothing_that_a_verifier_changes_is_changed_here(tmp_path):
 
 
 def test_a_second_ctrl_c_is_no_failure_of_the_verifier(tmp_path):
-    def interrupted(completion, answer):
-        raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        judged(interrupted, config_of(tmp_path, "--on_verifier_error", "zero"))
+        judged(lambda c, a: signal.default_int_handler(2, None), config_of(tmp_path, "--on_verifier_error", "zero"))
 
 
 def test_the_message_is_not_written_through_a_link(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from noted import noted
@@ -38,8 +39,7 @@ def running(pid):
 
 
 # MATH's forms of an answer, and a few more, two spaces apart; each accepts itself
-FORMS = (
-    r"""
+FORMS = r"""
 12  -3  0.5  .5  1,234  1,234,567  12{,}345  10{,}000  \frac{1}{2}  \frac12  \frac 12  \frac34  -\frac{3}{4}
 \dfrac{1}{2}  \tfrac{1}{2}  \frac{\sqrt{3}}{2}  \frac{1+\sqrt{5}}{2}  \frac{x+1}{x-1}  \frac{\pi}{4}  1/2
 3\frac{1}{2}  3 \frac 12  2\tfrac{1}{3}  3 1/2  \sqrt{2}  \sqrt2  2\sqrt{3}  3\sqrt[3]{2}  \sqrt[4]{5}  \pi  2\pi
@@ -70,10 +70,7 @@ x = 5  y=2x+3  y = \frac{1}{2}x - 3  x=1,2  f(x)=x^2  p - q  x \in [0,1]  x>3  x
 0.75  75\%  \text{(E)}  \left(2,\frac{3}{2}\right)  (6,31,-1)  \dfrac{9}{7}  a+b+c  \cot x  \sec 2x  \text{Navin}
 5\text{ and }7  16,\!000  3,\!450  40_9  101_2  \frac{\sqrt{a}}{b}  2n+1  \text{TRUE}  no  No  10:15  x+y\sqrt{2}
 24^\circ  \ 18.90  -\frac{35}{9}  f^{-1}(x)  \frac{1}{3}x+2  \,5
-""".strip()
-    .replace("\n", "  ")
-    .split("  ")
-)
+"""
 EQUAL = r"""
 12|12.0 $12$ \boxed{12} **12** \$12 $12 12. (12) \frac{24}{2} x=12 12\cdot1 5+7 \frac{36}3
 0.5|1/2 \frac12 .5 0.50 $\frac12$ \boxed{\frac{1}{2}}
@@ -150,7 +147,7 @@ x^2=-1|x^2=-4
 """
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for line in FORMS.strip().split("\n") for form in line.split("  ")])
 def test_each_form_of_a_reference_accepts_itself(math_verify, form):
     """And a dollar of text before it does not matter: it is MATH's own writing of money."""
     for completion in (form, f"so\n#### {form}", f"${form}$", f"\\boxed{{{form}}}"):
@@ -255,7 +252,6 @@ def test_the_limit_of_a_scorer_is_one_of_processor_time(monkeypatch, served):
 
 
 def test_no_time_runs_between_two_requests(monkeypatch):
-    """Nor is one left that rings on the clock; also after a request that has failed."""
     monkeypatch.setattr("resource.setrlimit", lambda *args: None)  # this process is held to nothing
     twice = child.limited("operator", "methodcaller", "upper")
     assert twice(60.0, "a") == "A" and pytest.raises(AttributeError, twice, 60.0, 7)
@@ -276,6 +272,7 @@ def test_failures_are_told_apart(served):
     with pytest.raises(Failed, match="ZeroDivisionError") as error:
         odd.ask(0)
     assert error.value.status is None and odd.end is not None
+    assert error.value.trace.startswith("Traceback (most recent call last):\n  File")
     with pytest.raises(Failed, match="its process ended with exit code 7") as error:
         odd.ask(-7)
     assert error.value.status == 7 and odd.end is None and odd.ask(1) == 1
@@ -342,11 +339,7 @@ def test_what_a_function_prints_is_no_reply(served):
 def test_an_interrupted_request_does_not_answer_the_next(math_verify):
     math_verify("1", "1")
     asked = scorer("math_verify")
-
-    class Interrupted:
-        get = staticmethod(lambda timeout: signal.default_int_handler(2, None))
-
-    asked.replies = Interrupted
+    asked.replies = SimpleNamespace(get=lambda timeout: signal.default_int_handler(2, None))
     with pytest.raises(KeyboardInterrupt):
         math_verify("5", "5")
     assert math_verify("5", "6") == 0.0

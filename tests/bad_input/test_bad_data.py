@@ -111,6 +111,7 @@ FAULTS = {  # a row that is sound JSON, more options, words
     "a long solution": ({"question": "q", "answer": "1", "solution": "so " * 300}, [], "--max_new_tokens"),
     "a long reference": ({"question": "q", "answer": "1", "hint": "so " * 300}, HINT, "tokens"),
     "no reference": ({"question": "q", "answer": "1"}, HINT, "no key 'hint'"),
+    "a reference in other case": ({"question": "q", "answer": "1", "Hint": "h"}, HINT, "rename 'Hint' to 'hint'"),
     "a null reference": ({"question": "q", "answer": "1", "hint": None}, HINT, "'hint' is empty"),
     "a null answer": ({"question": "q", "answer": None}, [], "'answer' is empty, null is no text\n"),
     "no solution": ({"question": "q", "answer": "1", "solution": None}, ["--privileged", "solution"], "no solution"),
@@ -235,15 +236,12 @@ def test_files_that_are_no_files(tmp_path, capsys):
 
 
 def test_what_is_read_as_it_stands(tmp_path):
-    """A byte order mark at the start, CRLF, blank lines, a missing last line end, unknown keys: none changes a problem.
-
-    Of a key that stands twice the last value counts, as everywhere in JSON.
-    """
+    """A byte order mark at the start, CRLF, blank lines, no line end at the last, unknown keys: no problem changes."""
     sound = jsonl.load_problems(write(tmp_path, SOUND))
     assert jsonl.load_problems(write(tmp_path, b"\xef\xbb\xbf" + SOUND.replace(b"\n", b"\r\n\r\n")[:-4])) == sound
     assert jsonl.load_problems(write(tmp_path, SOUND.replace(b"}", b', "note": 7}'))) == sound
     (twice,) = jsonl.load_problems(write(tmp_path, b'{"question": "a", "question": "b", "answer": "c"}'))
-    assert twice.question == "b"
+    assert twice.question == "b"  # the last value counts, as everywhere in JSON
 
 
 def write(folder, content: bytes) -> str:
@@ -284,10 +282,7 @@ sys.exit(status)"""
 
 
 def test_hundred_thousand_lines_take_seconds(tmp_path):
-    """A fresh process, so that its memory can be told: the whole of a file that is read and checked, then refused.
-
-    A million lines took 22 s of processor time and 0.85 GiB (0.4 of them torch's) where this was written.
-    """
+    """A fresh process, so that its memory can be told: the whole of a file that is read and checked, then refused."""
     rows = (f'{{"question": "{i}+1", "answer": "{i + 1}", "solution": "so {i}"}}\n' for i in range(100_000))
     (tmp_path / "x.jsonl").write_text("".join(rows) + '{"question": "last", "answer": "none"}\n')
     options = [*TINY, "--data", str(tmp_path / "x.jsonl"), "--verifier", "number", "--out", str(tmp_path / "run")]
@@ -297,4 +292,4 @@ def test_hundred_thousand_lines_take_seconds(tmp_path):
     one_line(done.stderr, "train.py", "x.jsonl:100001: no completion can earn")
     TRIED["data"] += 1
     seconds, gib = map(float, done.stdout.split())
-    assert seconds < patience(30) and gib < 1.5
+    assert seconds < patience(30) and gib < 1.5  # a million: 22 s and 0.85 GiB, 0.4 of them torch's
