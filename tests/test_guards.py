@@ -129,7 +129,7 @@ def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch
 
 
 def watch_of(tmp_path, *more):
-    return Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0)
+    return Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0, 0, "")
 
 
 FINE = {"entropy": 0.5, "no_spread": 0.5, "length": 20.0, "reward": 0.5}
@@ -173,7 +173,7 @@ def test_a_gap_between_training_and_held_out_problems_is_noted_once(tmp_path):
         ({}, 0.996, False),
     ):
         rows = [{"step": 0} | held_out, {"reward": 0.4}, *[{"reward": reward}] * 30]
-        said = [Watch(config, 0, train).look for train in (54, 0)]
+        said = [Watch(config, 0, train, "").look for train in (54, 0)]
         said = [[look(row).get("notes", []) for row in rows] for look in said]
         assert [i for i, notes in enumerate(said[0]) if notes] == ([11] if gap else []) and not any(said[1])
         assert not gap or ("54 training problems" in said[0][11][0] and "(0.996)" in said[0][11][0])
