@@ -36,7 +36,7 @@ def keep_skipped(batch: Rollout, metrics: dict[str, float], step: int, config: C
 class Watch:
     """Reads the rows of a run, those before a resume too; says what went wrong for PATIENCE of them, once a spell."""
 
-    def __init__(self, config: Config, last_step: int, train: int = 0, refused: str = ""):
+    def __init__(self, config: Config, last_step: int, train: int, refused: str):
         self.config, self.train, self.refused = config, train, refused
         self.skipped, self.held_out, self.graded = 0, math.nan, False
         self.spells: dict[str, int] = {}

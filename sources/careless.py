@@ -17,14 +17,14 @@ def careless(config: Config) -> Careless:
     return partial(kind, filler=config.filler) if kind else lambda problem, rng, slip: problem
 
 
-def addition(problem: Problem, rng: random.Random, slip: float, filler: int = 0) -> Problem:
+def addition(problem: Problem, rng: random.Random, slip: float, filler: int) -> Problem:
     """The same sum by somebody who forgets each carry with probability `slip`, and goes on from there."""
     a, b = problem.question.split("+")
     solution, total = tasks.columns(a, b, lambda: rng.random() >= slip)
     return Problem(problem.question, total, tasks.worded(solution, rng, filler))
 
 
-def countdown(problem: Problem, rng: random.Random, slip: float, filler: int = 0) -> Problem:
+def countdown(problem: Problem, rng: random.Random, slip: float, filler: int) -> Problem:
     """With probability `slip` the same numbers combined at random, wherever that leads."""
     if rng.random() >= slip:
         return problem

@@ -86,7 +86,7 @@ def _problem(line: bytes, privileged_key: str, origin: str) -> tasks.Problem:
             raise ValueError(f"{key!r} has {len(value)} characters, more than the {MAX_COMPLETION} allowed")
     question, answer, solution = row["question"], row["answer"], row.get("solution")
     way, marker, final = answer.partition(MARKER)
-    if solution is None and way.strip() and final.strip() and "#" not in (way[-1], final[0]) and MARKER not in final:
+    if solution is None and way.strip() and final.strip() and final[0] != "#" and MARKER not in final:
         solution, answer = way.strip(), final.strip()  # the form of GSM8K
     for key, text in (("question", question), ("answer", answer), ("solution", solution or "")):
         if MARKER in text:

@@ -162,8 +162,7 @@ def test_no_two_seeds_share_a_step():
 
 
 def test_the_key_of_a_warm_start_holds_every_file_that_it_runs_through(folder, tmp_path, monkeypatch):
-    """Those of the repository that are called on the way from options to warm weights; but those that only keep and
-    tell. And a byte more in any of them is another key."""
+    """All that are called from options to warm weights but to keep and tell; a byte more in any is another key."""
     ran = set()
     sys.setprofile(lambda frame, event, arg: ran.add(frame.f_code.co_filename))
     try:

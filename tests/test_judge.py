@@ -158,12 +158,6 @@ for name in {list(BAD)}:
 OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no error that Python has a traceback of
 
 
-def test_the_time_limit_is_the_options(tmp_path):
-    (tmp_path / "rule.py").write_text("def right(completion, answer): return 1.0\n")
-    config = config_of(tmp_path, "--verifier", f"{tmp_path}/rule.py:right", "--verifier_timeout", "7.5")
-    assert load_source(config)[1].seconds == 7.5
-
-
 def test_a_package_that_is_missing_is_told_where_its_verifier_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr("harness.problems.scorer", scorer.__wrapped__)  # another test may have asked it
@@ -189,7 +183,7 @@ def test_a_bad_verifier_is_named_and_counted_and_the_run_is_unharmed(tmp_path, c
     assert line.startswith("verifier, on my.jsonl:8 '1+1' with the completion 'two': ") and words in line
     assert line.isprintable() and len(line) < 700
     kept = (tmp_path / "out" / "verifier_error.txt").read_text()
-    assert words in kept.splitlines()[0] and kept.endswith("question:\n1+1\ncompletion:\ntwo\n")
+    assert words in kept.splitlines()[0] and kept.endswith("\n\nquestion:\n1+1\ncompletion:\ntwo\n")
     assert ("Traceback" in kept) == (not words.startswith(OUR_WORDS))
     config = config_of(tmp_path, *limit, "--on_verifier_error", "drop", "--out", str(tmp_path / "second"))
     (tmp_path / "second").mkdir()
@@ -218,8 +212,11 @@ def test_a_reward_is_read_once(tmp_path):
 
 
 def test_time_within_the_limit_is_given_to_every_call_anew(tmp_path):
-    assert judged(rule(tmp_path, "slow"), config_of(tmp_path, "--verifier_timeout", "1"), said=["a"] * 5) == [1.0] * 5
-    assert judged(rule(tmp_path, "slow"), config_of(tmp_path, "--verifier_timeout", "0"), said=["a"]) == [1.0]
+    (tmp_path / "rules.py").write_text(RULES)
+    for seconds, calls in ((1.0, 5), (0.0, 1)):
+        config = config_of(tmp_path, "--verifier", f"{tmp_path}/rules.py:slow", "--verifier_timeout", str(seconds))
+        verifier = load_source(config)[1]
+        assert verifier.seconds == seconds and judged(verifier, config, said=["a"] * calls) == [1.0] * calls
 
 
 @pytest.mark.parametrize("name, reward", [("forks", 1.0), ("forks_and_fails", 0.5)])
@@ -292,12 +289,13 @@ def test_what_a_verifier_prints_stays_out_of_the_log(tmp_path, capfd):
 def test_a_dropped_sample_leaves_the_advantages_of_the_rest():
     nan = math.nan
     whole = torch.tensor([1.0, 0.0, 0.5, 0.5])
-    rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 0.5, nan, 0.5, *whole])
+    rewards = torch.tensor([1.0, nan, 0.0, 0.0, nan, nan, nan, nan, nan, 1.0, nan, nan, 0.5, 1.0, nan, 0.0, *whole])
     config = Config(on_verifier_error="drop", group_size=4)
-    _, _, advantages = judge.without_failed(rewards, Samples.of([[1]] * len(rewards)), config)
+    _, masked, advantages = judge.without_failed(rewards, Samples.of([[1]] * len(rewards)), config)
+    assert torch.equal(masked.mask[:, 0], ~rewards.isnan())
     expected = torch.zeros(20)
-    expected[[0, 2, 3]] = group_advantages(torch.tensor([1.0, 0.0, 0.0]), 3)
-    expected[16:] = group_advantages(whole, 4)
+    for group in ([0, 2, 3], [12, 13, 15], [16, 17, 18, 19]):
+        expected[group] = group_advantages(rewards[group], len(group))
     assert torch.equal(advantages, expected)
 
 

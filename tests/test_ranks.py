@@ -357,10 +357,7 @@ sys.exit(train.main(sys.argv[1:]))
 
 @pytest.mark.slow
 def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
-    """Every process holds half, and either way goes on from either's files; from and to a published folder, if it can.
-
-    Two questions for one process and one for the other, in parts of some 300 tokens: passes differ in number.
-    """
+    """Every process holds half, and either way goes on from either's files; to and from a published one if it can."""
     start = ["--hidden_size 32 --num_layers 2 --warm_steps 0"]
     if PUBLISHED:
         from test_pretrained import bpe, published
@@ -370,6 +367,7 @@ def test_sharded_weights_make_the_run_of_one_process(tmp_path, monkeypatch):
         start = ["--init", tmp_path / "tiny"]
     (tmp_path / "shares.py").write_text(SHARES)
     monkeypatch.setattr(tasks, "FORMAT", tasks.FORMAT)
+    # two questions for one process and one for the other, in parts of some 300 tokens: passes differ in number
     new = "--max_seq_len 400 --max_new_tokens 40 --prompts_per_step 3 --group_size 4 --eval_problems 4 --eval_every 2 "
     new += "--micro_tokens 300 --steps 2 --lr 2e-4 --rlsd_teacher_sync_interval 2 --gradient_checkpointing"
     one, two = tmp_path / "one", tmp_path / "two"

@@ -1,11 +1,11 @@
 """A trained model serves as it was trained: transformers, with what an export holds and nothing else, asks alike."""
 
-import dataclasses
 import json
 import re
 import shlex
 from datetime import date
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,9 +20,8 @@ import tasks
 import train
 from config import Config
 from harness import look
-from harness.models import build_model
 from harness.options import INIT_FILES, fingerprint_of
-from model import sample
+from model import Samples, sample
 from published.chat import TELL, chat, served
 from published.chat_template import worded
 from published.tokenizer import load_tokenizer
@@ -355,7 +354,8 @@ def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
     assert train.main(argv) == 0
     printed = capsys.readouterr().out
     assert "problems: 18 to train on, 2 held out" in printed
-    assert printed.count("the student's prompt") == printed.count("the teacher's prompt") == 2
+    assert f"\nsystem: {JSON[3]!r}\ninstruction: {JSON[1]!r}\n\nproblem 1 of 2, " in printed
+    assert printed.count("\nthe student's prompt") == printed.count("\nthe teacher's prompt") == 2
     assert printed.count("  | <|im_start|>system\n  | You sort e-mails.<|im_end|>\n") == 4
     assert printed.count("Reference, for your eyes alone: late is post") == 2
     assert printed.count("completion of ") == printed.count("the verifier read ") == printed.count(": reward ") == 8
@@ -373,12 +373,16 @@ def test_a_look_at_a_model_of_our_own(tmp_path, capsys, monkeypatch):
     assert len(set(seeds)) == 2 and printed.count("completion of ") == 8  # four each, whatever --group_size
 
 
-def test_a_look_leaves_a_runs_folder_alone_and_says_what_it_looks_at(tmp_path, capsys):
-    """Where the verifier fails, a run would write that down."""
+def test_a_look_leaves_a_runs_folder_alone_and_says_what_it_looks_at(tmp_path, capsys, monkeypatch):
+    """Where the verifier fails, a run would write that down. Of what is long the beginning is shown, or both ends."""
     config = Config(init="m", warm_steps=5, group_size=2, look=1, out=str(tmp_path), on_verifier_error="drop")
-    model = build_model(dataclasses.replace(config, init="", hidden_size=32, num_layers=1))
-    look.look(model, tasks.generated("addition", 3), lambda completion, answer: 1 / 0, config)
-    printed = capsys.readouterr().out
+    source = SimpleNamespace(draw=lambda rng, n: [tasks.Problem("?", "9" * 5000)] * n)
+    monkeypatch.setattr(look, "sample", lambda *args, **how: Samples.of([[97, 98, tasks.END], [97] * 4000]))
+    look.look(None, source, lambda completion, answer: 1 / 0, config)
+    printed, half = capsys.readouterr().out, "a" * 1500
+    assert "completion of 3 tokens:\n  | ab" in printed and max(map(len, printed.splitlines())) < 3100
+    cut = f"completion of 4000 tokens, cut off by --max_new_tokens {config.max_new_tokens}:\n  | {half}\n"
+    assert f"{cut}  | [1000 characters left out]\n  | {half}\n  the verifier read '{half}{half}'" in printed
     assert printed.count("no reward: ") == 2 and "the folder's\n" in printed and not list(tmp_path.iterdir())
 
 

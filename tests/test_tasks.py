@@ -124,17 +124,21 @@ def test_copying_a_given_number_does_not_reach_the_target(chain):
 
 
 def test_addition_by_hand():
-    columns = tasks.columns("4787", "3625", lambda: True)
-    assert columns == ("7+5=12\n8+2=11\n7+6=14\n4+3=8", "8412")
+    assert tasks.columns("4787", "3625", lambda: True) == ("7+5=12\n8+2=11\n7+6=14\n4+3=8", "8412")
     assert tasks.columns("4787", "3625", lambda: False) == ("7+5=12\n8+2=10\n7+6=13\n4+3=7", "7302")
     assert tasks.columns("99", "99", lambda: True) == ("9+9=18\n9+9=19", "198")
 
 
-def test_slips_come_at_the_stated_rate():
-    rng = random.Random(0)
+def test_slips_come_at_the_stated_rate_and_in_built_in_tasks_alone():
+    rng, worked = random.Random(0), lambda problem, **said: careless.careless(Config(**said))(problem, rng, 0.75)
     problem = Problem("9999+9999", "19998", tasks.columns("9999", "9999", lambda: True)[0])
-    remembered = sum(careless.addition(problem, rng, 0.75).solution.count("=19") for _ in range(2000))
+    remembered = sum(worked(problem).solution.count("=19") for _ in range(2000))
     assert remembered / 6000 == pytest.approx(0.25, abs=0.02)
+    (other,) = tasks.generated("countdown", 1).held_out
+    kept = sum(worked(other, task="countdown") == other for _ in range(2000))
+    assert kept / 2000 == pytest.approx(0.25, abs=0.03)
+    for said in ({"data": "my.jsonl"}, {"task": "reasoning_gym:gcd"}):
+        assert [worked(problem, **said) for _ in range(9)] == [problem] * 9
 
 
 @pytest.mark.parametrize("task", tasks.GENERATORS)
@@ -144,7 +148,6 @@ def test_guessing_does_not_pay(task):
     assert answers.most_common(1)[0][1] / 2000 < 0.02
     verifier = verifiers.load(tasks.GENERATORS[task][1])
     guesses = {str(n) for n in range(1, 30)} | {"1+1", "2*2", "10+10", "20-1"}
-    guesses |= {p.question.split(" from ")[-1].split()[0] for p in drawn[:20]}  # copying a given number
     for guess in guesses:
         assert sum(verifier(guess, p.answer) for p in drawn[:500]) / 500 < 0.02, guess
 
@@ -155,7 +158,6 @@ def test_training_and_held_out_problems_share_no_question(task, monkeypatch):
     held_out = {p.question for p in first.held_out}
     assert len(held_out) == 300
     assert held_out == {p.question for p in tasks.generated(task, 300).held_out}  # the same for every run
-    assert not held_out & {p.question for p in first.draw(random.Random(2), 5000)}
     ordered = lambda question: tuple(sorted(re.findall(r"\d+", question)))
     assert not {ordered(q) for q in held_out} & {ordered(p.question) for p in first.draw(random.Random(3), 20000)}
     # with almost nothing left to draw, held-out questions keep coming up and are passed over

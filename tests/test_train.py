@@ -251,11 +251,13 @@ def test_samples_without_advantage_are_not_scored(monkeypatch):
     assert scored == [4, 4, 4]
 
 
-def test_no_spread_anywhere_moves_nothing():
-    config, state, source = prepared()
-    batch, before = batch_of(state, source, config, *[1] * 8), copy.deepcopy(state.policy.state_dict())
+@pytest.mark.parametrize("method, rewards", [("rlsd", [1] * 8), ("sdpo", [0.5, 0] * 4)])  # nobody is right
+def test_no_spread_anywhere_moves_nothing(method, rewards):
+    config, state, source = prepared("--method", method)
+    batch, before = batch_of(state, source, config, *rewards), copy.deepcopy(state.policy.state_dict())
     metrics = train.update(state.policy, state.teacher, state.optimizer, batch, config, 0.5)
-    assert metrics["weight"] == 1 and all(value == 0 for name, value in metrics.items() if name != "weight")
+    shown = {"weight", *["abs_advantage", "abs_token_advantage"] * (method == "sdpo")}
+    assert metrics["weight"] == 1 and {name for name, value in metrics.items() if value} == shown
     assert same(before, state.policy.state_dict())
 
 
@@ -333,16 +335,18 @@ def test_peak_memory_is_in_gibibytes(monkeypatch):
     assert console.peak_memory("cpu") != console.peak_memory("cpu")  # nan: not told here
 
 
-def test_a_second_ctrl_c_ends_at_once(monkeypatch, capsys):
+def test_a_second_ctrl_c_ends_at_once(monkeypatch, capfd):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)  # which is told so at the first one, beside the log
     interrupt = console.Interrupt()
     os.kill(os.getpid(), signal.SIGINT)
     assert interrupt.signal == signal.SIGINT
+    assert capfd.readouterr() == ("", "ending after this step; Ctrl-C again ends at once\n")
     with pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
         time.sleep(5)
     monkeypatch.setattr(train, "train", Mock(side_effect=KeyboardInterrupt))
     assert train.main([]) == 130
-    err = capsys.readouterr().err
+    err = capfd.readouterr().err
     assert "interrupted at once" in err and err.count("\n") == 1
 
 

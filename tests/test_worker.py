@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 from noted import noted
@@ -38,8 +39,7 @@ def running(pid):
 
 
 # MATH's forms of an answer, and a few more, two spaces apart; each accepts itself
-FORMS = (
-    r"""
+FORMS = r"""
 12  -3  0.5  .5  1,234  1,234,567  12{,}345  10{,}000  \frac{1}{2}  \frac12  \frac 12  \frac34  -\frac{3}{4}
 \dfrac{1}{2}  \tfrac{1}{2}  \frac{\sqrt{3}}{2}  \frac{1+\sqrt{5}}{2}  \frac{x+1}{x-1}  \frac{\pi}{4}  1/2
 3\frac{1}{2}  3 \frac 12  2\tfrac{1}{3}  3 1/2  \sqrt{2}  \sqrt2  2\sqrt{3}  3\sqrt[3]{2}  \sqrt[4]{5}  \pi  2\pi
@@ -70,10 +70,7 @@ x = 5  y=2x+3  y = \frac{1}{2}x - 3  x=1,2  f(x)=x^2  p - q  x \in [0,1]  x>3  x
 0.75  75\%  \text{(E)}  \left(2,\frac{3}{2}\right)  (6,31,-1)  \dfrac{9}{7}  a+b+c  \cot x  \sec 2x  \text{Navin}
 5\text{ and }7  16,\!000  3,\!450  40_9  101_2  \frac{\sqrt{a}}{b}  2n+1  \text{TRUE}  no  No  10:15  x+y\sqrt{2}
 24^\circ  \ 18.90  -\frac{35}{9}  f^{-1}(x)  \frac{1}{3}x+2  \,5
-""".strip()
-    .replace("\n", "  ")
-    .split("  ")
-)
+"""
 EQUAL = r"""
 12|12.0 $12$ \boxed{12} **12** \$12 $12 12. (12) \frac{24}{2} x=12 12\cdot1 5+7 \frac{36}3
 0.5|1/2 \frac12 .5 0.50 $\frac12$ \boxed{\frac{1}{2}}
@@ -150,7 +147,7 @@ x^2=-1|x^2=-4
 """
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [form for line in FORMS.strip().split("\n") for form in line.split("  ")])
 def test_each_form_of_a_reference_accepts_itself(math_verify, form):
     """And a dollar of text before it does not matter: it is MATH's own writing of money."""
     for completion in (form, f"so\n#### {form}", f"${form}$", f"\\boxed{{{form}}}"):
@@ -254,6 +251,13 @@ def test_the_limit_of_a_scorer_is_one_of_processor_time(monkeypatch, served):
     assert waiting.ask(60, seconds=0.2) is None and waiting.end is None  # but it may not wait for ever
 
 
+def test_no_time_runs_between_two_requests(monkeypatch):
+    monkeypatch.setattr("resource.setrlimit", lambda *args: None)  # this process is held to nothing
+    twice = child.limited("operator", "methodcaller", "upper")
+    assert twice(60.0, "a") == "A" and pytest.raises(AttributeError, twice, 60.0, 7)
+    assert [signal.getitimer(timer) for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL)] == [(0.0, 0.0)] * 2
+
+
 def test_what_asks_for_too_much_memory_earns_nothing(served):
     greedy = served("f = lambda n: bool(bytearray(n))", Limited)
     assert greedy.ask(10) is True
@@ -267,12 +271,13 @@ def test_failures_are_told_apart(served):
     assert odd.ask(1) == 1
     with pytest.raises(Failed, match="ZeroDivisionError") as error:
         odd.ask(0)
-    assert error.value.status is None and "Traceback" in error.value.trace and odd.end is not None
+    assert error.value.status is None and odd.end is not None
+    assert error.value.trace.startswith("Traceback (most recent call last):\n  File")
     with pytest.raises(Failed, match="its process ended with exit code 7") as error:
         odd.ask(-7)
     assert error.value.status == 7 and odd.end is None and odd.ask(1) == 1
-    for code in ("1 / 0", "raise SystemExit(3)", "import os; os.abort()"):
-        with pytest.raises(Failed, match="its process"):
+    for code in ("1 / 0", "raise SystemExit(3)", "import os; f = lambda n: os.kill(os.getpid(), n)"):
+        with pytest.raises(Failed, match="its process (was killed|ended by signal 1 )"):
             served(code).ask(1)
     with pytest.raises(Failed, match="^ZeroDivisionError"):  # of its making, and of no request
         served("1 / 0", Limited).ask(1)
@@ -305,20 +310,15 @@ def test_it_ends_with_the_program_and_what_it_has_started_too(tmp_path, doing):
         assert gone(*pids), (how, number)
 
 
-def test_it_ends_with_the_object(served):
-    kept = served("f = abs")
-    assert kept.ask(-3) == 3
-    pids = list(kept.pids)
-    del kept
-    assert gone(*pids)
-
-
-def test_a_closed_one_has_ended_and_no_two_answers_have_one_number(served, monkeypatch):
+def test_a_closed_or_forgotten_one_has_ended_and_no_two_answers_have_one_number(served, monkeypatch):
     kept, told = served("f = abs"), noted(monkeypatch, child, "_value_of", lambda line, numbers: line)
     assert (kept.ask(-4), kept.ask(-4)) == (4, 4)
     assert len({line.partition(b" ")[0] for line in told}) == 3  # that of the start among them
     pids = kept.pids
     kept.close()
+    assert gone(*pids) and kept.ask(-3) == 3
+    pids = list(kept.pids)
+    del kept
     assert gone(*pids)
 
 
@@ -339,11 +339,7 @@ def test_what_a_function_prints_is_no_reply(served):
 def test_an_interrupted_request_does_not_answer_the_next(math_verify):
     math_verify("1", "1")
     asked = scorer("math_verify")
-
-    class Interrupted:
-        get = staticmethod(lambda timeout: signal.default_int_handler(2, None))
-
-    asked.replies = Interrupted
+    asked.replies = SimpleNamespace(get=lambda timeout: signal.default_int_handler(2, None))
     with pytest.raises(KeyboardInterrupt):
         math_verify("5", "5")
     assert math_verify("5", "6") == 0.0
@@ -381,20 +377,22 @@ def test_a_pool_inside_a_verifier(tmp_path, monkeypatch, start):
 
 
 @pytest.mark.parametrize(
-    "name", ["my_rules", "train", "verifiers", "judge", "json", "random", "torch", "math_verify", "a.b", "règle-1"]
+    "name", ["my_rules", "train", "verifiers", "judge", "json", "random", "numpy", "math_verify", "a.b", "règle-1"]
 )
 def test_a_file_of_any_name_finds_its_neighbours_and_none_of_ours(tmp_path, monkeypatch, name):
-    """From any folder; what is called as the standard library or a package is does not stand in its way."""
+    """From any folder. Its neighbours go before packages, but of a name that is taken both are to be had by import."""
     folder = tmp_path / "ein Ordner"
     folder.mkdir()
-    for neighbour in ("tasks", "sources"):  # names of ours too
+    for neighbour in ("tasks", "sources", "iniconfig"):  # names of ours too, and of a package
         (folder / f"{neighbour}.py").write_text("def same(a, b):\n    return float(a == b)\n")
     (folder / f"{name}.py").write_text(
-        "import importlib.util, json, random, sources, sys, tasks\nfrom dataclasses import dataclass\nimport numpy\n"
+        "import importlib.util, iniconfig, json, random, sources, sys, tasks\n"
+        "from dataclasses import dataclass\nfrom numpy import prod\n"
         f"@dataclass\nclass A:\n    x: {'float'!r}\n"
         "def check(c, a):\n    assert json.loads('1') == 1 and random.random() < 1\n"
         "    assert not any(map(importlib.util.find_spec, ('rollout', 'harness', 'support'))), sys.path\n"
-        "    return A(tasks.same(c, a) * sources.same(c, a)).x\n"
+        f"    assert hasattr(iniconfig, 'same') or {name in ('json', 'random', 'numpy', 'math_verify', 'a.b')}\n"
+        "    return A(prod([tasks.same(c, a), sources.same(c, a)])).x\n"
     )
     monkeypatch.chdir(folder)
     check = verifier_of(f"{name}.py:check")

@@ -55,8 +55,14 @@ def test_a_core_each_and_a_question_each(tmp_path, monkeypatch, line, of_two, of
         (tmp_path / name).mkdir()
         saved = {**vars(config.Config()), "fingerprint": "", **options}
         (tmp_path / name / "config.json").write_text(json.dumps(saved))
-    assert workers.choose(line.split(), 1) == 1
-    assert [workers.choose(line.split(), cores) for cores in (2, 64)] == [of_two, of_many]
+    ran, command = [], ["train.py", *line.split()]
+    monkeypatch.setattr(workers, "start", lambda *told: ran.append(told) or 0)
+    monkeypatch.setattr(workers.os, "execv", lambda *told: ran.append((told[1], told.index(sys.executable) + 1)))
+    for told, cores, of in (("0", 1, 1), ("0", 2, of_two), ("0", 64, of_many), ("3", 64, 3), ("1", 64, 1)):
+        monkeypatch.setattr(workers, "cores", lambda: cores)
+        ran.clear()
+        workers.main([told, *command])
+        assert ran[0] == ([sys.executable, *command], of)
 
 
 @pytest.mark.parametrize("limit, expected", [("max 100000", 6), ("250000 100000", 2), ("5000 100000", 1), ("", 6)])
@@ -104,6 +110,13 @@ def test_the_first_failure_is_the_exit_code_and_none_is_left(tmp_path, monkeypat
     assert len({place[4] for place in places}) == 1 and {place[5] for place in places} == {loopback}
     killed = {k for k in range(3) if f"{program}: process {k} was killed by signal 9\n" in printed.err}
     assert killed == ({0, 1, 2} - ({2} if "== 2" in body else set()) if code > 128 else set())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_this_process_alone_ends_all(monkeypatch, own_signals, number):
+    wait = workers.wait
+    monkeypatch.setattr(workers, "wait", lambda running: (os.kill(os.getpid(), number), wait(running))[1])
+    assert workers.start([sys.executable, "-c", "import time; time.sleep(20)"], 2) == 128 + signal.SIGTERM
 
 
 def launched(folder: Path, options: str) -> subprocess.Popen:
