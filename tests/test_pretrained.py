@@ -315,7 +315,7 @@ def full(folder):
     bpe("qwen", folder / "blobs/tokenizer.json")
     for name in ("special_tokens_map.json", "vocab.json", "generation_config.json", "tokenizer_config.json"):
         (folder / "blobs" / name).write_text('{"x": 1}')
-    (folder / "blobs/merges.txt").write_text("#version: 0.2\na b\nab c\n")
+    (folder / "blobs/merges.txt").write_text("#version: 0.2, by hand\n\na b\nab c\n")
     (folder / "blobs/chat_template.jinja").write_text("{{ messages[0].content }}")
     for path in (folder / "blobs").iterdir():
         (folder / path.name).symlink_to(path)
@@ -703,6 +703,7 @@ def test_an_added_token_of_any_name_replaces_no_text(tmp_path, name):
         tasks.FORMAT = chat(load_tokenizer(tmp_path), Config(instruction=""))
         prompts.append((tasks.student_prompt(problem), tasks.teacher_prompt(problem)))
     assert prompts[0] == prompts[1]
+    assert tasks.decode([tasks.FORMAT.tokenizer.encode_single_token(name)]) == name  # is text: it is not `special`
 
 
 def test_a_special_token_in_a_question_opens_no_turn(tmp_path):

@@ -86,6 +86,14 @@ def test_tiktoken_panics_at_no_tokenizer(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_merges_that_would_take_too_long_are_refused(monkeypatch):
+    """By the squared lengths of the tokens, here of 2 and of 4 bytes."""
+    for most in (20, 19):
+        monkeypatch.setattr("published.tokenizer.MOST_MERGING", most)
+        with pytest.raises(UserError, match="as long as 4 bytes") if most < 20 else contextlib.nullcontext():
+            build_tokenizer(tokenizer(), Path("tokenizer.json"))
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"7", b"{}", b"\xff", b"[" * 100_000, b'{"model": 1}'])
 def test_a_tokenizer_that_is_none(tmp_path, capsys, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
