@@ -68,6 +68,8 @@ def test_saved_and_loaded_it_goes_on_as_it_would_have():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     steps(first, a, 4, seed=9), steps(second, b, 4, seed=9)
     assert torch.equal(a, b) and a.dtype == torch.bfloat16
+    with pytest.raises(ValueError):
+        second.load_state_dict({"steps": 1, "moments": []})
 
 
 def test_a_weight_whose_gradient_is_zero_or_missing_stays():

@@ -161,12 +161,12 @@ def test_a_push_too_small_for_the_digits_keeps_its_sign(a_hat, p, shown):
 
 def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
     run = make_run(tmp_path / "run")
-    (run / "rules.py").write_text(FAILS.format("False", "float(len(n) == 10)"))
+    (run / "rules.py").write_text(FAILS.format("False", "float(len(n) == 6)"))
     drawn, rollout = [], answers.rollout
     monkeypatch.setattr(answers, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
     printed = ask(run, "47+85", capsys=capsys)
-    assert "group 3: 1 of 4 samples right; those before it had equal rewards: A = 0" in printed
-    assert len({str(batch.samples.tokens.tolist()) for batch in drawn}) == 3
+    assert "group 2: 1 of 4 samples right; those before it had equal rewards: A = 0" in printed
+    assert len({str(batch.samples.tokens.tolist()) for batch in drawn}) == 2
 
 
 def test_the_seed_decides(run, capsys):
@@ -193,6 +193,7 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
         ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right): A = 0", 1),
         ("len(n) > 4", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
         ("len(n) <= 9", "len(n) / 12", "group 3: 1 of 3 samples right", 2),  # one of the group is dropped
+        ("len(n) <= 8", "(len(n) - 8) // 2 / 2", "group 3: 1 of 4 samples right", 2),  # A = 0 of two of the group
         ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
     ],
 )
@@ -348,9 +349,10 @@ def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
         assert clipped == (["0.8"] if w < 0.8 else ["1.2"] if w > 1.2 else [])
         assert re.sub(r" → \S+", "", plain(tip)) == "".join(map("".join, zip(names, row[1:])))
     cells = lambda line: [plain(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", line)]
-    table, head = list(map(cells, re.findall(r"<tr.*?</tr>", text))), ["", "token", *NAMES]
+    lines, head = re.findall(r"<tr.*?</tr>", text), ["", "token", *NAMES]
+    table = list(map(cells, lines))
     assert [row for row in table if row != head] == [list(map(str.strip, row)) for row in rows]
-    assert table.count(head) == 2
+    assert table.count(head) == 2 and list(map(plain, lines)) == list(map("".join, table))
     assert {"raised", "lowered"} <= {attrs.get("class") for tag, attrs in page.tags if tag == "section"}
     assert "every token raised (+)" in page.text and "every token lowered (-)" in page.text
     assert page.text.count("plain GRPO: ") == 2
