@@ -39,12 +39,6 @@ OPTIONS = TINY | {"chain": 2, "max_new_tokens": 24}
 FAILS = "n = []\ndef check(completion, answer):\n    n.append(1)\n    if {}: raise OSError('outage')\n    return {}\n"
 
 
-@pytest.fixture(autouse=True)
-def fixed_colours(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
-
-
 def make_run(folder, **options):
     """A run's folder as train.py leaves it, with untrained weights and a verifier that finds spread in noise."""
     folder.mkdir()
@@ -159,16 +153,6 @@ def test_a_push_too_small_for_the_digits_keeps_its_sign(a_hat, p, shown):
     assert Token("", p, 1.0, -0.0, 1.0, a_hat).columns() == [f"{p:.4g}", "1", "+0.0000", "1", f"{a_hat:+.4f}", shown]
 
 
-def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
-    run = make_run(tmp_path / "run")
-    (run / "rules.py").write_text(FAILS.format("False", "float(len(n) == 6)"))
-    drawn, rollout = [], answers.rollout
-    monkeypatch.setattr(answers, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
-    printed = ask(run, "47+85", capsys=capsys)
-    assert "group 2: 1 of 4 samples right; those before it had equal rewards: A = 0" in printed
-    assert len({str(batch.samples.tokens.tolist()) for batch in drawn}) == 2
-
-
 def test_the_seed_decides(run, capsys):
     first, again, other = (ask(run, "47+85", *seed, capsys=capsys) for seed in ([], ["--seed", "0"], ["--seed", "1"]))
     assert first == again != other
@@ -189,6 +173,7 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
 @pytest.mark.parametrize(
     "fails, reward, says, shown",
     [
+        ("False", "float(len(n) == 6)", "group 2: 1 of 4 samples right; those before it had equal rewards: A = 0", 2),
         ("True", 0, "3 groups, and the verifier has failed on every sample", 0),
         ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right): A = 0", 1),
         ("len(n) > 4", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
@@ -197,14 +182,14 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
         ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
     ],
 )
-def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, monkeypatch, fails, reward, says, shown):
+def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch, fails, reward, says, shown):
     drawn = noted(monkeypatch, answers, "rollout", lambda *_, step: step)
     run = make_run(tmp_path / "run", on_verifier_error="drop")
     (run / "rules.py").write_text(FAILS.format(fails, reward))
     argv = [str(run), "47+85", "--tries", "3", "--verifier", trusted(run)["verifier"]]
     assert sample.main([*argv, "--html", str(tmp_path / "page.html")]) == 0
     out = capsys.readouterr().out
-    assert drawn == [1, 2, 3] and says in out
+    assert drawn == list(range(1, 3 if "group 2" in says else 4)) and says in out
     assert out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
     if shown == 1:
         assert "A = +0.0000, no token moved" in out and {row[-1] for row in figures(out)} == {"+0.0000"}
@@ -384,23 +369,18 @@ def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
 
 
 def test_blue_raises_orange_lowers_and_more_is_darker():
-    """Of the 256 colours those from 16 on are a cube of 6 x 6 x 6, blue last."""
-    red, blue = (lambda c: (c - 16) // 36), (lambda c: (c - 16) % 6)
-    for sign, more, less in ((1, blue, red), (-1, red, blue)):
-        shade = lambda deep: int(re.findall(r"48;5;(\d+)", terminal.painted("x", sign, deep))[0])
-        shades = list(map(shade, (-1, -0.5, 0, 0.5, 1)))
-        assert shades == list(terminal.INK[sign]) and all(more(c) >= less(c) for c in shades)
-        assert more(shades[-1]) > less(shades[-1]) + 2
-    assert min(terminal.INK[0]) >= 232  # of no effect: grey
-
-
-def test_the_key_of_the_colours_names_the_bounds():
-    """Beside every shade, and with white text on the darkest alone."""
+    """Of the 256 colours those from 16 on are a cube of 6 x 6 x 6, blue last, and then greys. The key has them all."""
     key = terminal.colour_key(Config(rlsd_lambda=0.5, rlsd_reweight_clip_range=0.5))
     scale = " x0.75     x1: plain GRPO     x1.25 "
     assert PAINT.sub("", key) == f"A_hat / A: raised (+) {scale} lowered (-) {scale}"
-    ground, text = zip(*(found for found in PAINT.findall(key) if any(found)))
-    assert ground == tuple(map(str, terminal.INK[1] + terminal.INK[-1])) and text == (*["16"] * 4, "231") * 2
+    shades = [(int(ground), text) for ground, text in PAINT.findall(key) if ground]
+    assert [text for _, text in shades] == (["16"] * 4 + ["231"]) * 2  # white on the darkest alone
+    red, blue = (lambda c: (c - 16) // 36), (lambda c: (c - 16) % 6)
+    for sign, of_sign, more, less in ((1, shades[:5], blue, red), (-1, shades[5:], red, blue)):
+        grounds = [ground for ground, _ in of_sign]
+        assert grounds == list(terminal.INK[sign]) and all(more(c) >= less(c) for c in grounds)
+        assert more(grounds[-1]) > less(grounds[-1]) + 2
+    assert min(terminal.INK[0]) >= 232
 
 
 @pytest.mark.parametrize("a_hat", [[1.25, 1.0, 0.5], [0.75, 1.5, 1.24]])

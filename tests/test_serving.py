@@ -240,12 +240,9 @@ def test_what_stands_in_for_a_template_is_said(tmp_path):
         note = chat(load_tokenizer(shaped(tmp_path, f"no template, {shape}"))).note
         assert note == f"no chat template there: {said} is used"
     assert chat(load_tokenizer(shaped(tmp_path, "qwen2.5"))).note == ""
-
-
-@pytest.mark.parametrize("begins", [True, False])
-def test_plain_text_begins_with_a_token_where_the_folder_says_so(tmp_path, begins):
-    made = chat(load_tokenizer(templated(tmp_path, "gpt2", None, add_bos_token=begins)))
-    assert (made.prompt("x", None)[0] == made.tokenizer.encode_single_token(SPECIALS["gpt2"][0])) == begins
+    for begins in (True, False):  # with a token of its own, where the folder says so
+        plain = chat(load_tokenizer(templated(tmp_path, "gpt2", None, add_bos_token=begins)))
+        assert (plain.prompt("x", None)[0] == plain.tokenizer.encode_single_token(SPECIALS["gpt2"][0])) == begins
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------
