@@ -404,10 +404,8 @@ def test_a_disk_that_is_full_leaves_no_half_model(tmp_path):
 
 # ---- tokenizer -------------------------------------------------------------------------------------------------------
 
-QWEN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
-    r"\s+(?!\S)|\s+"
-)
+QWEN = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+QWEN += r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 LLAMA3 = QWEN.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 SPECIALS = {
     "qwen": ["<|im_start|>", "<|im_end|>"],
@@ -447,12 +445,8 @@ def bpe(kind, path, alphabet=True):
 
 # Combining marks of Unicode 3.2 alone: several newer ones in a row are put in order by Python's tables and not yet by
 # the older ones of tokenizers.
-LETTERS = [
-    c
-    for c in map(chr, range(0x20, 0x20000))
-    if unicodedata.category(c) not in ("Cn", "Cs", "Co")
-    and (not unicodedata.combining(c) or unicodedata.ucd_3_2_0.combining(c))
-]
+LETTERS = [c for c in map(chr, range(0x20, 0x20000)) if unicodedata.category(c) not in ("Cn", "Cs", "Co")]
+LETTERS = [c for c in LETTERS if not unicodedata.combining(c) or unicodedata.ucd_3_2_0.combining(c)]
 WORDS = (
     "the~The~ it's~don't~ WE'LL~12345~ 2024~3.14~\n\n~  \n~\t~    ~\r\n~é~e\u0301~Å~A\u030a~ﬁ~한국~한~日本語~العربية~"
     "हिन्दी~ไทย~👍🏽~👨‍👩‍👧~½~Ⅳ~\u00a0~\u3000~\u2028~\x00~\x7f~####~?\n\n~!!~ſ~'ſ~K~def f(x):\n    return~<|im_end~١٢٣"
