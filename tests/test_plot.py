@@ -1,5 +1,6 @@
 """The curves of runs: what is drawn is what metrics.jsonl says, run by run or seed by seed."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from harness import curves
 
 def make_run(folder, factor=1.0, **config):
     """A log of 40 updates with lambda above 0 in the first 20, evaluated every 10."""
-    folder.mkdir()
+    folder.mkdir(parents=True)
     rows = [{"step": 0, "pass@1": 0.1 * factor}]
     for step in range(1, 41):
         row = {"step": step, "reward": step / 40 * factor, "no_spread": 0.5, "entropy": 0.3, "length": 30.0}
@@ -32,10 +33,6 @@ def make_run(folder, factor=1.0, **config):
 def logged(folder, rows):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
-
-
-def rows_of(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
@@ -73,8 +70,9 @@ def test_one_run_is_drawn_as_logged(tmp_path, figure):
     for name, _, unit in curves.PANELS:
         axis = panel(axes, name)
         assert axis.get_xlabel() == "update" and axis.get_ylabel() == unit and axis.get_ylim()[0] == 0
-        for line in axis.lines:
-            assert max(line.get_ydata()) <= axis.get_ylim()[1] and max(line.get_xdata()) <= axis.get_xlim()[1]
+        highest = 1.0 if name in curves.SHARES else max(y for line in axis.lines for _, y in points(line))
+        assert highest <= axis.get_ylim()[1] <= 1.15 * highest  # a share is seen against all there could be
+        assert -2 <= axis.get_xlim()[0] <= 0 and 40 <= axis.get_xlim()[1] <= 42  # alike, wherever its lines end
 
 
 def test_runs_are_told_apart_without_colour(tmp_path, figure):
@@ -98,23 +96,22 @@ def test_seeds_of_one_setting_are_a_mean_in_a_band(tmp_path, figure):
 
 
 def test_runs_of_one_name_and_without_options_stay_apart(tmp_path):
-    for folder in ("x", "y"):
-        (tmp_path / folder).mkdir()
     runs = [make_run(tmp_path / "x" / "run"), make_run(tmp_path / "y" / "run")]
     assert curves.lines([*runs, runs[0]]) == {"x/run": [runs[0]], "y/run": [runs[1]]}
 
 
 def test_what_was_not_recorded_is_said(tmp_path, figure):
     run = make_run(tmp_path / "grpo")
-    curves.curves([logged(run, [row | {"lambda": 0.0} for row in rows_of(run)])], tmp_path / "curves.png")
+    curves.curves([logged(run, [row | {"lambda": 0.0} for row in curves.metrics_of(run)])], tmp_path / "curves.png")
     axis = panel(figure(), "clipped")
     assert not axis.lines and [text.get_text() for text in axis.texts] == ["none recorded"]
 
 
-def test_the_picture_is_where_it_was_asked_for(tmp_path, capsys):
-    out = tmp_path / r"$x^$ _{é} 日本.png"
+@pytest.mark.parametrize("kind, begins", {"PNG": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}.items())
+def test_the_picture_is_where_it_was_asked_for(tmp_path, capsys, kind, begins):
+    out = tmp_path / rf"$x^$ _{{é}} 日本.{kind}"
     assert plot.main([str(make_run(tmp_path / "run")), "--out", str(out)]) == 0
-    assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(b"\x89PNG")
+    assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(begins)
 
 
 FIRST = '{"step": 0, "pass@1": 0.1}\n'
@@ -141,7 +138,7 @@ def test_errors_are_one_line(tmp_path, capsys):
     for name, config in {"unread": "{", "listed": "[1]"}.items():
         (make_run(tmp_path / name) / "config.json").write_text(config)
         cases.append(([tmp_path / name], "config.json is no configuration"))
-    cases += [([], "the following arguments are required: RUN")]
+    cases += [([], "the following arguments are required: RUN (")]
     cases += [([run, "--out", out], "name of a .png") for out in ("c.txt", "x.doc")]
     cases += [([run, "--out", tmp_path], "--out")]
     cases += [([run, "--title", "x"], "unrecognized arguments: --title x (python plot.py --help lists the options)")]
@@ -164,10 +161,8 @@ def test_every_run_has_a_label_that_shows(tmp_path_factory, names, alike):
     options = [{"lr": 0.1, "seed": 0}, {"lr": 0.1 * (alike + 1), "seed": alike}]
     runs = []
     for i, name in enumerate(names):
-        try:
+        with contextlib.suppress(OSError):  # a file system that knows no such name, or takes it for another
             runs.append(make_run(home / name, **options[i % 2]))
-        except OSError:  # a file system that knows no such name, or takes it for another
-            pass
     shown = [text.get_text() for text in curves.figure_of(runs).legends[0].get_texts()]
     assert len(set(shown)) == len(shown) == len(curves.lines(runs))
     assert sum(map(len, curves.lines(runs).values())) == len(runs)
@@ -208,7 +203,7 @@ def test_thirty_long_names_leave_the_panels_room(tmp_path):
 def test_what_an_update_lacks_is_left_out(tmp_path, figure):
     """A skipped update has no clip share and no loss; null and NaN are no figures."""
     run = make_run(tmp_path / "run")
-    rows = rows_of(run)
+    rows = curves.metrics_of(run)
     del rows[3]["clipped_low"], rows[3]["clipped_high"]
     rows[3] |= {"skipped": 1, "loss": None, "notes": ["skipped"]}
     rows[5] |= {"reward": None, "entropy": float("nan"), "length": float("inf")}

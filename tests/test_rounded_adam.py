@@ -13,10 +13,10 @@ noise = lambda seed=0: torch.Generator().manual_seed(seed)
 @given(st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=1, max_size=20), st.integers(0, 2**32))
 def test_a_rounded_number_is_one_of_the_two_neighbours_and_an_exact_one_stays(values, seed):
     x = torch.tensor(values)
-    rounded = round_by_chance(x, noise(seed)).float()
+    rounded = round_by_chance(x, noise(seed))
     down = (x.view(torch.int32) & -(2**16)).view(torch.float32)
     up = (down.view(torch.int32) + 2**16).view(torch.float32)
-    assert ((rounded == down) | (rounded == up)).all()
+    assert ((rounded == down) | (rounded == up)).all() and rounded.dtype == torch.bfloat16
     assert torch.equal(round_by_chance(down, noise(seed)).float(), down)
 
 
@@ -44,13 +44,14 @@ def test_steps_too_small_for_a_bfloat16_add_up_to_those_of_adam():
     assert (rounded.float() - start.float()).mean().item() == pytest.approx(moved, rel=0.1)
 
 
-def test_moments_are_those_of_adam(monkeypatch):
+@pytest.mark.parametrize("scale", [1.0, 1e-8])  # the second of the size of eps
+def test_moments_and_steps_are_those_of_adam(monkeypatch, scale):
     monkeypatch.setattr("published.rounded_adam.CHUNK", 7)
     start = torch.randn(5, 6, generator=noise()).bfloat16()
     rounded, exact = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.float())
     mine, torchs = RoundedAdam([rounded], 0.1, (0.9, 0.99)), torch.optim.Adam([exact], 0.1, (0.9, 0.99))
     for step in range(5):
-        gradient = torch.randn(5, 6, generator=noise(step)).bfloat16()
+        gradient = scale * torch.randn(5, 6, generator=noise(step)).bfloat16()
         rounded.grad, exact.grad = gradient, gradient.float()
         mine.step(), torchs.step()
     state = torchs.state[exact]
@@ -67,6 +68,8 @@ def test_saved_and_loaded_it_goes_on_as_it_would_have():
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     steps(first, a, 4, seed=9), steps(second, b, 4, seed=9)
     assert torch.equal(a, b) and a.dtype == torch.bfloat16
+    with pytest.raises(ValueError):
+        second.load_state_dict({"steps": 1, "moments": []})
 
 
 def test_a_weight_whose_gradient_is_zero_or_missing_stays():

@@ -26,7 +26,7 @@ from config import Config
 from credit import answers, terminal
 from credit.page import page
 from credit.questions import completed, find_problem
-from credit.tokens import Sample, Token, bounds, depth, push_depth, visible
+from credit.tokens import NAMES, Sample, Token, bounds, depth, push_depth, visible
 from harness.models import build_model
 from model import Samples, token_logps
 from rlsd import rlsd_loss, token_advantages
@@ -37,12 +37,6 @@ from verifiers import expression
 TINY = {"hidden_size": 32, "num_layers": 1, "eval_problems": 5, "group_size": 4, "max_seq_len": 128}
 OPTIONS = TINY | {"chain": 2, "max_new_tokens": 24}
 FAILS = "n = []\ndef check(completion, answer):\n    n.append(1)\n    if {}: raise OSError('outage')\n    return {}\n"
-
-
-@pytest.fixture(autouse=True)
-def fixed_colours(monkeypatch):
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("TERM", "xterm")
 
 
 def make_run(folder, **options):
@@ -159,16 +153,6 @@ def test_a_push_too_small_for_the_digits_keeps_its_sign(a_hat, p, shown):
     assert Token("", p, 1.0, -0.0, 1.0, a_hat).columns() == [f"{p:.4g}", "1", "+0.0000", "1", f"{a_hat:+.4f}", shown]
 
 
-def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch):
-    run = make_run(tmp_path / "run")
-    (run / "rules.py").write_text(FAILS.format("False", "float(len(n) == 10)"))
-    drawn, rollout = [], answers.rollout
-    monkeypatch.setattr(answers, "rollout", lambda *args, **how: drawn.append(rollout(*args, **how)) or drawn[-1])
-    printed = ask(run, "47+85", capsys=capsys)
-    assert "group 3: 1 of 4 samples right; those before it had equal rewards: A = 0" in printed
-    assert len({str(batch.samples.tokens.tolist()) for batch in drawn}) == 3
-
-
 def test_the_seed_decides(run, capsys):
     first, again, other = (ask(run, "47+85", *seed, capsys=capsys) for seed in ([], ["--seed", "0"], ["--seed", "1"]))
     assert first == again != other
@@ -189,21 +173,23 @@ def test_the_reference_given_is_what_the_teacher_sees(run, capsys):
 @pytest.mark.parametrize(
     "fails, reward, says, shown",
     [
+        ("False", "float(len(n) == 6)", "group 2: 1 of 4 samples right; those before it had equal rewards: A = 0", 2),
         ("True", 0, "3 groups, and the verifier has failed on every sample", 0),
         ("len(n) <= 8", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right): A = 0", 1),
         ("len(n) > 4", 0, "3 groups, each of equal rewards (the last: 0 of 4 samples right)", 1),
         ("len(n) <= 9", "len(n) / 12", "group 3: 1 of 3 samples right", 2),  # one of the group is dropped
+        ("len(n) <= 8", "(len(n) - 8) // 2 / 2", "group 3: 1 of 4 samples right", 2),  # A = 0 of two of the group
         ("len(n) % 4", 1, "3 groups, each of equal rewards (the last: 1 of 1 samples right)", 1),
     ],
 )
-def test_groups_whose_rewards_are_missing_are_passed_over(tmp_path, capsys, monkeypatch, fails, reward, says, shown):
+def test_groups_are_drawn_until_one_has_both(tmp_path, capsys, monkeypatch, fails, reward, says, shown):
     drawn = noted(monkeypatch, answers, "rollout", lambda *_, step: step)
     run = make_run(tmp_path / "run", on_verifier_error="drop")
     (run / "rules.py").write_text(FAILS.format(fails, reward))
     argv = [str(run), "47+85", "--tries", "3", "--verifier", trusted(run)["verifier"]]
     assert sample.main([*argv, "--html", str(tmp_path / "page.html")]) == 0
     out = capsys.readouterr().out
-    assert drawn == [1, 2, 3] and says in out
+    assert drawn == list(range(1, 3 if "group 2" in says else 4)) and says in out
     assert out.count(": reward ") == out.count("completion: ") == shown and "nan" not in out
     if shown == 1:
         assert "A = +0.0000, no token moved" in out and {row[-1] for row in figures(out)} == {"+0.0000"}
@@ -218,6 +204,8 @@ def test_built_in_questions_are_worked_out(run, tmp_path):
     loaded = sample.load_run(run, trusted(run))
     assert ask_for(loaded, " 47 + 85 ") == tasks.Problem("47+85", "132", "7+5=12\n4+8=13")
     assert ask_for(loaded, "999+1") == tasks.Problem("999+1", "1000")
+    wordy, again = (find_problem(loaded.source, Config(chain=2, filler=3), "47+85") for _ in "ab")
+    assert wordy == again and re.fullmatch(r"[a-h]{3} 7\+5=12\n[a-h]{3} 4\+8=13", wordy.solution)
     countdown = make_run(tmp_path / "run", task="countdown", chain=0, max_new_tokens=56)
     loaded = sample.load_run(countdown, trusted(countdown))
     made = ask_for(loaded, "27 from 8 2 4 3")
@@ -330,24 +318,28 @@ def test_the_page_says_it_all_without_colour(run, tmp_path, capsys):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert figures.endswith(f"\npage: {tmp_path / 'page.html'}\n")
     page, plain = Page(text), lambda part: html.unescape(re.sub(r"<[^>]*>", "", part))
-    rows = [list(row) for row in re.findall(r"^ *\d+ ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)]
+    rows = [
+        list(row) for row in re.findall(r"^ *(\d+) ('.*') +(\S+) +(\S+) +(\S+) +(\S+) +(\S+) +(\S+)$", figures, re.M)
+    ]
     tips = re.findall(r'tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)
     assert len(tips) == len(rows) > 10
     shown = re.findall(r'<p class="figures"><b>(.*?)</b> (.*?)</p>', text)
     outlined = re.findall(r'farthest" tabindex="0"[^>]*>(.*?)<span class="tip">(.*?)</span></span>', text)
     assert [[plain(x) for x in pair] for pair in shown] == [[plain(x) for x in pair] for pair in outlined]
-    assert len(shown) == 2
-    for row, (token, tip) in zip(rows, tips):
+    assert len(shown) == page.text.count("plain GRPO: ") == 2
+    for (_, *row), (token, tip) in zip(rows, tips):
         assert row[0].strip() == f"'{plain(token)}'"
         names = ("P_S ", " P_T ", " Delta ", " w ", " A_hat ", " push ")
         w, clipped = float(row[4]), re.findall(r" → (\S+)", plain(tip))
         assert clipped == (["0.8"] if w < 0.8 else ["1.2"] if w > 1.2 else [])
         assert re.sub(r" → \S+", "", plain(tip)) == "".join(map("".join, zip(names, row[1:])))
-    table = [[plain(cell) for cell in re.findall(r"<td>(.*?)</td>", line)] for line in re.findall(r"<tr.*?</tr>", text)]
-    assert [cells[1:] for cells in table if cells] == [[row[0].strip(), *row[1:]] for row in rows]
+    cells = lambda line: [plain(cell) for cell in re.findall(r"<t[dh]>(.*?)</t[dh]>", line)]
+    lines, head = re.findall(r"<tr.*?</tr>", text), ["", "token", *NAMES]
+    table = list(map(cells, lines))
+    assert [row for row in table if row != head] == [list(map(str.strip, row)) for row in rows]
+    assert table.count(head) == 2 and list(map(plain, lines)) == list(map("".join, table))
     assert {"raised", "lowered"} <= {attrs.get("class") for tag, attrs in page.tags if tag == "section"}
     assert "every token raised (+)" in page.text and "every token lowered (-)" in page.text
-    assert page.text.count("plain GRPO: ") == 2
 
 
 def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypatch):
@@ -355,8 +347,14 @@ def test_colour_on_a_terminal_alone_and_not_under_no_color(run, capsys, monkeypa
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     coloured = ask(run, "47+85", capsys=capsys)
     assert "\x1b[48;5;" in coloured and "Delta" not in coloured
-    monkeypatch.setenv("NO_COLOR", "1")
-    assert "\x1b" not in ask(run, "47+85", capsys=capsys)
+    assert coloured.count("A_hat / A: raised (+)") == 1 and coloured.count("\nits push, ") == 2
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert "\x1b" not in ask(run, "47+85", capsys=capsys)
+
+
+PAINT = re.compile(r"\x1b\[48;5;(\d+);38;5;(\d+)m|\x1b\[0m")
 
 
 @pytest.mark.parametrize("advantage", [1.0, -1.0])
@@ -364,28 +362,37 @@ def test_on_a_terminal_the_model_paints_nothing_itself(advantage):
     credit, _, push = terminal.both_shades(hostile(advantage), Config())
     assert "48;5;" + str(terminal.INK[int(advantage)][4]) in credit != push  # x1.1; the push of P_S 0.5 is half of it
     for painted in (credit, push):
-        plain = re.sub(r"\x1b\[48;5;\d+;38;5;\d+m|\x1b\[0m", "", painted)
+        plain = PAINT.sub("", painted)
         assert plain == "".join(map(visible, HOSTILE)).replace("↵", "↵\n") and plain.replace("\n", "").isprintable()
         assert set(re.findall(r"48;5;(\d+)", painted)) <= set(map(str, terminal.INK[int(advantage)]))
 
 
 def test_blue_raises_orange_lowers_and_more_is_darker():
-    """Of the 256 colours those from 16 on are a cube of 6 x 6 x 6, blue last."""
+    """Of the 256 colours those from 16 on are a cube of 6 x 6 x 6, blue last, and then greys. The key has them all."""
+    key = terminal.colour_key(Config(rlsd_lambda=0.5, rlsd_reweight_clip_range=0.5))
+    scale = " x0.75     x1: plain GRPO     x1.25 "
+    assert PAINT.sub("", key) == f"A_hat / A: raised (+) {scale} lowered (-) {scale}"
+    shades = [(int(ground), text) for ground, text in PAINT.findall(key) if ground]
+    assert [text for _, text in shades] == (["16"] * 4 + ["231"]) * 2  # white on the darkest alone
     red, blue = (lambda c: (c - 16) // 36), (lambda c: (c - 16) % 6)
-    for sign, more, less in ((1, blue, red), (-1, red, blue)):
-        shade = lambda deep: int(re.findall(r"48;5;(\d+)", terminal.painted("x", sign, deep))[0])
-        shades = list(map(shade, (-1, -0.5, 0, 0.5, 1)))
-        assert shades == list(terminal.INK[sign]) and all(more(c) >= less(c) for c in shades)
-        assert more(shades[-1]) > less(shades[-1]) + 2
+    for sign, of_sign, more, less in ((1, shades[:5], blue, red), (-1, shades[5:], red, blue)):
+        grounds = [ground for ground, _ in of_sign]
+        assert grounds == list(terminal.INK[sign]) and all(more(c) >= less(c) for c in grounds)
+        assert more(grounds[-1]) > less(grounds[-1]) + 2
+    assert min(terminal.INK[0]) >= 232
 
 
-@pytest.mark.parametrize("a_hat", [[1.1, 1.0, 0.8], [0.9, 1.2, 1.0]])
+@pytest.mark.parametrize("a_hat", [[1.25, 1.0, 0.5], [0.75, 1.5, 1.24]])
 def test_the_page_outlines_the_token_farthest_from_plain_grpo(a_hat):
-    """To either side; its figures stand above the text."""
+    """To either side; its figures stand above the text. Bold: half the way to a bound, or farther."""
     one = Sample(1.0, 1.0, [Token(f"t{i}", 0.5, 0.5, 0.0, a, a) for i, a in enumerate(a_hat)])
-    text = page("title", [], [one], Config(rlsd_lambda=1.0))
+    text = page("title", [], [one], Config(rlsd_lambda=1.0, rlsd_reweight_clip_range=0.5))
     far = max(range(3), key=lambda i: abs(a_hat[i] - 1))
     assert f'<p class="figures"><b>t{far}</b>' in text and re.findall(r'farthest"[^>]*>(t\d)', text) == [f"t{far}"]
+    bold = [abs(a - 1) >= 0.25 for a in a_hat]
+    kinds = [["t", *["far"] * of, *["farthest"] * (i == far)] for i, of in enumerate(bold)]
+    assert [kind.split() for kind in re.findall(r'<span class="([^"]*)" tabindex', text)] == kinds
+    assert re.findall(r'<tr( class="far")?><td>', text) == [' class="far"' * of for of in bold]
 
 
 def test_depth_runs_from_bound_to_bound():
@@ -413,10 +420,13 @@ def test_a_pipe_gets_the_text_of_each_sample_too(run, capsys, monkeypatch):
     texts = [visible(tasks.decode(tokens)) for tokens in drawn[0].samples.completions()]
     assert printed.startswith("question: 47+85\n") and len(texts) == 2
     assert re.findall(r"^completion: (.*)$", printed, re.MULTILINE) == texts
-    assert [line for line in printed.splitlines() if ": reward " in line][0].startswith("right: reward 1, ")
+    assert "\n\nright: reward 1, " in printed and "\n\nwrong: reward 0, " in printed
+    assert re.search(r", seed 0, group 1: \d of 4 samples right$", printed, re.MULTILINE)
     odd = Sample(1.0, 1.0, hostile(1.0).tokens, "".join(HOSTILE) + "\u2028\u200b\nwrong: reward 0")
     text = terminal.as_figures(odd)
-    assert all(line.isprintable() for line in text.split("\n")) and text.count("\n") == 1 + len(HOSTILE)
+    _, names, *rows = text.split("\n")
+    assert all(line.isprintable() for line in text.split("\n")) and names.split() == ["token", *NAMES]
+    assert [row.split()[0] for row in rows] == [str(t + 1) for t in range(len(HOSTILE))]
 
 
 # ---- what it runs, and where it writes -------------------------------------------------------------------------------

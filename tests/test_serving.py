@@ -234,9 +234,14 @@ def test_a_base_models_template_ends_a_turn_with_its_own_token(tmp_path):
 
 
 def test_what_stands_in_for_a_template_is_said(tmp_path):
-    for shape, said in {"qwen2.5": "", "no template, qwen": "ChatML", "no template, plain": "plain text"}.items():
-        note = chat(load_tokenizer(shaped(tmp_path, shape))).note
-        assert said in note and bool(note) == bool(said)
+    called = {"qwen": "ChatML", "llama3": "the format of Llama 3", "plain": "the plain text of the conversation"}
+    for shape, said in called.items():
+        note = chat(load_tokenizer(shaped(tmp_path, f"no template, {shape}"))).note
+        assert note == f"no chat template there: {said} is used"
+    assert chat(load_tokenizer(shaped(tmp_path, "qwen2.5"))).note == ""
+    for begins in (True, False):  # with a token of its own, where the folder says so
+        plain = chat(load_tokenizer(templated(tmp_path, "gpt2", None, add_bos_token=begins)))
+        assert (plain.prompt("x", None)[0] == plain.tokenizer.encode_single_token(SPECIALS["gpt2"][0])) == begins
 
 
 # ---- a run -----------------------------------------------------------------------------------------------------------

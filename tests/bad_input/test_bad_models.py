@@ -86,6 +86,14 @@ def test_tiktoken_panics_at_no_tokenizer(tmp_path, capfd):
     assert capfd.readouterr().err == ""
 
 
+def test_merges_that_would_take_too_long_are_refused(monkeypatch):
+    """By the squared lengths of the tokens, here of 2 and of 4 bytes."""
+    for most in (20, 19):
+        monkeypatch.setattr("published.tokenizer.MOST_MERGING", most)
+        with pytest.raises(UserError, match="as long as 4 bytes") if most < 20 else contextlib.nullcontext():
+            build_tokenizer(tokenizer(), Path("tokenizer.json"))
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"null", b"[]", b"7", b"{}", b"\xff", b"[" * 100_000, b'{"model": 1}'])
 def test_a_tokenizer_that_is_none(tmp_path, capsys, content):
     (tmp_path / "tokenizer.json").write_bytes(content)
@@ -94,18 +102,12 @@ def test_a_tokenizer_that_is_none(tmp_path, capsys, content):
 
 def test_a_special_token_inside_another_is_split_alike_in_every_process():
     """Their names come as a set, whose order changes with PYTHONHASHSEED: the longer one comes first."""
-
-    class Names(set):
-        def __iter__(self):
-            return iter(self.order)
-
     t = tokenizer()
     t["model"]["vocab"]["<|im_start|>user"] = 400
     t["added_tokens"].append({"content": "<|im_start|>user", "id": 400})
     made = build_tokenizer(t, Path("tokenizer.json"))
     for order in (sorted(made.special_tokens_set), sorted(made.special_tokens_set, reverse=True)):
-        made.special_tokens_set = Names(order)
-        made.special_tokens_set.order = order
+        made.special_tokens_set = dict.fromkeys(order)
         assert chat(made).prompt("a", "")[0] == 400
     TRIED["tokenizers"] += 1
 
