@@ -104,7 +104,7 @@ COMMANDS = {  # in an order in which they can be run
     'python reproduce.py --cells addition:grpo,rlsd,rlsd-agreement --seeds 0-4 --set "--steps 20"': "tests/"
     "test_study.py: test_cells_are_made_once_and_reported",
     "python -m study.localise --init FOLDER": "tests/test_localise.py: test_scored_once_resumed_and_no_text_is_kept",
-    "python reproduce.py": "tests/test_study.py: test_finished_runs_are_kept_and_missing_ones_are_made",
+    "python reproduce.py": "tests/test_study.py: test_a_run_comes_out_of_its_cell_as_it_went_in",
     "python -m study.headroom --jobs 2": "tests/test_headroom.py: "
     "test_cells_are_measured_once_and_policies_trained_first",
     "python -m study.split --task countdown --batches 16": "tests/test_headroom.py: "

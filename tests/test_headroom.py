@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -84,16 +85,6 @@ def test_distillation_without_style_is_the_textbook_and_its_gradient(seed, bound
     assert torch.allclose(s.grad, (P - Q) / 3) and r.grad is None and w.grad is None
 
 
-@given(seeds)
-def test_what_any_reference_makes_the_teacher_write_is_not_distilled(seed):
-    """A style that both teachers share cancels, and two teachers alike teach nothing."""
-    student, right, wrong = tensors(seed, (4, 6), (4, 6), (4, 6))
-    (style,) = tensors(seed + 1, (4, 6))
-    plain, styled = (variants.without_style_loss(student, right + x, wrong + x, 1.0, 50.0) for x in (0, style))
-    assert styled.item() == pytest.approx(plain.item(), abs=1e-9)
-    assert variants.without_style_loss(student, right, right, 1.0).item() == pytest.approx(0.0, abs=1e-12)
-
-
 # ---- oracles ---------------------------------------------------------------------------------------------------------
 
 
@@ -103,10 +94,12 @@ def test_free_wording_decides_nothing():
     right, other = tasks.target(worded), tasks.target(dataclasses.replace(plain, solution="dd 5+7=12\na 9+1=11"))
     assert oracles.free_wording(right) == [0, 1, 2, 3, 11, 12, 13, 14] and oracles.free_wording(other)[-2:] == [10, 11]
     assert oracles.free_wording(tasks.target(plain)) == []
-    assert oracles.deciding_tokens(right, plain) == [20] and tasks.decode(right)[15:21] == "9+1=11"
+    assert oracles.deciding_tokens(right, plain) == [20] and tasks.decode(right)[15:21] == "9+1=11"  # 11, not 10
     assert oracles.deciding_tokens(other, worded) == [17]  # other letters, and fewer of them: still right
     slip = tasks.target(tasks.Problem("95+17", "102", "ccc 5+7=12\nccc 9+1=10"))
     assert oracles.deciding_tokens(slip, worded) == [20]
+    ten = tasks.Problem("85+17", "102", "5+7=12\n8+1=10")  # 10, not 9: they differ in the first token
+    assert oracles.deciding_tokens(tasks.target(ten), ten) == [11]
 
 
 def batch_of_additions(filler=0):
@@ -258,7 +251,9 @@ def moments_of(batches):
 
 def test_moments_by_hand():
     """Products of different batches alone: (1,0) and (1,2) have 1 in common."""
-    found = moments_of([{"GRPO": [1.0, 0.0], "w": [2.0, 0.0]}, {"GRPO": [1.0, 2.0], "w": [0.0, 2.0]}])
+    idle = {"idle": [0.0, 0.0]}
+    found = moments_of([{"GRPO": [1.0, 0.0], "w": [2.0, 0.0], **idle}, {"GRPO": [1.0, 2.0], "w": [0.0, 2.0]}])
+    assert found["idle"]["all"] == {"gain": 0, "signal": 0, "adam": 0}
     assert found["GRPO"]["all"]["gain"] == pytest.approx(1 / 3) == found["GRPO"]["all"]["signal"]  # E|g|^2 = 3
     assert found["w"]["all"]["signal"] == pytest.approx(0.0)  # (2,0).(0,2)
     assert found["w"]["all"]["gain"] == pytest.approx((2 + 0) / 2 / math.sqrt(4 * 3))  # (2,0).(1,2), (0,2).(1,0)
@@ -267,8 +262,8 @@ def test_moments_by_hand():
 
 
 def test_gain_of_adams_step_is_that_of_the_gradient_over_its_root_mean_square():
-    g = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1.0, 1.0, 1.0, 0.01])
-    steps = (g / g.square().mean(dim=0).sqrt()).double()
+    g = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)) * torch.tensor([100.0, 1.0, 1.0, 0.01, 0.0])
+    steps = (g / g.square().mean(dim=0).sqrt()).double().nan_to_num()  # one coordinate never moves
     pairs = [(i, j) for i in range(6) for j in range(6) if i != j]
     dot = np.mean([float(steps[i] @ g[j].double()) for i, j in pairs])
     size = math.sqrt(steps.square().sum(dim=1).mean() * g.square().sum(dim=1).mean())
@@ -277,31 +272,14 @@ def test_gain_of_adams_step_is_that_of_the_gradient_over_its_root_mean_square():
     assert found["half"]["all"]["adam"] == pytest.approx(found["GRPO"]["all"]["adam"], rel=1e-4)
 
 
-def test_bias_and_noise_are_told_apart():
-    """A turned mean and half the noise, made up: cosine, noise and worth are the known ones, within sampling error."""
-    g = torch.Generator().manual_seed(0)
-    P, angle, level = 400, 0.9, 0.5
-    mean, turned = torch.zeros(P), torch.zeros(P)
-    mean[0], turned[0], turned[1] = 1.0, math.cos(angle), math.sin(angle)
-    draws = [level * torch.randn(2, P, generator=g) for _ in range(300)]
-    moments = split.Moments()
-    for noise, more in draws:
-        moments.add({("GRPO", "all"): mean + noise, ("w", "all"): 3 * (turned + (noise + more) / math.sqrt(8))})
-    row = {"figures": {"32": moments.figures()}}
-    expected = (1 + P * level**2) / (1 + P * level**2 / 4)  # E|g|^2 of GRPO over w's, at means of length 1
-    figures = headroom_report.cosine, headroom_report.noise, headroom_report.worth
-    cosine, noise, worth = (figure([row], "w").value for figure in figures)
-    assert cosine == pytest.approx(math.cos(angle), abs=0.05) and noise == pytest.approx(expected, rel=0.1)
-    assert worth == pytest.approx(cosine**2 * noise)  # the split is exact
-
-
-PAIR = "--hidden_size 32 --num_layers 1 --prompts_per_step 1 --group_size 2 --warm_steps 0 --eval_problems 3".split()
-PAIR += ["--max_new_tokens", "40"]
+PAIR = [*SMALL.split(), *"--prompts_per_step 1 --group_size 2 --eval_problems 3 --max_new_tokens 40".split()]
 
 
 def test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole(tmp_path, monkeypatch, capsys):
     """Of made-up gradients: at eight times the samples the noise is an eighth; figures go to the file as they are."""
     g, seen = torch.Generator().manual_seed(0), []
+    assert split.main([*PAIR, "--batches", "2"]) == 2
+    assert capsys.readouterr().err == "split.py: none of 2 batches has a group whose rewards differ\n"
 
     def fake(model, step, config, before=None):
         seen.append((step, before is None))
@@ -316,15 +294,11 @@ def test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole(tmp
     few, many = (kept["figures"][samples]["GRPO"]["all"]["signal"] for samples in ("2", "16"))
     assert few == pytest.approx(1 / 201, abs=0.004) and many == pytest.approx(1 / (1 + 200 / 8), abs=0.02)
     assert kept["concentration"] == {"GRPO": 0.5} and kept["batches"] == 160
-    assert "GRPO + without style" in capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("GRPO + without style") == said.count("GRPO 1.00 1.00 1.000 1.00") == 2  # each is over GRPO's
     torch.save({"model": State(parse_config(PAIR)).policy.state_dict()}, tmp_path / "last.pt")
     assert split.main([*options, "--batches", "2", "--policy", str(tmp_path)]) == 0
     assert seen[160:] == [(1, False), (2, False)]  # beside the model that RL began with
-
-
-def test_a_policy_without_a_lesson_is_one_line(capsys):
-    assert split.main([*PAIR, "--batches", "2"]) == 2
-    assert capsys.readouterr().err == "split.py: none of 2 batches has a group whose rewards differ\n"
 
 
 # ---- the study -------------------------------------------------------------------------------------------------------
@@ -334,6 +308,7 @@ def test_cells_are_sound(tmp_path):
     """Names and options differ, every option is known; a policy is probed on problems it was not trained on."""
     wanted = headroom.cells()
     assert len({cell.name for cell in wanted}) == len(wanted) == 60
+    assert execute.current(rows := execute.read(headroom.RESULTS), wanted) == rows  # the committed ones
     for cell in wanted:
         own, config = split.parse([*cell.options.split(), "--warm_dir", str(tmp_path)])
         trained = parse_config([*cell.training.split(), "--warm_dir", str(tmp_path)])
@@ -343,13 +318,18 @@ def test_cells_are_sound(tmp_path):
         assert all(getattr(config, name) == getattr(trained, name) for name in same)
 
 
+def measured(options):
+    """What probe.py and split.py leave."""
+    Path(options[options.index("--keep") + 1]).write_text('{"pass@1": 0.5}')
+
+
 def test_cells_are_measured_once_and_policies_trained_first(tmp_path, monkeypatch):
     calls = []
 
     def fake(name, options):
         calls.append((name, "--policy" in options))
-        with open(options[options.index("--keep") + 1], "w") as file:
-            file.write('{"pass@1": 0.5}')
+        assert options[options.index("--warm_dir") + 1] == str(tmp_path / "warm_start")
+        measured(options)
 
     monkeypatch.setattr(execute, "program", fake)
     monkeypatch.setattr(execute, "train", lambda options, out: calls.append(("train.py", out.parent.name)))
@@ -360,7 +340,11 @@ def test_cells_are_measured_once_and_policies_trained_first(tmp_path, monkeypatc
     assert calls == [of_split[0], ("train.py", "addition-3-after-grpo-0"), of_split[1]]
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["addition-3-0", "addition-3-after-grpo-0"]
-    assert headroom.main(["--only", "none"]) == 2
+    monkeypatch.setattr(headroom, "execute", lambda *asked: calls.append(asked))
+    assert headroom.main(["--only", "none"]) == headroom.main(["--jobs", "0"]) == 2
+    assert headroom.main(["--only", "addition-6", "--jobs", "3"]) == headroom.main([]) == 0
+    wanted, of_study = headroom.cells(), (execute.ROOT / "runs/study", execute.ROOT / "results/headroom.jsonl")
+    assert calls[3:] == [([c for c in wanted if c.regime == "addition-6"], *of_study, 3), (wanted, *of_study, 2)]
 
 
 def family(name, policies=5, **gains):
@@ -395,19 +379,13 @@ def test_the_section_says_what_the_rows_say(tmp_path):
 def test_claims_are_those_of_the_regimes_that_were_measured():
     rows = family("addition", **{"oracle, 1 or 0": 1.5, "RLSD (paper)": 1.0, "contrastive": 1.0, "RLSD, eps_w 4": 1.0})
     rows += family("countdown-after-grpo", **{"RLSD, eps_w 4": 0.5})
-    found = {
-        claim: (round(figure.value, 1), figure.verdict(mark)) for claim, _, figure, mark in headroom_report.claims(rows)
-    }
-    assert found == {
-        "An oracle's marks are worth 1.2 times the samples (addition, before RL)": (2.3, "holds"),
-        "The paper's weights are worth more samples (addition, before RL)": (1.0, "holds"),
-        "Contrastive at eps_w 4 is worth 1.2 times the samples (addition, before RL)": (1.0, "does not hold"),
-        "Wide weights are worth more over a run's samples (addition, before RL)": (1.0, "holds"),
-        "Wide weights point where GRPO does (addition, before RL)": (1.0, "holds"),
-        "Contrastive at eps_w 4 points where GRPO does (addition, before RL)": (1.0, "holds"),
-        "Wide weights are worth more over a run's samples (countdown, after 60 updates of GRPO)": (1.0, "undecided"),
-        "Wide weights point where GRPO does (countdown, after 60 updates of GRPO)": (1.0, "holds"),
-    }
+    found = {claim: (round(of.value, 1), of.verdict(mark)) for claim, _, of, mark in headroom_report.claims(rows)}
+    assert sorted(verdict for _, verdict in found.values()) == ["does not hold", *["holds"] * 6, "undecided"]
+    of = lambda claim, regime="addition, before RL": found[f"{claim} ({regime})"]
+    assert of("An oracle's marks are worth 1.2 times the samples") == (2.3, "holds")
+    assert of("Contrastive at eps_w 4 is worth 1.2 times the samples") == (1.0, "does not hold")
+    after = of("Wide weights are worth more over a run's samples", "countdown, after 60 updates of GRPO")
+    assert after == (1.0, "undecided")
 
 
 def test_what_taking_a_suspect_away_turns_back_by_hand():
@@ -438,5 +416,9 @@ def test_what_a_run_is_worth_follows_from_one_batch(length, less_noise, cosine):
 
     few, run = ([{"figures": {"32": figures(samples)}}] for samples in (32, headroom_report.RUN))
     of = headroom_report.worth_of_run
+    one, theirs = (1 + of / 32 for of in (level["w"], level["GRPO"]))  # E|g|^2 at means of length 1
+    split_up = headroom_report.cosine(few, "w").value, headroom_report.noise(few, "w").value
+    assert split_up == pytest.approx((cosine, theirs / one), abs=1e-9)
+    assert headroom_report.worth(few, "w").value == pytest.approx(cosine * abs(cosine) * theirs / one, abs=1e-9)
     assert of(few, "w").value == pytest.approx(headroom_report.worth(run, "w").value, abs=1e-9)
     assert of(few, "GRPO").value == pytest.approx(1.0)

@@ -35,10 +35,6 @@ def recorded(name: str):
     return json.loads((ROOT / f"results/{name}.json").read_text())
 
 
-def test_the_readme_is_one_of_one_sitting():
-    assert len(README.splitlines()) <= 160 and len(README.split()) <= 1600
-
-
 def without_code(path: Path) -> str:
     return re.sub(r"^```.*?^```$", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
@@ -58,17 +54,16 @@ def test_every_link_leads_somewhere(path):
             assert there.exists() and (not anchor or anchor in anchors(there)), link
 
 
-def test_every_page_is_in_the_list():
-    listed = set(re.findall(r"\]\((\w+\.(?:md|ipynb))\)", (ROOT / "docs/README.md").read_text()))
-    assert listed == {path.name for path in ours("docs/*.md", "docs/*.ipynb")} - {"README.md"}
-
-
-def test_every_equation_points_at_its_function():
+def test_every_equation_points_at_its_function_and_the_lines_shown_are_the_lines_of_the_code():
     rows = re.findall(r"`(\w+)`,\s(\w+\.py):(\d+)", README)
     assert len({row[0] for row in rows}) >= 6
     for function, file, line in rows:
         text = (ROOT / file).read_text().splitlines()[int(line) - 1]
         assert text.startswith(f"def {function}("), f"README: {function} is not at {file}:{line}"
+    method = README.split("\n## The method")[1].split("\n## ")[0]
+    shown = re.findall(r"In code: `([^`]+)`", " ".join(method.split()))
+    code = [line.split("  #")[0].strip() for line in (ROOT / "rlsd.py").read_text().splitlines()]
+    assert len(shown) == 3 and set(shown) <= set(code)
 
 
 def test_figures_are_those_of_the_committed_runs():
@@ -102,6 +97,7 @@ def test_options_that_the_pages_name_exist():
         for command in re.findall(r"python train\.py ([^`#\n|]+)", path.read_text()):
             named = {word[2:] for word in command.split() if word.startswith("--")}
             assert named <= known | {"help"}, (path.name, command)
+    assert [name for name in CHANGEABLE if f"`--{name}`" not in prose("docs/faults.md")] == []
     own = re.findall(r"^\| `--(\w+)", (ROOT / "docs/methods.md").read_text(), re.MULTILINE)
     assert set(own) == {f.name for f in dataclasses.fields(Config) if f.name.startswith("rlsd_")} | {"evidence"}
 
@@ -176,10 +172,8 @@ def test_a_verdict_follows_from_its_figure_and_the_mark_beside_it():
             if side == "<":
                 low, high, mark = -high, -low, f"-{mark}"
             margin = 0.02 if re.match("RLSD (ends above|leads)|OPSD stays", row["claim"]) else 0.0
-            holds, fails = low > float(mark), high <= float(mark) + margin
-            few = int(row["seeds"].split()[0]) < bootstrap.FEWEST
-            expected = "undecided" if few else "holds" if holds else "does not hold" if fails else "undecided"
-            assert row["verdict"] == expected, row
+            of = bootstrap.Estimate(0.0, low, high, int(row["seeds"].split()[0]))
+            assert row["verdict"] == of.verdict(float(mark), margin), row
 
 
 def test_the_bound_is_that_of_the_papers_settings():
@@ -237,15 +231,10 @@ def test_reasons_for_missed_goals_rest_on_recorded_figures():
     assert f"{imported:.0f} MiB that nobody shares" in speed and f"and {more - imported:.0f} more" in speed
 
 
-def test_the_lines_shown_are_the_lines_of_the_code():
-    method = README.split("\n## The method")[1].split("\n## ")[0]
-    shown = re.findall(r"In code: `([^`]+)`", " ".join(method.split()))
-    code = [line.split("  #")[0].strip() for line in (ROOT / "rlsd.py").read_text().splitlines()]
-    assert len(shown) == 3 and set(shown) <= set(code)
-
-
 def test_every_file_is_named_where_one_looks_for_it():
-    """The top level in the README's tree; each room's in CONTRIBUTING's map, in the row of its room."""
+    """The top level in the README's tree; a room's in CONTRIBUTING's map, in its row; the pages in their list."""
+    listed = set(re.findall(r"\]\((\w+\.(?:md|ipynb))\)", (ROOT / "docs/README.md").read_text()))
+    assert listed == {path.name for path in ours("docs/*.md", "docs/*.ipynb")} - {"README.md"}
     tree = README.split("## The files")[1].split("```")[1]
     top = {p.name for p in ours("*") if p.name[0] != "."} - {"README.md"}
     assert [file for file in sorted(top) if not named(file, tree)] == []
@@ -279,21 +268,13 @@ def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
     assert ours("*.py", "docs/*.md") == [tmp_path / "train.py", tmp_path / "docs" / "README.md"]
 
 
-def test_files_that_the_pages_name_are_there():
+def test_pages_name_files_that_are_there_in_lines_no_longer_than_those_of_the_code():
+    assert len(README.splitlines()) <= 160 and len(README.split()) <= 1600  # read in one sitting
     file = r"(?<![\w/])(?:results|docs|tests|examples)/[\w/]+\.(?:md|json|png|py|jsonl)"
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md"), ROOT / "Makefile"):
-        assert [name for name in re.findall(file, page.read_text()) if not (ROOT / name).exists()] == [], page.name
-
-
-def test_no_line_is_longer_than_those_of_the_code():
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md")):
-        lines = [line for line in page.read_text().splitlines() if not line.startswith("|")]
-        assert [line for line in lines if len(line) > 120] == [], page.name
-
-
-def test_options_that_may_change_are_named():
-    page = (ROOT / "docs/faults.md").read_text()
-    assert all(f"`--{name}`" in page for name in CHANGEABLE)
+        text = page.read_text()
+        assert [name for name in re.findall(file, text) if not (ROOT / name).exists()] == [], page.name
+        assert [x for x in text.splitlines() if len(x) > 120 and x[0] != "|" and page.suffix] == [], page.name
 
 
 def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():
@@ -338,18 +319,14 @@ def test_speed_and_size_of_published_models_are_those_measured():
     assert step in prose("docs/speed.md")
 
 
-def test_the_time_of_make_train_is_the_one_recorded():
-    log = (ROOT / "results" / "make_train.txt").read_text()
-    idle, busy = (60 * int(m) + float(s) for m, s in re.findall(r"^real\s+(\d+)m([\d.]+)s", log, re.MULTILINE))
+def test_the_times_of_make_train_and_make_test_are_those_recorded():
+    logs = [(ROOT / "results" / f"make_{name}.txt").read_text() for name in ("train", "test")]
+    found = [re.findall(r"^real\s+(\d+)m([\d.]+)s", log, re.MULTILINE) for log in logs]
+    (idle, busy), (tests, beside) = ([60 * int(m) + float(s) for m, s in times] for times in found)
     assert f"{idle / 60:.1f} minutes on two idle ones, {busy / 60:.1f} beside a busy program" in README
     assert f"took {idle:.0f} s with the machine to itself and {busy:.0f} s beside" in prose("docs/speed.md")
-
-
-def test_the_time_of_make_test_is_the_one_recorded():
-    log = (ROOT / "results/make_test.txt").read_text()
-    idle, busy = (60 * int(m) + float(s) for m, s in re.findall(r"^real\s+(\d+)m([\d.]+)s", log, re.MULTILINE))
-    said = f"make test      # the same for the tests: {idle / 60:.0f} minutes on two idle cores, {busy / 60:.0f} beside"
-    assert said in README and "failed" not in log
+    said = f"# the same for the tests: {tests / 60:.0f} minutes on two idle cores, {beside / 60:.0f} beside"
+    assert f"make test      {said}" in README and "failed" not in logs[1]
 
 
 def test_what_make_llm_reaches_is_what_its_log_says():

@@ -5,12 +5,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from test_headroom import flat, sampled, updated
+from test_headroom import SMALL, flat, measured, sampled, updated
 
 import reproduce
 import tasks
@@ -18,21 +18,7 @@ import train
 from config import Config
 from harness.options import parse_config
 from model import token_logps
-from study import (
-    bootstrap,
-    compare,
-    cost,
-    execute,
-    figures,
-    first_page,
-    headroom,
-    language,
-    oracles,
-    plan,
-    probe,
-    report,
-    scores,
-)
+from study import bootstrap, compare, cost, execute, figures, first_page, language, plan, probe, report, scores
 from support.errors import UserError
 
 SAMPLES = execute.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
@@ -79,20 +65,14 @@ def test_intervals():
     assert bootstrap.mean([]).n == bootstrap.ratio([], []).n == 0
 
 
-@pytest.mark.parametrize(
-    "low, high, n, expected",
-    [
-        (0.01, 0.1, 5, "holds"),
-        (0.0, 0.1, 5, "undecided"),  # at the mark itself nothing lies above it
-        (-0.1, 0.02, 5, "does not hold"),
-        (-0.1, 0.0201, 5, "undecided"),
-        (0.01, 0.1, 4, "undecided"),
-        (-0.1, -0.01, 4, "undecided"),
-    ],
-)
-def test_verdicts(low, high, n, expected):
-    assert bootstrap.Estimate(0.0, low, high, n).verdict(0.0, 0.02) == expected
-    assert bootstrap.Estimate(0.0, -high, -low, n).below(0.0) == bootstrap.Estimate(0.0, low, high, n).verdict(0.0)
+def test_verdicts():
+    """At the mark itself nothing lies above it; a margin is for what does not hold; none under five seeds."""
+    expected = {(0.01, 0.1, 5): "holds", (0.0, 0.1, 5): "undecided", (-0.1, 0.02, 5): "does not hold"}
+    expected |= {of: "undecided" for of in ((-0.1, 0.0201, 5), (0.01, 0.1, 4), (-0.1, -0.01, 4))}
+    for (low, high, n), verdict in expected.items():
+        of = bootstrap.Estimate(0.0, low, high, n)
+        assert of.verdict(0.0, 0.02) == verdict, of
+        assert bootstrap.Estimate(0.0, -high, -low, n).below(0.0) == of.verdict(0.0)
     marks = {1.2: "holds", 1.0: "undecided", 0.8: "does not hold"}
     assert {mark: bootstrap.Estimate(1.0, 0.9, 1.1, 5).below(mark) for mark in marks} == marks
 
@@ -116,6 +96,7 @@ def test_the_clock_of_the_cost_holds_its_updates_and_nothing_else(monkeypatch):
     events, update, clock = [], train.update, iter([100.0, 106.0])
     monkeypatch.setattr(train, "update", lambda *args: events.append("update") or update(*args))
     monkeypatch.setattr(cost.time, "process_time", lambda: events.append("clock") or next(clock))
+    monkeypatch.setattr(cost.resource, "getrusage", lambda _: SimpleNamespace(ru_maxrss=2_048_000))
     lazy = ModuleType("lazy")  # as transformers has them: to ask for a name imports more
     lazy.__getattr__ = lambda name: monkeypatch.setitem(sys.modules, f"imported{len(sys.modules)}", lazy)
     monkeypatch.setitem(sys.modules, "lazy", lazy)
@@ -125,7 +106,7 @@ def test_the_clock_of_the_cost_holds_its_updates_and_nothing_else(monkeypatch):
         clock = iter([100.0, 106.0])
         found = cost.measure([*small.split(), *options.split()])
         assert events == ["update", "clock", *["update"] * cost.UPDATES, "clock"]
-        assert (found["seconds"], found["scorings"]) == (round(6 / cost.UPDATES, 4), scorings)
+        assert found == {"seconds": round(6 / cost.UPDATES, 4), "scorings": scorings, "peak MiB": 2000.0}
 
 
 def test_pairs_and_speed_take_the_same_seeds():
@@ -150,16 +131,64 @@ def test_a_peak_is_one_in_the_other_runs_too():
     assert [of.value for of in scores.peak_and_fall(hill)] == pytest.approx([0.7, 0.5])
 
 
-def test_the_curves_show_every_panel_and_method(tmp_path, monkeypatch):
-    """A leakage of hardly anything does not fill its panel."""
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are saved, one after another; each is closed again."""
     made = []
-    monkeypatch.setattr(figures.plt.Figure, "savefig", lambda self, *_, **how: made.append(self))
-    runs = [run([0.2, 0.9], s, m, leakage=0.01, length=30.0) for s in range(5) for m in ("grpo", "rlsd")]
-    figures.curves_figure(scores.Study(runs), tmp_path, "addition")
-    assert [len(axis.lines) for axis in made[0].axes] == [2] * 4
-    highest = [axis.get_ylim()[1] for axis in made[0].axes]  # of pass@1, leakage, entropy, what the clip held
+    monkeypatch.setattr(figures.plt.Figure, "savefig", lambda self, to, **_: made.append(self) or Path(to).touch())
+    yield made
+    assert not figures.plt.get_fignums()
+
+
+def words(legend):
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def band(axis, i, x):
+    """From where to where the i-th band reaches at x."""
+    at = [float(y) for at, y in axis.collections[i].get_paths()[0].vertices if at == x]
+    return pytest.approx((min(at), max(at)))
+
+
+def bars(axis):
+    """Of every series of error bars its points, and of each direction the ends of its bars."""
+    ends = lambda lines, k: [[float(end[k]) for end in bar] for bar in lines.get_segments()]
+    return [(of[0].get_xydata().tolist(), *(ends(lines, k) for k, lines in enumerate(of[2]))) for of in axis.containers]
+
+
+def test_the_curves_show_every_panel_and_method(drawn, tmp_path):
+    """Of the task that is asked for. A leakage of hardly anything does not fill its panel."""
+    of = lambda m, s, **more: run([0.2, 0.9], s, m, leakage=0.01, length=30.0, **more)
+    runs = [of(m, s) for s in range(5) for m in ("grpo", "rlsd")]
+    aside = [of("opd", 0), of("opsd", 0, task="countdown"), of("opsd", 0, samples=32), of("opsd", 12)]
+    figures.curves_figure(scores.Study(runs + aside), tmp_path / "x.png", "addition")
+    assert [[len(axis.lines), len(axis.collections)] for axis in drawn[0].axes] == [[2, 2]] * 4
+    highest = [axis.get_ylim()[1] for axis in drawn[0].axes]  # of pass@1, leakage, entropy, what the clip held
     assert highest[1] == 0.05 and 0.04 <= highest[3] < 0.05
-    assert [text.get_text() for text in made[0].legends[0].get_texts()] == ["rlsd (5)", "grpo (5)"]
+    assert words(drawn[0].legends[0]) == ["rlsd (5)", "grpo (5)"]
+
+
+def test_the_figures_of_what_credit_is_worth_show_every_estimate(drawn, tmp_path):
+    """A row a regime, first on top; a bar from end to end of each interval; nothing where nothing was measured."""
+    of, out = bootstrap.Estimate, tmp_path / "x.png"
+    wide = {"addition": of(2.0, 1.5, 4.0, 5), "countdown": of(np.nan, np.nan, np.nan, 0)}
+    panel = {"wide": wide, "OPSD": {"addition": of(1.0, 0.5, 1.5, 5), "countdown": of(-1.0, -2.0, 0.5, 5)}}
+    figures.headroom_figure({"before RL": panel, "after RL": panel}, 1.1, out)
+    figures.bias_figure({"addition": {"wide": (of(0.9, 0.8, 1.0, 5), of(3.0, 2.0, 5.0, 5))}, "countdown": {}}, out)
+    worth, bias = (figure.axes for figure in drawn)
+    assert [axis.get_title() for axis in worth + bias] == ["before RL", "after RL", "addition", "countdown"]
+    assert [words(figure.legends[0]) for figure in drawn] == [["wide", "OPSD"], ["wide"]]
+    for axis in worth:
+        found = [([(x, round(y)) for x, y in points], ends) for points, ends in bars(axis)]
+        assert found == [([(2, 0)], [[1.5, 4]]), ([(1, 0), (-1, 1)], [[0.5, 1.5], [-2, 0.5]])]
+        assert {1, 1.1} == {line.get_xdata()[0] for line in axis.lines if [*line.get_ydata()] == [0, 1]}
+        assert list(axis.get_xticks()) == sorted(float(tick.get_text()) for tick in axis.get_xticklabels())
+    assert [tick.get_text() for tick in worth[0].get_yticklabels()] == [*wide] and worth[0].yaxis_inverted()
+    assert bars(bias[0]) == [([[3.0, 0.9]], [pytest.approx([2, 5])], [pytest.approx([0.8, 1.0])])]
+    for axis in bias:
+        x, y = axis.lines[-1].get_data()
+        assert x[0] < 0.3 and x[-1] > 60 and x * y**2 == pytest.approx(np.ones(len(x)))
+        assert axis.get_xscale() == "log" and "cosine" in axis.get_ylabel()
 
 
 def row_of(text, claim):
@@ -169,15 +198,21 @@ def row_of(text, claim):
     return lines[0]
 
 
-def test_report_of_few_runs_gives_no_verdicts(tmp_path):
-    runs = [run([0.2, 0.9, 0.95], s, m, no_spread=0.0) for s in (0, 1) for m in ("grpo", "rlsd", "opsd")]
+@pytest.mark.parametrize("n", [2, 6])
+def test_report_of_a_clear_case_and_no_verdicts_of_few_runs(tmp_path, n):
+    """RLSD ends 0.1 above GRPO and leaks nothing; OPSD rises, falls and leaks."""
+    of = lambda m, up, end, s, **leak: run([0.2, up, end, end + 0.001 * s], s, m, no_spread=0.0, **leak)
+    runs = [of(*how, s) for how in (("grpo", 0.5, 0.8), ("rlsd", 0.7, 0.9)) for s in range(n)]
+    runs += [of("opsd", 0.8, 0.5, s, leakage=0.4) for s in range(n)]
     tuned = [run([0.2, 0.8], s, lr="1e-4", leakage=0.1 * (s - 99)) for s in (100, 101)]
     text = report.write([*runs, *tuned], [], [], {}, SAMPLES, tmp_path).read_text()
+    ends = "RLSD ends above GRPO (addition)", "OPSD rises first", "One extra forward"
+    for claim in (*ends, "OPSD leaks (addition)", "RLSD does not leak (addition)"):
+        assert row_of(text, claim).endswith("| undecided |" if n < 5 else "| holds |"), row_of(text, claim)
     assert "| 0.0001 | 0.500 | 0.500 | 0.1500 | 2 |" in text  # leakage of the tuning too
     assert "| 0.0000 [0.0000, 0.0075] |" in row_of(text.split("## Every cell")[1], "addition | rlsd")
     assert "|  |  |  |" in row_of(text.split("## Every cell")[1], "addition | grpo")  # beside itself
     assert "perfect evidence give?\n\nNot run yet" in text
-    assert "undecided |" in row_of(text, "RLSD ends above GRPO (addition)")
     assert row_of(text, "RLSD ends above GRPO (countdown)").split("|")[3:6] == [" - ", " > 0 ", " 0 "]
     assert (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "credit.png").stat().st_size > 10_000
 
@@ -198,27 +233,13 @@ def test_the_words_of_the_first_page_fit_the_verdicts():
     after, perfect = "after 60 updates of GRPO)", "An oracle's marks are worth 1.2 times the samples (addition, "
     fails = "RLSD ends above GRPO (addition)", "RLSD ends above GRPO (countdown)", "... in half the updates (addition)"
     fails += "... in half the updates (countdown)", "RLSD pays somewhere", perfect + "before RL)"
-    fails += ("RLSD leads with contrastive evidence",)
-    fails += tuple(
-        f"Wide weights {does} (countdown, {after}"
-        for does in ("point where GRPO does", "are worth more over a run's samples")
-    )
+    fails += "RLSD leads with contrastive evidence", f"Wide weights point where GRPO does (countdown, {after}"
+    fails += (f"Wide weights are worth more over a run's samples (countdown, {after}",)
     holds = "OPSD leaks (addition)", "RLSD does not leak (addition)", "One extra forward pass", perfect + after
     holds += "Credit sits on the deciding tokens (wrong", f"Wide weights point where GRPO does (addition, {after}"
     assert {claim: verdict(claim) for claim in fails} == dict.fromkeys(fails, "does not hold")
     assert {claim: verdict(claim) for claim in holds} == dict.fromkeys(holds, "holds")
     assert "by the whole interval: none." in text  # of what others propose
-
-
-def test_report_of_a_clear_case(tmp_path):
-    """RLSD ends 0.1 above GRPO and leaks nothing; OPSD rises, falls and leaks."""
-    runs = [run([0.2, 0.5, 0.8 + 0.001 * s, 0.8], s, no_spread=0.0) for s in range(6)]
-    runs += [run([0.2, 0.7, 0.9, 0.9 + 0.001 * s], s, "rlsd", no_spread=0.0) for s in range(6)]
-    runs += [run([0.2, 0.8, 0.5, 0.5 + 0.001 * s], s, "opsd", no_spread=0.0, leakage=0.4) for s in range(6)]
-    text = report.write(runs, [], [], {}, SAMPLES, tmp_path).read_text()
-    ends = "RLSD ends above GRPO (addition)", "OPSD rises first", "One extra forward"
-    for claim in (*ends, "OPSD leaks (addition)", "RLSD does not leak (addition)"):
-        assert row_of(text, claim).endswith("| holds |"), row_of(text, claim)
 
 
 def test_tables_and_claims_are_of_the_runs_that_they_name():
@@ -236,12 +257,23 @@ def test_tables_and_claims_are_of_the_runs_that_they_name():
         assert rows[at][2].startswith("0.050 [") and rows[at][4:] == ["6", "holds"]
 
 
-def test_the_costs_are_ratios_round_by_round():
+def test_the_costs_are_ratios_round_by_round(tmp_path, monkeypatch, capsys):
+    """Each method is measured by a process of its own, turn by turn."""
     grpo = {"seconds": [1.0, 2.0, 4.0], "peak MiB": [10.0, 20.0, 30.0], "scorings": 1}
     rlsd = {"seconds": [2.0, 3.0, 4.0], "peak MiB": [25.0, 26.0, 27.0], "scorings": 2}
-    lines = report.cost_table({"methods": {"grpo": grpo, "rlsd": rlsd}}).splitlines()
-    assert lines[2:] == ["| grpo | 1 | 1.00 [1.00, 1.00] | 0 |", "| rlsd | 2 | 1.50 [1.00, 2.00] | 6 |"]
+    turns = ({**of, **{k: of[k][i] for k in ("seconds", "peak MiB")}} for i in range(3) for of in (grpo, rlsd))
     assert json.loads((execute.ROOT / "results/cost.json").read_text())["methods"].keys() == cost.OPTIONS.keys()
+    options = {"OPTIONS": {"grpo": "--method grpo", "rlsd": ""}, "ROUNDS": 3, "ROOT": tmp_path}
+    asked, here = [], lambda command, **_: capsys.readouterr() and cost.main(command[3:]) or capsys.readouterr()
+    for name, value in {**options, "measure": lambda options: asked.append(options) or next(turns)}.items():
+        monkeypatch.setattr(cost, name, value)
+    monkeypatch.setattr(cost.subprocess, "run", lambda *args, **_: SimpleNamespace(stdout=here(*args).out))
+    (tmp_path / "results").mkdir()
+    assert cost.main([]) == 0 and asked == [["--method", "grpo"], []] * 3
+    found = json.loads((tmp_path / "results/cost.json").read_text())
+    assert found == {"command": "python -m study.cost", "methods": {"grpo": grpo, "rlsd": rlsd}}
+    lines = report.cost_table(found).splitlines()
+    assert lines[2:] == ["| grpo | 1 | 1.00 [1.00, 1.00] | 0 |", "| rlsd | 2 | 1.50 [1.00, 2.00] | 6 |"]
 
 
 def test_half_the_updates_are_not_clear_where_a_run_never_arrives():
@@ -252,9 +284,8 @@ def test_half_the_updates_are_not_clear_where_a_run_never_arrives():
         runs = [run(last if s == 49 else fast, s, "rlsd") for s in seeds]
         study = scores.Study([run(slow, s) for s in seeds] + runs)
         _, speed = report.pays(study, "", *cell)
-        assert study.speed(*cell)[0].low > 2 and speed[-1] == verdict
-        assert speed[1].endswith(f"{int(verdict == 'undecided')} never")
         figure, never, target = study.speed(*cell)
+        assert figure.low > 2 and speed[-1] == verdict and speed[1].endswith(f"{int(verdict == 'undecided')} never")
         reached = [35 if np.isnan(x := scores.updates_to(r, target)) else x for r in runs]  # at the last update
         assert never == (35 in reached)
         assert figure.value == pytest.approx(40 * scores.updates_to(run(slow), target) / sum(reached))
@@ -271,6 +302,10 @@ def test_names_and_options_of_the_study_are_sound(tmp_path):
         assert sum(r.method == method and r.task == "addition" and not r.lr for r in runs) >= 10
     for r in runs:
         parse_config(r.arguments(tmp_path / "a folder"))
+    for name, options, run in plan.probes() + plan.quick_probes():
+        own, config = probe.parse([*options.split(), "--warm_dir", str(tmp_path)])
+        assert own.batches >= 5 and config.seed == int(name.rpartition("-")[2])
+        assert run is None or (run.warm_seed, run.task, run.seed) == (config.warm_seed, config.task, config.seed)
 
 
 def test_learning_rates_are_the_best_of_the_committed_tuning():
@@ -284,27 +319,6 @@ def test_learning_rates_are_the_best_of_the_committed_tuning():
                 runs = [r for r in tuning if r["name"].startswith(name)]
                 found[lr] = [round(np.mean([f(r) for r in runs]), 3) for f in (scores.final, scores.area)]
             assert rate == max(found, key=found.get), (task, samples, method, found)
-
-
-def test_finished_runs_are_kept_and_missing_ones_are_made(tmp_path, monkeypatch):
-    trained = []
-
-    def fake(options, out):
-        trained.append(out)
-        as_trained("train.py", [*options, "--out", str(out)])
-
-    monkeypatch.setattr(execute, "train", fake)
-    runs = plan.quick()
-    execute.execute(runs[:4], tmp_path / "runs", tmp_path / "results")
-    first = len(trained)
-    execute.execute(runs, tmp_path / "runs", tmp_path / "results")
-    assert sorted(r["name"] for r in execute.read(tmp_path / "results")) == sorted(r.name for r in runs)
-    assert first >= 4 and {p.parent for p in trained} >= {tmp_path / "runs" / r.name for r in runs}
-    monkeypatch.setitem(plan.RATES["addition", 256], "grpo", "7e-4")
-    execute.execute(plan.quick(), tmp_path / "runs", tmp_path / "results")  # another rate is another run
-    for run in (r for r in runs if r.method == "grpo"):
-        made = [p for p in trained if p.parent == tmp_path / "runs" / run.name]
-        assert len(made) == len(set(made)) == 2
 
 
 def as_trained(name, options):
@@ -321,10 +335,13 @@ def as_trained(name, options):
 
 def test_a_run_comes_out_of_its_cell_as_it_went_in(tmp_path, monkeypatch):
     """Recorded, read and put into its cell: every update's figures, under its own task, samples, seeds and rate."""
-    monkeypatch.setattr(execute, "program", as_trained)
+    asked, folders = [], [tmp_path / "runs", tmp_path / "results"]
+    monkeypatch.setattr(execute, "program", lambda *job: asked.append(job[1][-1]) or as_trained(*job))
     made = [plan.Run("addition", 256, "grpo", 3), plan.Run("countdown", 32, "rlsd-wide", 1)]
     made += [plan.Run("countdown", 256, "rlsd", 12), plan.Run("countdown", 256, "grpo", 100, "1e-4")]
-    execute.execute(made, tmp_path / "runs", tmp_path / "results")
+    for wanted in (made[:1], made, made):
+        execute.execute(wanted, *folders)
+    assert len(asked) == len(set(asked)) >= 4 and {str(r.out(folders[0])) for r in made} < set(asked)
     study = scores.Study(execute.read(tmp_path / "results"))
     found = [(cell, one) for cell, runs in study.cells.items() for one in runs] + [(None, one) for one in study.tuning]
     assert len(found) == 4
@@ -334,6 +351,10 @@ def test_a_run_comes_out_of_its_cell_as_it_went_in(tmp_path, monkeypatch):
         lines = (r.out(tmp_path / "runs") / "metrics.jsonl").read_text().splitlines()
         assert one["curve"] == [{k: round(json.loads(line)[k], 5) for k in execute.CURVE} for line in lines]
         assert len(lines) == (241 if r.samples == 32 else 61) and one["options"] == r.options
+    monkeypatch.setitem(plan.RATES["addition", 256], "grpo", "7e-4")
+    assert str(made[0].out(folders[0])) not in asked
+    execute.execute(made, *folders)  # another rate is another run
+    assert asked[-1] == str(made[0].out(folders[0])) and len(asked) == len(set(asked))
 
 
 def test_a_run_of_seven_of_sixty_steps_is_not_finished(tmp_path, monkeypatch):
@@ -372,11 +393,11 @@ def test_the_quick_cut_touches_nothing_of_the_study(tmp_path, monkeypatch, optio
     for name in ("execute", "execute_probes"):
         monkeypatch.setattr(reproduce, name, lambda todo, folder, results: calls.append((len(todo), folder, results)))
     of_cells = lambda todo, folder, results, jobs: calls.append((len(todo), folder, results))
-    monkeypatch.setattr(headroom, "execute", of_cells)
+    monkeypatch.setattr(reproduce.headroom, "execute", of_cells)
     monkeypatch.setattr(report, "write", lambda *args: made.append(args) or args[-1])
     assert reproduce.main(options) == 0 and made == [(rows[:1], [measured], [], {"methods": 1}, pair, home)]
     trained = [(len(wanted), folder, home / "study"), (len(probed), folder, home / "probe")]
-    trained += [(0 if "--quick" in options else len(headroom.cells()), folder, home / "headroom.jsonl")]
+    trained += [(0 if "--quick" in options else len(reproduce.headroom.cells()), folder, home / "headroom.jsonl")]
     assert calls == ([] if "--report" in options else trained)
 
 
@@ -477,8 +498,27 @@ def test_a_comparison_by_hand_and_no_interval_under_five_seeds(tmp_path):
         assert mine[1] == str(n) and mine[-1] == ("holds" if n == 5 else "undecided")
         assert (tmp_path / "addition-grpo-mine.png").stat().st_size > 10_000
         assert len({line.count("|") for line in said.splitlines() if line.startswith("|")}) == 1
+    few = [*wanted, plan.Run("addition", 256, "few", 0)], [*rows, run(fast, 0, "few")]
+    assert "1 seeds: no interval and no verdict" in compare.write(*few, tmp_path)
     with pytest.raises(UserError, match="no finished runs of grpo and mine"):
         compare.write(wanted, rows[: n + 1], tmp_path)
+
+
+def test_the_figure_of_a_comparison_shows_every_seed(drawn, tmp_path):
+    """Of more methods than colours: a band from lowest to highest seed, a dot a pair, a bar from five pairs on."""
+    cell = {m: {s: run([0.1, 0.5 + 0.02 * s * i], s) for s in range(5 - i // 2)} for i, m in enumerate("abcdefghi")}
+    compare.draw(cell, "nine methods", tmp_path / "x.png")
+    (left, right), seeds = drawn[0].axes, [5 - i // 2 for i in range(9)]
+    assert words(left.get_legend()) == [f"{m} ({n})" for m, n in zip(cell, seeds)]
+    assert drawn[0].get_suptitle() == "nine methods" and all(axis.get_xlabel() for axis in (left, right))
+    assert [band(left, i, 5) for i in range(9)] == [(0.5, 0.5 + 0.02 * i * (n - 1)) for i, n in enumerate(seeds)]
+    dots = [pytest.approx(0.01 * i * np.arange(n)) for i, n in enumerate(seeds) if i]
+    assert [line.get_xdata() for line in right.lines if line.get_marker() == "o"] == dots
+    ((point, ends),) = bars(right)  # of b alone
+    of = bootstrap.mean(0.01 * np.arange(5))
+    assert point == [pytest.approx([of.value, 0])] and ends == [pytest.approx([of.low, of.high])]
+    assert right.lines[-1].get_xdata() == [0, 0]
+    assert [tick.get_text() for tick in right.get_yticklabels()] == list("bcdefghi") and right.yaxis_inverted()
 
 
 def test_a_comparison_tells_the_rate_and_a_method_that_changed_nothing(tmp_path):
@@ -512,47 +552,24 @@ def test_cells_are_made_once_and_reported(tmp_path, monkeypatch, capsys):
 
 
 def test_cosines_by_hand():
-    vectors = [torch.tensor(v) for v in ([1.0, 0.0], [0.0, 1.0], [1.0, 1.0])]
+    vectors = [torch.tensor(v) for v in ([1.0, 0.0], [0.0, 2.0], [1.0, 2.0])]
     table = probe.cosines([{"GRPO": v, "twice": 2 * v} for v in vectors])
-    assert table["GRPO"] == pytest.approx([5**-0.5, 5**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
+    assert table["GRPO"] == pytest.approx([17**-0.5, 2**-0.5, 1.0], abs=1e-4)  # each against the sum of the others
     assert table["twice"] == table["GRPO"]
     for cosine, worth in ((0.4, 4), (-0.4, -4)):  # the second leads away
         found = bootstrap.samples_worth([cosine] * 2, [0.2, 0.2])
         assert (found.value, found.low, found.high) == pytest.approx((worth, worth, worth))
-
-
-def test_gains_of_adams_step_by_hand():
-    """A coordinate a hundred times as large has no more say in Adam's step than any other."""
-    vectors = [torch.tensor(v) for v in ([100.0, 1.0], [50.0, -1.0], [100.0, 1.0])]
+    # a coordinate a hundred times as large has no more say in Adam's step than any other; one never moves
+    vectors = [torch.tensor([*v, 0.0]) for v in ([100.0, 1.0], [50.0, -1.0], [100.0, 1.0])]
     gains = probe.cosines([{"GRPO": v, "half": v / 2} for v in vectors], adam=True)
     assert gains["half"] == gains["GRPO"]
-    others = torch.tensor([[150.0, 0.0], [200.0, 2.0], [150.0, 0.0]])
-    size = torch.tensor([7500**0.5, 1.0])
+    others = torch.tensor([[150.0, 0.0, 0.0], [200.0, 2.0, 0.0], [150.0, 0.0, 0.0]])
+    size = torch.tensor([7500**0.5, 1.0, 1.0])
     expected = [torch.cosine_similarity(v / size, o, dim=0) for v, o in zip(vectors, others)]
     assert gains["GRPO"] == pytest.approx([e.item() for e in expected], abs=1e-4)
 
 
-def test_a_policy_of_another_shape_is_one_line_and_exit_code_2(tmp_path, capsys):
-    for folder in (tmp_path, tmp_path / "none"):
-        assert probe.main(["--policy", str(folder), "--batches", "1"]) == 2
-    torch.save({"model": {"embed.weight": torch.zeros(2, 2)}}, tmp_path / "last.pt")
-    assert probe.main(["--policy", str(tmp_path), "--batches", "1"]) == 2
-    assert probe.main(["--batches", "many"]) == 2
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 4 and all(e.startswith("probe.py: ") for e in errors)
-
-
-def test_deciding_tokens():
-    problem = tasks.Problem("95+17", "112", "5+7=12\n9+1=11")
-    right = tasks.target(problem)
-    assert oracles.deciding_tokens(right, problem) == [12] and tasks.decode(right)[7:13] == "9+1=11"  # 11, not 10
-    slip = tasks.target(tasks.Problem("95+17", "102", "5+7=12\n9+1=10"))
-    assert oracles.deciding_tokens(slip, problem) == [12]
-    ten = tasks.Problem("85+17", "102", "5+7=12\n8+1=10")  # 10, not 9: they differ in the first token
-    assert oracles.deciding_tokens(tasks.target(ten), ten) == [11]
-
-
-def test_gradients_of_the_probe_are_those_of_the_training_step():
+def test_gradients_of_the_probe_are_those_of_the_training_step(monkeypatch):
     """GRPO's, RLSD's and OPSD's by train.update; the two of weights 0 and 1 written out. Away from the defaults."""
     config, policy, batch = sampled("--temperature 0.8 --privileged solution --evidence plain")
     found = probe.gradients(policy, batch, config)
@@ -574,24 +591,28 @@ def test_gradients_of_the_probe_are_those_of_the_training_step():
         assert torch.allclose(found[name], flat(loss, policy), atol=1e-5), name
     shares = probe.evidence_shares(policy, batch, config)
     assert all(0 <= row[k] <= 1 + 1e-6 for row in shares for k in row if k != "right")
+    monkeypatch.setattr(tasks, "teacher_view", lambda problem, privileged: tasks.student_prompt(problem))
+    assert {row["moved first"] for row in probe.evidence_shares(policy, batch, config)} == {0}  # shown nothing
 
 
-def test_probes_of_the_study_are_sound(tmp_path):
-    for name, options, run in plan.probes() + plan.quick_probes():
-        own, config = probe.parse([*options.split(), "--warm_dir", str(tmp_path)])
-        assert own.batches >= 5 and config.seed == int(name.rpartition("-")[2])
-        assert run is None or (run.warm_seed, run.task, run.seed) == (config.warm_seed, config.task, config.seed)
+def test_a_probe_is_of_the_batches_that_teach_and_says_what_it_found(tmp_path, monkeypatch, capsys):
+    """Of three; all samples of the second have one reward."""
+    rewards = iter([*range(16), *[0] * 16, *range(1000)])
+    source = tasks.generated("addition", 6), lambda completion, answer: float(next(rewards) % 2)
+    monkeypatch.setattr(probe, "load_source", lambda config: source)
+    few = ["--eval_problems", "6", "--max_new_tokens", "30", "--batches", "3", "--keep", str(tmp_path / "kept")]
+    assert probe.main([*SMALL.split(), *few]) == 0
+    shares, said = json.loads((tmp_path / "kept").read_text())["shares"], capsys.readouterr().out
+    assert "; 2 x 16 samples" in said and [of["samples"] for of in shares.values()] == [16, 16]
+    for name, share in shares.items():
+        assert all(0 <= share[x] < 1 for x in share.keys() - {"samples"})
+        assert f"{name} samples: uniform {share['uniform']:.3f}, " in said
 
 
 def test_a_probe_is_measured_once_and_its_policy_trained_first(tmp_path, monkeypatch):
     calls = []
-
-    def fake(name, options):
-        calls.append(name)
-        if name == "study/probe.py":
-            Path(options[options.index("--keep") + 1]).write_text('{"pass@1": 0.5}')
-
-    monkeypatch.setattr(execute, "program", fake)
+    of = lambda name, options: calls.append(name) or name == "study/probe.py" and measured(options)
+    monkeypatch.setattr(execute, "program", of)
     wanted = [one for one in plan.probes() if one.name.endswith("-0")]
     for _ in range(2):
         execute.execute_probes(wanted, tmp_path / "runs", tmp_path / "results")
@@ -629,11 +650,31 @@ def test_the_language_models_page_is_its_runs_and_its_figures_stand_on_our_pages
     assert f"in {narrow} {len(both)} runs" in " ".join(said.split()) and f"In {narrow} these {len(both)} runs" in said
 
 
-def test_a_methods_rate_is_the_best_of_its_tuning_runs_alone():
-    of = lambda method, lr, tickets, last: run([0.0, last, last], method=method, lr=lr) | {"tickets": tickets}
-    rows = [of("grpo", "1e-5", 100, 0.4), of("grpo", "2e-5", 100, 0.6), of("grpo", "4e-5", 7, 0.9)]
-    rates = language.best_rates([*rows, of("rlsd", "2e-5", 100, 0.5), of("rlsd", "1e-5", 100, 0.5)])
-    assert rates["grpo"] == "2e-5" and rates["rlsd"] == "1e-5"
+def test_a_methods_rate_is_the_best_of_its_tuning_runs_alone(tmp_path, monkeypatch, drawn, capsys):
+    """Every rate on seeds and tickets of their own; then each method at its best, the two that are compared on five."""
+    rows, asked, best = [], [], dict.fromkeys(language.METHODS, "2e-5") | {"opsd": "4e-5"}
+
+    def made(runs, *how):
+        asked.append((*how, {(r.method, r.seed, r.lr, r.tickets) for r in runs}))
+        for r in runs:
+            good = r.lr == best[r.method] or (r.method, r.lr) == ("rlsd", "4e-5")  # of equals the lower
+            more = {"tickets": r.tickets, "device": how[1], "quotes": 0.0}
+            last = 0.8 + 0.01 * (r.seed % 100) if good else 0.3
+            rows.append(run([0.2, last], r.seed, r.method, lr=r.lr, no_spread=0.5, **{"teacher pass@1": 0.9}) | more)
+
+    monkeypatch.setattr(language, "execute", made)
+    monkeypatch.setattr(language, "read", lambda: rows)
+    monkeypatch.setattr(language, "RESULTS", tmp_path)
+    for options in (["model"], ["--report", "--device", "cpu"]):
+        assert language.main(options) == 0 and capsys.readouterr().out == f"{tmp_path / 'language.md'}\n"
+    tuning = {(m, s, lr, 100) for m in best for s in (100, 101) for lr in language.RATES}
+    seeds = {m: 5 if m in ("grpo", "rlsd") else 3 for m in best}
+    compared = {(m, s, best[m], 7) for m in best for s in range(seeds[m])}
+    assert asked == [(Path("model"), "cpu", 1, of) for of in (tuning, compared)]
+    assert (tmp_path / "language.md").read_text() == language.page(rows) and (tmp_path / "language.png").exists()
+    (axis,) = drawn[-1].axes
+    assert words(axis.get_legend()) == [*best] and axis.get_xlabel() == "update"
+    assert [band(axis, i, 5) for i in range(5)] == [(0.8, 0.8 + 0.01 * (seeds[m] - 1)) for m in best]
 
 
 def test_a_language_run_is_made_of_its_own_options_and_taken_up_again(tmp_path, monkeypatch):
