@@ -75,6 +75,7 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "published/*.py": ["bad_input/test_bad_models.py", "test_pretrained.py"],
     "credit/*.py": ["test_sample.py"],
     "study/localise.py": ["test_localise.py"],
+    "study/probe.py": ["test_study.py", "bad_input/test_bad_options.py", "bad_input/test_bad_checkpoints.py"],
     **{f"study/{name}.py": ["test_headroom.py"] for name in "split oracles variants headroom".split()},
     "study/headroom_report.py": ["test_headroom.py", "test_readme.py"],  # which makes the committed report again
     **{f"study/{name}.py": ["test_study.py", "test_readme.py"] for name in ("report", "first_page")},
