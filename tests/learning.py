@@ -10,8 +10,8 @@ the other end, leaves that half to chance.
 
 import argparse
 import contextlib
+import io
 import json
-import os
 import sys
 import tempfile
 from functools import partial
@@ -39,8 +39,6 @@ OPTIONS = (
     "--prompts_per_step 32 --group_size 8 --rlsd_lambda_decay_steps 0 --eval_every 120 --eval_problems 1 "
     "--save_every 120"
 )
-
-
 ABOUT = {
     "command": "python tests/learning.py",
     "measure": "mean reward of updates 111 to 120 less that of updates 1 to 10, a figure a seed, from seed 0 on",
@@ -94,9 +92,8 @@ def main() -> None:
     for seed in range(len(gains["as it is"]), 20):
         row = {}
         for name in LOSSES:
-            with tempfile.TemporaryDirectory() as folder, open(os.devnull, "w") as nothing:
-                with contextlib.redirect_stdout(nothing):
-                    row[name] = gain(Path(folder), seed, name)
+            with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+                row[name] = gain(Path(folder), seed, name)
         print(seed, row, flush=True)
         gains = {name: [*gains[name], row[name]] for name in LOSSES}
         FIGURES.write_text(json.dumps({**ABOUT, "gains": gains}, indent=1) + "\n")

@@ -207,18 +207,16 @@ def suite(name: str, row: Row, python: Path, log: Path) -> str:
                 **{"cwd": source, "env": env, "umask": row.umask, "start_new_session": True, **who},
                 **{"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT},
             )
-        end, shown = time.monotonic() + LIMIT, 0
+        end, shown, ended = time.monotonic() + LIMIT, 0, False
         try:
-            while time.monotonic() < end:
+            while not ended and time.monotonic() < end:
+                time.sleep(1)
                 ended = process.poll() is not None  # its output may go on: of what a test has left behind
                 lines = log.read_bytes().decode(errors="replace").split("\n")[:-1]
                 for line in lines[shown:]:
                     if "%]" in line or line.startswith(("FAILED", "ERROR")):
                         print(f"  {name}: {line}", flush=True)
                 shown = len(lines)
-                if ended:
-                    break
-                time.sleep(1)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -94,10 +94,6 @@ def moved(self: torch.nn.Module, device: str) -> torch.nn.Module:
     return self
 
 
-def to_cpu(x: torch.Tensor) -> torch.Tensor:
-    return raw_of(x.detach()).clone()
-
-
 def install() -> None:
     """Register the device, and let lists, models and checkpoints go to it and from it."""
     _setup_privateuseone_for_python_backend(NAME)
@@ -108,6 +104,7 @@ def install() -> None:
     torch.tensor = lambda x, device="cpu", **k: made(x, **k).to(device)  # it asks no mode
     torch.inference_mode = torch.no_grad  # which knows no tensors made in Python
     model.Transformer.to = moved
-    torch.save = lambda x, *a, **k: save(tree_map_only(torch.Tensor, to_cpu, x), *a, **k)
+    here = lambda x: tree_map_only(torch.Tensor, lambda t: raw_of(t.detach()).clone(), x)
+    torch.save = lambda x, *a, **k: save(here(x), *a, **k)
     there = lambda x, device: tree_map_only(torch.Tensor, lambda t: t.to(device) if t.dim() else t, x)
     torch.load = lambda path, map_location, **k: there(load(path, map_location="cpu", **k), map_location)

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import mutants
 import pytest
-from ours import ours
+from ours import ROOT, ours
 
 from harness import console
 
-ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md", "examples/*/README.md")]
 SMALL = {  # what makes a command short; options that stand behind others win
     "train.py": "--hidden_size 32 --num_layers 1 --warm_steps 1 --warm_batch 2 --steps 1 --prompts_per_step 1 "
@@ -162,19 +161,14 @@ def test_what_the_pages_install_is_what_make_test_all_installs():
             assert any(line.split(">=")[0] == wanted for line in lines), command
 
 
-@pytest.fixture
-def desk(tmp_path, monkeypatch):
-    """A folder in which a reader would type: the examples, and the files that the README's own commands name."""
+def test_the_commands_run(tmp_path, monkeypatch, capsys):
+    """Where a reader would type: in a folder with the examples, and the files that the README's own commands name."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     section = (ROOT / "README.md").read_text().split("\n## Your own data\n")[1].split("\n## ")[0]
     for file, language in (("my.jsonl", "json"), ("my_rules.py", "python")):
         (block,) = re.findall(rf"^```{language}\n(.*?)^```$", section, re.DOTALL | re.MULTILINE)
         (tmp_path / file).write_text(block)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_commands_run(desk, monkeypatch, capsys):
     pytest.importorskip("matplotlib.font_manager")  # the first time it is slow and says so
     for command, where in COMMANDS.items():
         if where == RUN:
@@ -187,9 +181,9 @@ def test_the_commands_run(desk, monkeypatch, capsys):
             assert (code, capsys.readouterr().err) == (0, ""), command
             monkeypatch.setattr(console, "finish", lambda out: None)  # curves of one run are enough: they take a second
     for run in ("addition-rlsd-0", "addition-grpo-0", "early"):
-        assert (desk / "runs" / run / "metrics.jsonl").read_text().count("\n") == 2 + (run == "addition-rlsd-0")
-    assert (desk / "runs/curves.png").exists() and "2789+1467" in (desk / "runs/page.html").read_text()
-    left = {path.name for path in desk.iterdir()} - {"__pycache__"}
+        assert (tmp_path / "runs" / run / "metrics.jsonl").read_text().count("\n") == 2 + (run == "addition-rlsd-0")
+    assert (tmp_path / "runs/curves.png").exists() and "2789+1467" in (tmp_path / "runs/page.html").read_text()
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
     assert left == {"examples", "my.jsonl", "my_rules.py", "runs"}
 
 

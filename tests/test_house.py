@@ -10,9 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from ours import ours
+from ours import ROOT, ours
 
-ROOT = Path(__file__).resolve().parent.parent
 READING = ["rlsd.py", "model.py", "verifiers.py", "tasks.py", "rollout.py", "train.py"]
 # Who stands on whom: a room imports from the rows above its own, and from nowhere else. A room is a file of the top
 # level, without its ending, or a folder.
@@ -107,9 +106,11 @@ def file_of(code: str) -> str:
     return name(path) if path.is_relative_to(ROOT) and room(path) in FLOOR.keys() - {"tests"} else ""
 
 
-@pytest.fixture
-def steps(tmp_path, monkeypatch, own_signals) -> Steps:
-    """Ten updates of default training, the teacher's sync among them, of a small model that chance rewards."""
+def test_one_step_goes_through_few_files(tmp_path, monkeypatch, own_signals):
+    """What lies beneath rollout, update and sync is at most 7 files of 1,400 lines; what is `BEHIND` is not counted.
+
+    Ten updates of default training, the teacher's sync among them, of a small model that chance rewards.
+    """
     import train
     import verifiers
 
@@ -118,18 +119,13 @@ def steps(tmp_path, monkeypatch, own_signals) -> Steps:
     monkeypatch.setitem(verifiers.BUILT_IN, "number", lucky)
     small = "--hidden_size 32 --num_layers 1 --prompts_per_step 2 --group_size 4 --max_new_tokens 70 --eval_problems 2"
     folders = ["--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]
-    seen, before = Steps(), sys.getprofile()
-    sys.setprofile(seen)
+    steps, before = Steps(), sys.getprofile()
+    sys.setprofile(steps)
     try:
         done = train.main([*small.split(), *"--steps 10 --warm_steps 1 --warm_batch 2 --chain 1".split(), *folders])
     finally:
         sys.setprofile(before)
     assert done == 0
-    return seen
-
-
-def test_one_step_goes_through_few_files(steps):
-    """What lies beneath rollout, update and sync is at most 7 files of 1,400 lines; what is `BEHIND` is not counted."""
     assert steps.found, "rollout.rollout or train.sync was not met"
     assert steps.met == set(BEHIND), f"not met between the first rollout and the last sync: {set(BEHIND) - steps.met}"
     sizes = {file: lines(ROOT / file) for file in sorted(steps.found)}

@@ -11,7 +11,6 @@ import argparse
 import builtins
 import contextlib
 import errno
-import functools
 import io
 import json
 import mmap
@@ -36,11 +35,7 @@ import train  # noqa: E402
 from harness import run  # noqa: E402
 
 STEPS, SAVE_EVERY = 8, 3
-SMALL = (
-    "--hidden_size 32 --num_layers 1 --warm_steps 6 --warm_batch 8 --prompts_per_step 2 --group_size 4 "
-    "--chain 1 --max_new_tokens 20 --eval_every 4 --eval_problems 4 --lr 0.01 "
-    f"--steps {STEPS} --save_every {SAVE_EVERY}"
-)
+SMALL = f"--steps {STEPS} --save_every {SAVE_EVERY} --warm_steps 6 --chain 1 --max_new_tokens 20 --eval_every 4"
 RECIPES = {
     "rlsd": "--rlsd_teacher_sync_interval 2 --rlsd_lambda_decay_steps 8",
     "grpo": "--method grpo --micro_batch 3",
@@ -147,14 +142,6 @@ class Phase:
         finally:
             self.set(before)
 
-    def follow(self, function, text: str):
-        @functools.wraps(function)
-        def inner(*args, **kwargs):
-            with self.of(text):
-                return function(*args, **kwargs)
-
-        return inner
-
 
 class Life:
     """A forked process that runs train.py with `options`, its disk failing as told."""
@@ -175,10 +162,10 @@ class Life:
             os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
         for name in ("rollout", "update"):
-            setattr(train, name, phase.follow(getattr(train, name), name))
+            setattr(train, name, phase.of(name)(getattr(train, name)))
         for name in ("warm_start", "evaluate", "evaluate_teacher"):
             text = "warm start" if name == "warm_start" else "evaluation"
-            setattr(run, name, phase.follow(getattr(run, name), text))
+            setattr(run, name, phase.of(text)(getattr(run, name)))
         run.console.finish = lambda out: None  # curves: seconds of matplotlib, and no state
         disk = Disk(folder, phase, fault, at)
         disk.install()
@@ -207,11 +194,9 @@ class Life:
 def rows(path: Path) -> list[dict]:
     """The rows of metrics.jsonl without timings, up to a line that is not whole."""
     kept = []
-    for line in path.read_text().split("\n")[:-1] if path.exists() else []:
-        try:
+    with contextlib.suppress(ValueError):
+        for line in path.read_text().split("\n")[:-1] if path.exists() else []:
             kept.append({name: value for name, value in json.loads(line).items() if name not in TIMINGS})
-        except ValueError:
-            break
     return kept
 
 
@@ -237,21 +222,17 @@ def faults_of_the_dead(run: Path, whole: Path, step_before: int) -> tuple[int, l
 def faults_of_the_finished(run: Path, whole: Path) -> list[str]:
     """Differences between a run of many lives and the one that was never killed."""
     a, b = run / "out", whole / "out"
-    checks = {
-        "metrics.jsonl": rows(a / "metrics.jsonl") == rows(b / "metrics.jsonl"),
-        "samples.jsonl": (a / "samples.jsonl").read_bytes() == (b / "samples.jsonl").read_bytes(),
-        "last.pt": same(load(a / "last.pt"), load(b / "last.pt")),
-        "best.pt": same(load(a / "best.pt"), load(b / "best.pt")),
-        "the list of files": sorted(p.name for p in a.iterdir()) == sorted(p.name for p in b.iterdir()),
-    }
-    return [f"{name} differs" for name, equal in checks.items() if not equal]
+    read = {"metrics.jsonl": rows, "samples.jsonl": Path.read_bytes, "last.pt": load, "best.pt": load}
+    wrong = [f"{name} differs" for name, of in read.items() if not same(of(a / name), of(b / name))]
+    listed = [sorted(path.name for path in out.iterdir()) for out in (a, b)]
+    return wrong + ["the list of files differs"] * (listed[0] != listed[1])
 
 
 def faults_of_the_failed(folder: Path, pid: int, status: int, fault: str) -> list[str]:
     """A disk that fails must give exit code 2 and one line that says so, and leave nothing half-written."""
     said = (folder / "err.txt").read_text()
     wrong = [f"{fault}: exit code {status}"] if status != 2 else []
-    if said.count("\n") != 1 or not said.startswith("train.py: ") or os.strerror(ERRORS[fault]) not in said:
+    if said.count("\n") != 1 or not said.startswith("train.py: ") or os.strerror(ERRORS.get(fault, 0)) not in said:
         wrong.append(f"{fault}: it said {said[-300:]!r}")
     return wrong + [f"{fault}: {path.name} is left" for path in folder.rglob(f"*.{pid}.tmp")]
 
@@ -271,7 +252,7 @@ class Trial:
 
     def options(self, recipe: str, folder: Path) -> list[str]:
         own = ("--warm_dir", folder / "warm")
-        return options(self.folder, f"{folder.name}/out", RECIPES[recipe], *own, tiny=SMALL.split())
+        return options(self.folder, f"{folder.name}/out", SMALL, RECIPES[recipe], *own)
 
     def never_killed(self, recipe: str) -> tuple[Path, float, int]:
         """The folder of the run to compare with, its seconds, and the steps of its disk."""
@@ -307,11 +288,7 @@ class Trial:
                 self.landed[self.phase.read()] += 1
             elif status != 0:
                 self.counts["failing disks"] += 1
-                wrong = (
-                    faults_of_the_failed(folder, life.pid, status, fault)
-                    if fault in ERRORS
-                    else [f"exit code {status}"]
-                )
+                wrong = faults_of_the_failed(folder, life.pid, status, fault)
             if status != 0:
                 before, (step, more) = step, faults_of_the_dead(folder, whole, step)
                 self.pace *= 1.2 if step == before else 1
@@ -330,12 +307,8 @@ class Trial:
             self.run(number)
             number += 1
             print(dict(self.counts), f"{time.perf_counter() - began:.0f} s", *self.mismatches[-1:], flush=True)
-        return {
-            **self.counts,
-            "mismatches": self.mismatches,
-            "killed while": dict(self.landed.most_common()),
-            "seconds": round(time.perf_counter() - began),
-        }
+        found = {"mismatches": self.mismatches, "killed while": dict(self.landed.most_common())}
+        return {**self.counts, **found, "seconds": round(time.perf_counter() - began)}
 
 
 def main(argv: list[str]) -> int:
