@@ -81,6 +81,7 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     **{f"study/{name}.py": ["test_study.py", "test_readme.py"] for name in ("report", "first_page")},
     "study/*.py": ["test_study.py"],
     "speed/*.py": ["test_bench.py"],
+    "examples/support_rules/llm.py": ["test_serving.py"],
     "examples/support_rules/*.py": ["test_support_rules.py"],
     "examples/trl_rlsd.py": ["test_trl.py"],
     "examples/dry_run.py": ["test_pretrained.py"],
