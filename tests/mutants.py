@@ -300,7 +300,7 @@ def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
             sore = {test for test in seconds if seconds[test] is None}
             rank = {test: -(kills[test] + 0.5) / (seconds[test] + 0.01) for test in seconds if test not in sore}
             most = 30 + LOOP * sum(seconds[test] for test in rank)
-            verdict = copy.verdict(mutant.file, mutant.text, tests, rank, sore, most)
+            verdict = copy.verdict(mutant.file, mutant.text, tests, rank, sore, seconds, most)
             kills[verdict.test] += 1
             row = {"key": mutant.key, "state": state, "mutant": str(mutant), **vars(verdict)}
             with journal.open("a") as file:

@@ -5,6 +5,7 @@ tenths. Used by mutants.py and by museum/.
 """
 
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -26,6 +27,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 CPU, WALL = 240, 900  # seconds; the first does not depend on what else the machine does, the second ends a sleep
 LOOP = 4  # times what the tests take as it is, and half a minute: what takes longer does not end
+PATIENCE = 30  # seconds, and eight times what it takes as it is: a single test that waits or loops longer
 MEMORY = 8 * 2**30  # bytes a fork may map beyond what the warm process has: a mutant of a guard may ask for anything
 asked_to_stop: list[bool] = []
 
@@ -43,15 +45,21 @@ class Watch:
     """A pytest plugin: tests run in the order of `rank`; the first failure is written down and ends the process.
 
     sore: tests that are not run, as they fail on the code as it is (some do within the limits of a fork).
+    usual: seconds that a test takes on the code as it is: one that takes much longer ends the process.
     durations: where each test's seconds are written, None for one that fails; no failure ends the process then.
     """
 
-    def __init__(self, rank: dict[str, float], path: Path, sore: Collection[str] = (), durations: Path | None = None):
-        self.rank, self.path, self.sore, self.durations, self.seconds = rank, path, sore, durations, {}
+    def __init__(self, path: Path, rank=None, sore: Collection[str] = (), usual=None, durations: Path | None = None):
+        self.rank, self.path, self.sore, self.usual, self.durations = rank or {}, path, sore, usual or {}, durations
+        self.seconds: dict[str, float | None] = {}
 
     def pytest_collection_modifyitems(self, items):
         items[:] = [item for item in items if short(item.nodeid) not in self.sore]
         items.sort(key=lambda item: self.rank.get(short(item.nodeid), 0.0))
+
+    def pytest_runtest_logstart(self, nodeid):
+        if seconds := self.usual.get(short(nodeid)):
+            faulthandler.dump_traceback_later(PATIENCE + 8 * seconds, exit=True)
 
     def pytest_runtest_logreport(self, report):
         test = short(report.nodeid)
@@ -97,16 +105,17 @@ class Copy:
         tests: list[str],
         rank: dict[str, float] | None = None,
         sore: Collection[str] = (),
+        usual: dict[str, float] | None = None,
         cpu: float = CPU,
     ) -> Verdict:
-        """What the tests say of `file` with this text, until the first failure or `cpu` seconds."""
+        """What the tests say of `file` with this text, until the first failure, `cpu` seconds or a test without end."""
         path, answer = self.folder / file, self.home / "verdict.json"
         whole = path.read_text()
         answer.unlink(missing_ok=True)
         path.write_text(text)
         began = time.monotonic()
         try:
-            status = self.forked(tests, Watch(rank or {}, answer, sore), cpu)
+            status = self.forked(tests, Watch(answer, rank, sore, usual), cpu)
         finally:
             path.write_text(whole)
         seconds = round(time.monotonic() - began, 2)
@@ -118,7 +127,7 @@ class Copy:
         """Seconds of each test of a file on the unchanged code; None for one that fails there."""
         answer, found = self.home / "verdict.json", self.home / "durations.json"
         found.unlink(missing_ok=True)
-        self.forked([test], Watch({}, answer, durations=found))
+        self.forked([test], Watch(answer, durations=found))
         assert found.exists(), f"{test} does not end, or is not read, as it is"
         return json.loads(found.read_text())
 
