@@ -222,16 +222,17 @@ def cut_off(folder, step):
 
 
 @pytest.mark.parametrize("cuts", [[1], [2], [8], [4, 3], [2, 2, 2, 2, 2, 2, 2]])
-def test_a_warm_start_that_is_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, cuts):
+def test_a_warm_start_that_is_killed_goes_on_to_the_same_bits(tmp_path, monkeypatch, capsys, cuts):
     """Also where the checkpoint of a slower run has taken the place of a finished one: it is the same file."""
     whole, kept = warmed(tmp_path / "a")
     for cut in cuts:
         cut_off(tmp_path / "b", cut)
     calls = cut_at(monkeypatch, 99)
     later, kept_later = warmed(tmp_path / "b")
-    found, _ = warmed(tmp_path / "b")  # nothing is left to do
+    again, _ = warmed(tmp_path / "b")  # nothing is left to do
+    assert f"found {next((tmp_path / 'b').iterdir())}, step=8/8\n" in capsys.readouterr().out
     assert len(calls) == 8 - sum(cut - 1 for cut in cuts)
-    assert same(whole, later) and same(whole, found)
+    assert same(whole, later) and same(whole, again)
     assert same(kept["model"], kept_later["model"]) and kept_later["moments"] == []
     assert len(list((tmp_path / "b").iterdir())) == 1  # nothing is left beside it
 

@@ -390,7 +390,7 @@ def test_the_page_outlines_the_token_farthest_from_plain_grpo(a_hat):
     far = max(range(3), key=lambda i: abs(a_hat[i] - 1))
     assert f'<p class="figures"><b>t{far}</b>' in text and re.findall(r'farthest"[^>]*>(t\d)', text) == [f"t{far}"]
     bold = [abs(a - 1) >= 0.25 for a in a_hat]
-    kinds = [["t", *["far"] * of, *["farthest"] * (i == far)] for i, of in enumerate(bold)]
+    kinds = [["t", *["far"] * is_bold, *["farthest"] * (i == far)] for i, is_bold in enumerate(bold)]
     assert [kind.split() for kind in re.findall(r'<span class="([^"]*)" tabindex', text)] == kinds
     assert re.findall(r'<tr( class="far")?><td>', text) == [' class="far"' * of for of in bold]
 

@@ -342,6 +342,7 @@ def test_a_run_comes_out_of_its_cell_as_it_went_in(tmp_path, monkeypatch):
     for wanted in (made[:1], made, made):
         execute.execute(wanted, *folders)
     assert len(asked) == len(set(asked)) >= 4 and {str(r.out(folders[0])) for r in made} < set(asked)
+    assert sum(len(path.read_text().splitlines()) for path in folders[1].iterdir()) == 4
     study = scores.Study(execute.read(tmp_path / "results"))
     found = [(cell, one) for cell, runs in study.cells.items() for one in runs] + [(None, one) for one in study.tuning]
     assert len(found) == 4
