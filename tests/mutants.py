@@ -35,7 +35,7 @@ PARTS["model.py"] += ["_score", "_pad", "_check_prompts"]
 REST = {  # of a folder's pattern, the files that are not named themselves
     "train.py": ["test_methods.py", "test_train.py", "test_guards.py"],
     "rollout.py": ["test_methods.py", "test_train.py", "test_depends.py", "test_second_device.py"],
-    "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py"],
+    "tasks.py": ["test_tasks.py", "test_methods.py", "test_train.py", "bad_input/test_bad_options.py"],
     "config.py": ["bad_input/test_bad_options.py", "test_train.py"],
     "sample.py": ["test_sample.py", "test_serving.py"],
     "plot.py": ["test_plot.py"],
