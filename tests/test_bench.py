@@ -215,6 +215,8 @@ def test_smoke_measures_or_names_what_is_missing(tmp_path):
     assert result == json.loads((tmp_path / "bench.json").read_text())
     assert [row["name"] for row in result["rows"]] == list(table.ROWS)
     assert sum(line.startswith("| ") and line.count("|") == 6 for line in lines) == 1 + len(table.ROWS)
+    committed = json.loads((Path(bench.__file__).parent / "results" / "bench.json").read_text())["rows"]
+    told = {row["name"]: row for row in committed if "skipped" not in row}
     for row in result["rows"]:
         if "core" in row.get("skipped", ""):
             assert row["name"].endswith(("-2", "-4"))
@@ -223,6 +225,7 @@ def test_smoke_measures_or_names_what_is_missing(tmp_path):
             assert row["name"].startswith(("sampling", "grpo-step")), "the other rows need no peer"
         else:
             assert 0 < row["least"] <= row["ratio"] <= row["greatest"]
+            assert row.keys() == told.get(row["name"], row).keys()  # seconds of both sides, among others
     parts = result["profile"]["stages"].values()
     assert sum(stage["seconds"] for stage in parts) == pytest.approx(result["profile"]["seconds"], rel=1e-2)
     assert all(stage["seconds"] > 0 for stage in parts)
