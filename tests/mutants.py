@@ -22,7 +22,7 @@ from pathlib import Path
 
 from planted import LOOP, ROOT, Copy, shared_out, warm_up
 
-# file -> the tests that are to notice
+# file -> the tests that are to notice, by file, or one of a file that tests more
 CORE = {
     "rlsd.py": ["test_rlsd.py"],
     "verifiers.py": ["test_verifiers.py"],
@@ -80,13 +80,19 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "study/headroom_report.py": ["test_headroom.py", "test_readme.py"],  # which makes the committed report again
     **{f"study/{name}.py": ["test_study.py", "test_readme.py"] for name in ("report", "first_page")},
     "study/*.py": ["test_study.py"],
+    "speed/several.py": ["test_several.py"],
     "speed/*.py": ["test_bench.py"],
     "examples/support_rules/llm.py": ["test_serving.py"],
     "examples/support_rules/*.py": ["test_support_rules.py"],
     "examples/trl_rlsd.py": ["test_trl.py"],
-    "examples/dry_run.py": ["test_pretrained.py"],
-    "examples/smollm2/*.py": ["test_pretrained.py"],
-    "docs/exercises.py": ["test_commands.py", "test_readme.py", "test_lesson.py"],
+    "examples/dry_run.py": ["test_pretrained.py::test_the_dry_run_makes_a_whole_step"],
+    "examples/smollm2/*.py": [
+        "test_pretrained.py::test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from"
+    ],
+    "docs/exercises.py": [
+        "test_commands.py::test_the_exercises_can_be_made",
+        "test_lesson.py::test_its_exercises_are_lines_of_the_code_and_their_answers_those_measured",
+    ],
 }
 RESULTS = ROOT / "results" / "mutants.json"
 
@@ -292,16 +298,17 @@ def visited(node: ast.AST):
 
 
 def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
-    """Try mutants one after the other; the tests that kill most in a second go first."""
-    kills = collections.Counter(row["test"] for row in rows_of(journal))
+    """Try mutants one after the other; the tests that kill most of a file's in a second go first."""
+    kills = collections.Counter((row["mutant"].partition(":")[0], row["test"]) for row in rows_of(journal))
     with Copy() as copy:
         for i, (mutant, tests, state) in enumerate(todo):
             seconds = dict(collections.ChainMap(*(durations(copy, test) for test in tests)))
             sore = {test for test in seconds if seconds[test] is None}
-            rank = {test: -(kills[test] + 0.5) / (seconds[test] + 0.01) for test in seconds if test not in sore}
+            first = lambda test, seconds: -(kills[mutant.file, test] + 0.001) / (seconds + 0.01)
+            rank = {test: first(test, seconds[test]) for test in seconds if test not in sore}
             most = 30 + LOOP * sum(seconds[test] for test in rank)
             verdict = copy.verdict(mutant.file, mutant.text, tests, rank, sore, seconds, most)
-            kills[verdict.test] += 1
+            kills[mutant.file, verdict.test] += 1
             row = {"key": mutant.key, "state": state, "mutant": str(mutant), **vars(verdict)}
             with journal.open("a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -321,6 +328,7 @@ def timed(tests: list[str]) -> None:
 @functools.cache
 def durations(copy: Copy, test: str) -> dict[str, float | None]:
     """Seconds of each test of a file as Copy.durations has them; kept as long as code and tests are."""
+    test = file_of(test)
     sources = [path for path in sorted(copy.folder.rglob("*.py")) if "tests" not in path.parts]
     state = hashlib.sha256(b"".join(path.read_bytes() for path in [*sources, ROOT / "tests" / test])).hexdigest()[:16]
     path = ROOT / "runs" / f"durations-{state}.json"
@@ -351,7 +359,11 @@ def rows_of(journal: Path) -> list[dict]:
 
 
 def state_of(tests: list[str]) -> str:
-    return hashlib.sha256(b"".join((ROOT / "tests" / test).read_bytes() for test in tests)).hexdigest()[:16]
+    return hashlib.sha256(b"".join((ROOT / "tests" / file_of(test)).read_bytes() for test in tests)).hexdigest()[:16]
+
+
+def file_of(test: str) -> str:
+    return test.partition("::")[0]
 
 
 def main() -> int:
@@ -382,7 +394,7 @@ def main() -> int:
         return 0
     journal.parent.mkdir(exist_ok=True)
     warm_up()
-    shared_out(sorted({test for _, tests, _ in todo for test in tests}), args.jobs, timed)
+    shared_out(sorted({file_of(test) for _, tests, _ in todo for test in tests}), args.jobs, timed)
     shared_out(todo, args.jobs, lambda part: work(part, journal))
     if args.sample:
         return report_sample(files, made, tried(journal))

@@ -1,9 +1,9 @@
 import importlib.metadata
+import itertools
 import json
 import os
-import subprocess
+import re
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,8 +12,33 @@ import torch
 import bench
 import tasks
 from model import ModelConfig, Transformer
-from speed import matrix_products, memory, peers, sampling, several, stages, steps, table, turns
+from speed import matrix_products, memory, peers, sampling, stages, steps, table, turns
 from speed.workload import SMOKE, Run, Size, Skipped, new_model, published_shape
+
+SMALL = Run(SMOKE, "cpu", 1)
+PROCESSES = "grpo-step-2 grpo-step-plain-2 rlsd-lambda-2 rlsd-2 rlsd-4 train train-busy train-memory".split()
+COMMITTED = json.loads((Path(bench.__file__).parent / "results" / "bench.json").read_text())
+
+
+def paced(monkeypatch, module, *paces):
+    """Works that a module lets take turns need these seconds, in later rounds twice and four times as many."""
+    rounds = lambda work, seconds: [(n * seconds, work(n)) for n in (1, 2, 4)]
+    monkeypatch.setattr(module, "turns", lambda run, *works, **_: [*map(rounds, works, paces)])
+
+
+def held_to_the_committed_one(row: dict) -> None:
+    """A row at tiny sizes has the figures of the committed one, or names what is missing."""
+    name = row["name"]
+    told = next(row for row in COMMITTED["rows"] if row["name"] == name)
+    if "core" in row.get("skipped", ""):
+        assert name in PROCESSES
+    elif "skipped" in row:
+        assert "pip install -r requirements/bench.txt" in row["skipped"]
+        assert name.startswith(("sampling", "grpo-step")), "the other rows need no peer"
+    else:
+        assert 0 < row["least"] <= row["ratio"] <= row["greatest"]
+        assert "skipped" in told or row.keys() == told.keys()  # seconds of both sides, among others
+        assert row["ratio"] < 1 or name != "memory"
 
 
 @pytest.mark.parametrize("build", ["2.13.0", "2.13.0+cpu", "2.13.0+cu130", "2.14.0a0+git1234567", "9.9"])
@@ -35,10 +60,12 @@ def test_any_machine_can_be_described(build, monkeypatch):
     monkeypatch.setattr(table.platform, "processor", lambda: "")
     told = json.loads(json.dumps(table.machine("cpu")))
     assert told["torch"] == build and told["load_average"] is told["cpus"] is told["trl"] is None
+    assert (told["device"], told["cpu"]) == ("cpu", "")
     with pytest.raises(Skipped):
-        memory.memory(Run(SMOKE, "cpu", 1))
+        memory.memory(SMALL)
     monkeypatch.delattr(os, "getloadavg")
-    assert table.machine("cpu")["load_average"] is None
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "processor\t: 0\nmodel name\t: Some CPU: 2 GHz \n")
+    assert table.machine("cpu")["load_average"] is None and table.machine("cpu")["cpu"] == "Some CPU: 2 GHz"
 
 
 @pytest.mark.parametrize(
@@ -67,12 +94,14 @@ def test_a_stage_inside_another_counts_once(monkeypatch):
     assert watch.seconds == {"inner": 2.0, "outer": 8.0}
 
 
-def test_the_first_turn_of_each_does_not_count():
-    order = []
+def test_the_first_turn_of_each_does_not_count(monkeypatch):
+    """Nor what is done before a turn: turns begin at 1, 16, 49, ... and end at 4, 25, 64, ..."""
+    order, clock = [], itertools.count()
+    monkeypatch.setattr(turns, "now", lambda device: next(clock) ** 2)
     works = [lambda i, name=name: order.append((name, i)) or i for name in "ab"]
-    a, b = turns.turns(Run(SMOKE, "cpu", 2), *works)
+    a, b = turns.turns(Run(SMOKE, "cpu", 2), *works, before=lambda: next(clock))
     assert order == [(name, i) for i in range(3) for name in "ab"]
-    assert [i for _, i in a] == [i for _, i in b] == [1, 2]
+    assert (a, b) == ([(15, 1), (27, 2)], [(21, 1), (33, 2)])
 
 
 def test_a_row_is_measured_at_the_size_asked_for_and_held_to_its_goal(monkeypatch, capsys):
@@ -82,7 +111,7 @@ def test_a_row_is_measured_at_the_size_asked_for_and_held_to_its_goal(monkeypatc
         row = table.Row("work", "beside", goal, lambda run: sizes.append(run.size) or {"ratios": [1.0, 3.0, 9.0]})
         monkeypatch.setitem(table.ROWS, "length", row)
         assert table.measure("length", Run(Size(), "cpu", 1))["reached"] is met
-        assert table.measure("length", Run(SMOKE, "cpu", 1))["reached"] is None
+        assert table.measure("length", SMALL)["reached"] is None
     sizes.clear()
     for more in (["--smoke"], []):
         assert bench.main(["--only", "length", "--rounds", "1", *more]) == 0
@@ -91,7 +120,7 @@ def test_a_row_is_measured_at_the_size_asked_for_and_held_to_its_goal(monkeypatc
 
 def test_the_floor_has_the_products_of_a_pass_and_backward_twice_as_many():
     work = lambda products: sum(a.numel() * b.shape[-1] for a, b in products)  # multiplications and additions
-    model = new_model(Run(SMOKE, "cpu", 1), ModelConfig(50))
+    model = new_model(SMALL, ModelConfig(50))
     linear = sum(p.numel() for p in model.parameters() if p.dim() == 2)  # the head's is the embedding
     head = model.head.weight.numel()
     scores = 5 * model.config.num_layers * model.config.num_heads * model.config.head_dim * 2 * 11
@@ -109,9 +138,9 @@ def test_memory_is_told_in_bytes():
 
 def test_turns_of_one_model_begin_alike():
     """Models of a run have the same weights; what a turn changed is put back, the optimizer's moments too."""
-    one, two = (new_model(Run(SMOKE, "cpu", 1), ModelConfig(50)) for _ in range(2))
+    one, two = (new_model(SMALL, ModelConfig(50)) for _ in range(2))
     assert torch.equal(one.embed.weight, two.embed.weight)
-    trainer = steps.Trainer(Run(SMOKE, "cpu", 1), "rlsd", share=1.0)
+    trainer = steps.Trainer(SMALL, "rlsd", share=1.0)
     trainer.step(1, 0.5)
     put_back, ends = trainer.snapshot(), []
     for _ in range(3):
@@ -159,6 +188,14 @@ def test_trl_gets_the_same_prompt_tokens():
     assert tokenizer.decode([*prompt, tasks.END], skip_special_tokens=True) == "12+34 é"
     assert tokenizer.decode(list(range(256, 258))) == "######"
     assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (tasks.END, tasks.REFERENCE)
+    assert tokenizer.padding_side == "left"
+
+
+def test_peers_stay_offline_and_one_that_is_missing_is_named(monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    assert peers.peers("json") == [json] and os.environ["HF_HUB_OFFLINE"] == "1"
+    with pytest.raises(Skipped, match="pip install -r requirements/bench.txt"):
+        peers.peers("json", "no_such_package")
 
 
 def test_one_thread_is_one_while_it_is_measured(monkeypatch):
@@ -168,24 +205,6 @@ def test_one_thread_is_one_while_it_is_measured(monkeypatch):
     with pytest.raises(Skipped):
         table.in_one_thread(lambda run: (_ for _ in ()).throw(Skipped("no")), 7)
     assert seen == [1] and set_to == [1, threads] * 2
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
-def test_the_memory_of_a_job_is_that_of_all_its_processes():
-    child = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'x = [1] * 10**7 * 2; input()'])"
-    with subprocess.Popen([sys.executable, "-c", child], stdin=subprocess.PIPE) as program:
-        deadline = time.monotonic() + 20
-        while (found := sum(map(several.proportional, several.family(program.pid)))) < 10**8:
-            assert time.monotonic() < deadline
-        assert len(several.family(program.pid)) == 2 and found < 3 * 10**8
-        program.communicate(b"\n")
-    assert several.proportional(program.pid) == 0
-
-
-def test_processes_that_halve_the_seconds_have_a_ratio_of_two(monkeypatch):
-    monkeypatch.setattr(several, "cores", lambda: 2)
-    monkeypatch.setattr(several, "launched", lambda workers, *_: str(1 / workers))
-    assert several.rlsd_step(Run(SMOKE, "cpu", 3), workers=2)["ratios"] == [2.0] * 3
 
 
 def test_a_wide_vocabulary_has_a_name_for_every_token_and_encodes_as_before():
@@ -202,32 +221,115 @@ def test_the_published_rows_have_the_shape_of_smollm2():
     assert (config.hidden_size, config.num_layers, config.num_heads, config.num_kv_heads) == (576, 30, 9, 3)
     with torch.device("meta"):
         assert sum(p.numel() for p in Transformer(config).parameters()) == 134_515_008
-    assert Size().published[:3] == (8, 8, 80) and published_shape(Run(SMOKE, "cpu", 1)).hidden_size == 64
+    assert Size().published[:3] == (8, 8, 80) and published_shape(SMALL).hidden_size == 64
+
+
+@pytest.mark.parametrize(
+    "measure, tokens", [(sampling.sampling_512, 1 * 4 * 8), (sampling.sampling_published, 2 * 4 * 6)]
+)
+def test_a_ratio_of_samplers_is_one_of_tokens_a_second(monkeypatch, measure, tokens):
+    pytest.importorskip("transformers")
+    paced(monkeypatch, sampling, 2.0, 8.0)
+    rates = {"tokens_per_second": tokens / 4, "tokens_per_second_beside": tokens / 16}
+    assert measure(SMALL) == {"ratios": [4.0] * 3, **rates, "tokens": tokens, "tokens_beside": tokens}
+
+
+def test_a_ratio_of_lengths_is_one_of_seconds_a_token(monkeypatch):
+    """Twice the tokens in three times the seconds; the fourth length has eight times the first one's."""
+    paced(monkeypatch, sampling, 1.0, 3.0, 9.0, 27.0, 81.0)
+    found = {2: 1.0, 4: 1.5, 8: 2.25, 16: 3.375, 32: 5.0625}
+    assert sampling.length(SMALL) == {"ratios": [27 / 8] * 3, "seconds_per_token": found}
+
+
+def test_a_floor_is_all_products_of_the_same_work(monkeypatch):
+    """Every row to its end at the mean context; in an update each sample is trained, and the prompts are read once."""
+    work, batches = [], []
+    paced(monkeypatch, matrix_products, 8.0, 4.0, 2.0)
+    monkeypatch.setattr(matrix_products, "multiply", lambda p: work.append(sum(a.numel() * b.shape[-1] for a, b in p)))
+    monkeypatch.setattr(matrix_products.train, "update", lambda *given: batches.append(given[3]))
+    model = new_model(SMALL, matrix_products.DEFAULT)
+    scores = model.config.num_layers * model.config.num_heads * model.config.head_dim * 2  # of a query and a key
+    head = model.head.weight.numel()
+    layers = sum(p.numel() for p in model.parameters() if p.dim() == 2) - head
+    more = {"ratio_to_the_linear_layers_alone": 4.0}
+    a_token = {"seconds_per_token": 16 / 6, "seconds_per_token_beside": 8 / 6}
+    assert matrix_products.floor_decode(SMALL) == {"ratios": [2.0] * 3, **a_token, **more}
+    linear, attention = 6 * 8 * (layers + head), 6 * 8 * (8 + 3) * scores
+    assert work == [linear + attention] * 3 + [linear] * 3
+    work.clear()
+    assert matrix_products.floor_update(SMALL) == {"ratios": [2.0] * 3, "seconds": 16, "seconds_beside": 8, **more}
+    linear, attention = 3 * ((2 * 9 + 8 * 7) * layers + 8 * 8 * head), 3 * 8 * 7 * (9 + 7) * scores
+    assert work == [linear + attention] * 3 + [linear] * 3
+    batch = batches[0]
+    assert {len(tasks.student_prompt(problem)) for problem in batch.problems} == {9}
+    assert [sample.answer for sample in batch.problems] == ["0"] * 8 and batch.samples.mask.sum() == 8 * 8
+    assert batch.rewards.tolist() == [0, 1] * 4 and all(batch.advantages) and batch.samples.logps.grad_fn is None
+
+
+def test_memory_is_that_of_ours_over_the_full_softmax_of_the_same_scores(monkeypatch):
+    sums, peaks = [], {"ours": 2.0**20, "full": 2.0**22}
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: sums.append(loss.item()))
+    monkeypatch.setattr(memory, "memory_status", {"VmRSS": 5, "VmHWM": 12}.get)
+    assert [memory.peak_of_update(SMALL, which) for which in peaks] == [7, 7]
+    assert sums[0] == pytest.approx(sums[1], rel=1e-5)
+    monkeypatch.setattr(memory, "peak_in_a_process", lambda run, which: peaks[which])
+    ntv = 4 * 64 * 32 * 20_000
+    tensors = {"ntv_float_tensors": 2**20 / ntv, "ntv_float_tensors_beside": 2**22 / ntv}
+    assert memory.memory(SMALL) == {"ratios": [0.25], "bytes": 2**20, "bytes_beside": 2**22, **tensors}
+
+
+def test_at_lambda_0_both_steps_draw_the_same_samples(monkeypatch):
+    paced(monkeypatch, steps, 2.0, 8.0)
+    found = steps.beside_grpo(SMALL, lam=0.0)
+    assert 2 * 4 * 6 / 2 < found.pop("tokens") <= 2 * 4 * 6
+    assert found == {"ratios": [0.25] * 3, "seconds": 4.0, "seconds_beside": 16.0}
+
+
+def test_a_row_says_what_is_measured():
+    """The figures in the words of a row are those of the size at which it is measured."""
+    size, wide = Size(), Size().wide
+    words = {
+        "sampling": [size.prompts, size.group, size.tokens],
+        "sampling-512": [wide[2], size.group, wide[0], wide[1], wide[3]],
+        "sampling-135m": [135, 2, *size.published[0:1], size.published[2], size.published[1], size.published[3]],
+        "grpo-step-135m": [135, 2, size.published[0] * size.published[1], size.published[4]],
+        "floor-decode": [size.prompts * size.group],
+        "floor-decode-512": [wide[2] * size.group, wide[0]],
+        "floor-update": [size.prompts * size.group, size.floor_tokens],
+        "floor-update-135m": [135, 2, size.published[0] * size.published[1], size.published[4]],
+        "memory": [*size.memory],
+        "length": [size.lengths[3]],
+    }
+    for name, figures in words.items():
+        found = re.findall(r"\d[\d,]*", table.ROWS[name].work)
+        assert sorted(int(n.replace(",", "")) for n in found) == sorted(figures), name
 
 
 @pytest.mark.slow
-def test_smoke_measures_or_names_what_is_missing(tmp_path):
-    command = [sys.executable, bench.__file__, "--smoke", "--rounds", "1", "--out", str(tmp_path / "bench.json")]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+@pytest.mark.parametrize("name", [name for name in table.ROWS if name not in PROCESSES])
+def test_a_row_has_the_figures_of_the_committed_one_and_no_output_of_a_peer(name, capfd):
+    held_to_the_committed_one(table.measure(name, SMALL))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_program_writes_the_page_that_it_prints(tmp_path, monkeypatch, capsys):
+    """All rows with names of their own, in their order, and what an RLSD step and the sampler consist of."""
+    assert [(row["name"], row["work"], row["beside"], row["goal"]) for row in COMMITTED["rows"]] == [
+        (name, *row[:3]) for name, row in table.ROWS.items()
+    ]
+    monkeypatch.setattr(bench, "ROWS", ["floor-decode", "length"])
+    assert bench.main(["--smoke", "--rounds", "1", "--out", str(tmp_path / "bench.json")]) == 0
+    lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert result == json.loads((tmp_path / "bench.json").read_text())
-    assert [row["name"] for row in result["rows"]] == list(table.ROWS)
-    assert sum(line.startswith("| ") and line.count("|") == 6 for line in lines) == 1 + len(table.ROWS)
-    committed = json.loads((Path(bench.__file__).parent / "results" / "bench.json").read_text())["rows"]
-    told = {row["name"]: row for row in committed if "skipped" not in row}
-    for row in result["rows"]:
-        if "core" in row.get("skipped", ""):
-            assert row["name"].endswith(("-2", "-4"))
-        elif "skipped" in row:
-            assert "pip install -r requirements/bench.txt" in row["skipped"]
-            assert row["name"].startswith(("sampling", "grpo-step")), "the other rows need no peer"
-        else:
-            assert 0 < row["least"] <= row["ratio"] <= row["greatest"]
-            assert row.keys() == told.get(row["name"], row).keys()  # seconds of both sides, among others
-    parts = result["profile"]["stages"].values()
-    assert sum(stage["seconds"] for stage in parts) == pytest.approx(result["profile"]["seconds"], rel=1e-2)
-    assert all(stage["seconds"] > 0 for stage in parts)
-    assert 0.1 < result["operations"]["mm"] < sum(result["operations"].values()) <= 1
+    page = (tmp_path / "bench.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("|")] == [line for line in page if line.startswith("|")]
+    assert [row["name"] for row in result["rows"]] == ["floor-decode", "length"]
+    parts = result["profile"]["stages"]
+    assert parts.keys() == COMMITTED["profile"]["stages"].keys() and all(of["seconds"] > 0 for of in parts.values())
+    for whole, of in (("seconds", result["profile"]["seconds"]), ("share", 1)):
+        assert sum(stage[whole] for stage in parts.values()) == pytest.approx(of, rel=1e-2)
+    shares = list(result["operations"].values())
+    assert "mm" in result["operations"] and sum(shares) <= 1
+    assert shares == sorted(shares)[::-1] and shares[-1] >= 0.01
     assert result["machine"]["torch"] == torch.__version__

@@ -108,7 +108,7 @@ COMMANDS = {  # in an order in which they can be run
     "test_cells_are_measured_once_and_policies_trained_first",
     "python -m study.split --task countdown --batches 16": "tests/test_headroom.py: "
     "test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole",
-    "python bench.py": "tests/test_bench.py: test_smoke_measures_or_names_what_is_missing",
+    "python bench.py": "tests/test_bench.py: test_the_program_writes_the_page_that_it_prints",
     "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made",
     "python tests/bad_input/refused.py": "tests/bad_input/test_bad_options.py: test_options_that_do_not_go_together",
     "pip install .": "tests/test_commands.py: test_rlsd_alone_is_a_package",
