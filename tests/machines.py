@@ -30,8 +30,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 TABLE = ROOT / "results" / "machines.json"
 LIMIT = 3 * 3600  # seconds a row may take
-STRANGER = 54321  # a user without name, home and rights
-WHO = {"user": STRANGER, "group": STRANGER, "extra_groups": []}
+WHO = {"user": 54321, "group": 54321, "extra_groups": []}  # without name, home and rights
 OTHERS = " that others may run"
 TRAIN = ("requirements.txt", "requirements/extras.txt")
 SUITE = ["-r", "requirements/test.txt"]

@@ -129,8 +129,8 @@ def test_weights_that_are_not_finite_are_refused_before_rl(tmp_path, monkeypatch
 # ---- collapse --------------------------------------------------------------------------------------------------------
 
 
-def watch_of(tmp_path, *more):
-    return Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0, 0, "")
+def watch_of(tmp_path, *more, problems=0, target=""):
+    return Watch(train.parse_config([*TINY, "--out", str(tmp_path), *more]), 0, problems, target)
 
 
 FINE = {"entropy": 0.5, "no_spread": 0.5, "length": 20.0, "reward": 0.5}
@@ -164,7 +164,6 @@ def test_figures_that_do_not_exist_or_lie_just_inside_the_bounds_are_no_sign(tmp
 
 def test_a_gap_between_training_and_held_out_problems_is_noted_once(tmp_path):
     """By the figure that the run is judged by, the last one known; nowhere where problems do not end."""
-    config = train.parse_config([*TINY, "--out", str(tmp_path)])
     for held_out, reward, gap in (
         ({"pass@1": 0.0}, 0.996, True),
         ({"pass@1": 0.45}, 0.996, True),
@@ -174,14 +173,14 @@ def test_a_gap_between_training_and_held_out_problems_is_noted_once(tmp_path):
         ({}, 0.996, False),
     ):
         rows = [{"step": 0} | held_out, {"reward": 0.4}, *[{"reward": reward}] * 30]
-        said = [Watch(config, 0, train, "").look for train in (54, 0)]
+        said = [watch_of(tmp_path, problems=problems).look for problems in (54, 0)]
         said = [[look(row).get("notes", []) for row in rows] for look in said]
         assert [i for i, notes in enumerate(said[0]) if notes] == ([11] if gap else []) and not any(said[1])
         assert not gap or ("54 training problems" in said[0][11][0] and "(0.996)" in said[0][11][0])
 
 
 def test_a_verifier_that_nobody_satisfies_is_named_in_place_of_other_cures(tmp_path):
-    watch = Watch(train.parse_config([*TINY, "--out", str(tmp_path)]), 0, 9, "'#### 17'")
+    watch = watch_of(tmp_path, problems=9, target="'#### 17'")
     cures = {0.0: "the verifier gives 0 to what the warm start teaches, such as '#### 17'", 0.5: "raise --group_size"}
     for reward, cure in cures.items():
         watch.look(FINE)
@@ -209,12 +208,11 @@ def prepared(tmp_path, *more):
     return config, state, batch
 
 
-def limit(monkeypatch, samples, calls=None):
+def limit(monkeypatch, samples):
     """A device that cannot hold more than so many samples of a pass, backward included."""
     loss_of = train.loss_of
 
     def limited(model, teacher, part, *rest):
-        calls is None or calls.append(len(part.problems))
         loss, means = loss_of(model, teacher, part, *rest)
         if len(part.problems) > samples:
             loss.backward()  # gradients of a failed pass must not count
@@ -226,8 +224,8 @@ def limit(monkeypatch, samples, calls=None):
 
 def test_halved_micro_batches_make_the_run_of_small_ones_and_travel(tmp_path, monkeypatch, capsys):
     assert train.main(options(tmp_path, "small", "--micro_batch 2")) == 0
-    calls = []
-    limit(monkeypatch, 2, calls)
+    limit(monkeypatch, 2)
+    calls = noted(monkeypatch, train, "loss_of", lambda model, teacher, part, *_: len(part.problems))
     capsys.readouterr()
     assert train.main(options(tmp_path, "halved", "--halve_micro_batch --steps 2")) == 0
     out = capsys.readouterr().out

@@ -272,13 +272,11 @@ def test_gain_of_adams_step_is_that_of_the_gradient_over_its_root_mean_square():
     assert found["half"]["all"]["adam"] == pytest.approx(found["GRPO"]["all"]["adam"], rel=1e-4)
 
 
-PAIR = [*SMALL.split(), *"--prompts_per_step 1 --group_size 2 --eval_problems 3 --max_new_tokens 40".split()]
-
-
 def test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole(tmp_path, monkeypatch, capsys):
     """Of made-up gradients: at eight times the samples the noise is an eighth; figures go to the file as they are."""
     g, seen = torch.Generator().manual_seed(0), []
-    assert split.main([*PAIR, "--batches", "2"]) == 2
+    pair = f"{SMALL} --prompts_per_step 1 --group_size 2 --eval_problems 3 --max_new_tokens 40".split()
+    assert split.main([*pair, "--batches", "2"]) == 2
     assert capsys.readouterr().err == "split.py: none of 2 batches has a group whose rewards differ\n"
 
     def fake(model, step, config, before=None):
@@ -288,7 +286,7 @@ def test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole(tmp
 
     monkeypatch.setattr(split, "gradients", fake)
     monkeypatch.setattr(train, "rollout", lambda model, source, verifier, config, step: step)
-    options = [*PAIR, "--batches", "160", "--keep", str(tmp_path / "kept.json")]
+    options = [*pair, "--batches", "160", "--keep", str(tmp_path / "kept.json")]
     assert split.main(options) == 0 and seen == [(step, True) for step in range(1, 161)]
     kept = json.loads((tmp_path / "kept.json").read_text())
     few, many = (kept["figures"][samples]["GRPO"]["all"]["signal"] for samples in ("2", "16"))
@@ -296,7 +294,7 @@ def test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole(tmp
     assert kept["concentration"] == {"GRPO": 0.5} and kept["batches"] == 160
     said = " ".join(capsys.readouterr().out.split())
     assert said.count("GRPO + without style") == said.count("GRPO 1.00 1.00 1.000 1.00") == 2  # each is over GRPO's
-    torch.save({"model": State(parse_config(PAIR)).policy.state_dict()}, tmp_path / "last.pt")
+    torch.save({"model": State(parse_config(pair)).policy.state_dict()}, tmp_path / "last.pt")
     assert split.main([*options, "--batches", "2", "--policy", str(tmp_path)]) == 0
     assert seen[160:] == [(1, False), (2, False)]  # beside the model that RL began with
 
@@ -336,8 +334,7 @@ def test_cells_are_measured_once_and_policies_trained_first(tmp_path, monkeypatc
     wanted = [cell for cell in headroom.cells() if cell.name.startswith("addition-3")][:2]
     for _ in range(2):
         headroom.execute(wanted, tmp_path, tmp_path / "rows.jsonl", jobs=2)
-    of_split = [("study/split.py", False), ("study/split.py", True)]
-    assert calls == [of_split[0], ("train.py", "addition-3-after-grpo-0"), of_split[1]]
+    assert calls == [("study/split.py", False), ("train.py", "addition-3-after-grpo-0"), ("study/split.py", True)]
     lines = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line)["name"] for line in lines] == ["addition-3-0", "addition-3-after-grpo-0"]
     monkeypatch.setattr(headroom, "execute", lambda *asked: calls.append(asked))

@@ -126,7 +126,6 @@ def test_one_step_goes_through_few_files(tmp_path, monkeypatch, own_signals):
     finally:
         sys.setprofile(before)
     assert done == 0
-    assert steps.found, "rollout.rollout or train.sync was not met"
     assert steps.met == set(BEHIND), f"not met between the first rollout and the last sync: {set(BEHIND) - steps.met}"
     sizes = {file: lines(ROOT / file) for file in sorted(steps.found)}
     page = "\n".join(f"{count:6}  {file}" for file, count in sizes.items())

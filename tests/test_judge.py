@@ -16,7 +16,6 @@ import rollout
 import tasks
 import train
 from config import Config
-from harness.evaluation import mean_reward
 from harness.problems import load_source, verifier_of
 from model import Samples
 from rlsd import group_advantages
@@ -158,12 +157,17 @@ for name in {list(BAD)}:
 OUR_WORDS = ("it returned", "its process", "its answer", "it took longer")  # no error that Python has a traceback of
 
 
-def test_a_package_that_is_missing_is_told_where_its_verifier_is_named(monkeypatch):
+def test_a_package_that_is_missing_is_told_where_its_verifier_is_named(tmp_path, monkeypatch, capsys):
+    """And in a run one line says what to install."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr("harness.problems.scorer", scorer.__wrapped__)  # another test may have asked it
+    scorer.cache_clear()  # another test may have asked it
     with pytest.raises(ValueError, match="math_verify is not installed"):
         verifier_of("math_verify")
     assert verifier_of("exact")("#### 1", "1") == 1
+    data = tmp_path / "my.jsonl"
+    data.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
+    for more in (["--data", str(data), "--verifier", "math_verify"], ["--task", "reasoning_gym:gcd"]):
+        refused(capsys, ["--out", tmp_path / "run", "--warm_steps", "0", *more], "requirements/tasks.txt")
 
 
 def rule(tmp_path, name):
@@ -299,26 +303,14 @@ def test_a_dropped_sample_leaves_the_advantages_of_the_rest():
     assert torch.equal(advantages, expected)
 
 
-def some_fail(completion, answer):
-    value = sum(map(ord, completion))
-    return math.nan if value % 3 == 0 else float(value % 2)
-
-
 def test_a_failed_sample_is_worth_nothing_with_zero(tmp_path):
     config = config_of(tmp_path, "--on_verifier_error", "zero")
     _, state = sharp_state()
-    batch = train.rollout(state.policy, tasks.generated("addition", 3, 2), some_fail, config, 1)
-    texts = [tasks.decode(c) for c in batch.samples.completions()]
-    assert batch.rewards.tolist() == [0.0 if math.isnan(some_fail(t, "")) else some_fail(t, "") for t in texts]
+    given = iter([math.nan, 1.0, 0.0, 1.0, math.nan, 0.0, math.nan, 1.0])
+    batch = train.rollout(state.policy, tasks.generated("addition", 3, 2), lambda c, a: next(given), config, 1)
+    assert batch.rewards.tolist() == [0, 1, 0, 1, 0, 0, 0, 1]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
-    assert batch.verifier_errors == sum(math.isnan(some_fail(t, "")) for t in texts) > 0
-
-
-def test_held_out_problems_without_a_reward(tmp_path):
-    zero, drop = (config_of(tmp_path, "--on_verifier_error", chosen) for chosen in ("zero", "drop"))
-    rewards = [1.0, math.nan, 0.5, math.nan]
-    assert (mean_reward(rewards, zero), mean_reward(rewards, drop)) == (0.375, 0.75)
-    assert mean_reward([math.nan] * 2, zero) == 0 and math.isnan(mean_reward([math.nan] * 2, drop))
+    assert batch.verifier_errors == 3
 
 
 @pytest.mark.parametrize("method", ["rlsd", "sdpo", "opsd"])

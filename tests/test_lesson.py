@@ -20,20 +20,14 @@ def source(cell: dict) -> str:
 
 def said(cell: dict) -> str:
     """What the cell printed, as text."""
-    parts = [output["text"] for output in cell["outputs"] if output["output_type"] == "stream"]
-    return "".join("".join(part) for part in parts)
-
-
-def last_figures(cells: list[dict]) -> dict[str, tuple[float, float]]:
-    """pass@1 and the share of answers that cite, at the end of each run that the cells print."""
-    line = r"^(\w+) +update \d+: pass@1 ([\d.]+), answers that cite ([\d.]+)$"
-    found = re.findall(line, "\n".join(map(said, cells)), re.MULTILINE)
-    return {name: (float(right), float(cites)) for name, right, cites in found}
+    return "".join("".join(output["text"]) for output in cell["outputs"] if output["output_type"] == "stream")
 
 
 def check_claims(cells: list[dict]) -> None:
     """What the text says of the runs, whose figures have other last digits on another processor."""
-    figures = last_figures(cells)
+    line = r"^(\w+) +update \d+: pass@1 ([\d.]+), answers that cite ([\d.]+)$"
+    found = re.findall(line, "\n".join(map(said, cells)), re.MULTILINE)
+    figures = {name: (float(right), float(cites)) for name, right, cites in found}  # the last ones of each run
     assert figures.keys() == {"RLSD", "GRPO", "OPSD"}
     (rlsd, rlsd_cites), (grpo, grpo_cites) = figures["RLSD"], figures["GRPO"]
     assert abs(rlsd - grpo) < 0.1 and min(rlsd, grpo) > 0.6
@@ -69,21 +63,23 @@ def test_its_committed_outputs_show_what_it_says():
     said_of = f"{raised_right} in right answers and {raised_wrong:.3f} in wrong ones"
     assert said_of in text and f"leads the other way: {lowered}. RLSD" in text
     report = (ROOT / "results" / "report.md").read_text()
-    words = "".join(source(cell) for cell in CELLS if cell["cell_type"] == "markdown")
-    study = re.findall(r"[\d.]+ \[-?[\d.]+, [\d.]+\]", words)
+    study = re.findall(r"[\d.]+ \[-?[\d.]+, [\d.]+\]", "".join(map(source, CELLS)))
     assert len(study) == 2
     assert all(re.search(rf"\| {re.escape(figure)} \| [<>] [\d.]+ \| 10 \|", report) for figure in study)
 
 
 def test_its_exercises_are_lines_of_the_code_and_their_answers_those_measured():
+    """In the lesson and in docs/exercises.md."""
     sys.path.insert(0, str(ROOT / "docs"))
     from exercises import EXERCISES
 
     runs = json.loads((ROOT / "results" / "exercises.json").read_text())["runs"]
     last = {name: ", ".join(f"{run['pass@1'][-1]:.3f}" for run in found) for name, found in runs.items()}
     asked = [source(cell) for cell in CELLS if "<details>" in source(cell)]
-    assert len(asked) == 5
+    page = (ROOT / "docs/exercises.md").read_text().splitlines()
+    assert len(asked) == 5 and runs.keys() == EXERCISES.keys()
     for name, (file, old, new) in EXERCISES.items():
+        assert any(old in line and last[name] in line for line in page), name
         if old:
             (text,) = [text for text in asked if f"\n{old}   # as it is\n{new}   # as you try it\n" in text]
             question, answer = text.split("<details>")
@@ -112,24 +108,22 @@ def run(cells: int | None, folder: Path) -> list[dict]:
 
 @pytest.mark.slow
 def test_it_runs_from_end_to_end_where_it_lies(tmp_path):
-    """In docs/; what needs no trained model comes out to the letter, the rest as the text claims."""
+    """In docs/; what needs no trained model comes out to the letter, the rest as the text claims.
+
+    Its loop is that of train.py: the same held-out scores, from the warm start it has kept.
+    """
     made = run(None, LESSON.parent)
     check_claims(made)
     exact = [i for i, cell in enumerate(CODE) if "exact" in cell["metadata"].get("tags", ())]
     assert len(exact) >= 4
     for i in exact:
         assert said(made[i]) == said(CODE[i]) != "", source(CODE[i])
-    check_loop(made, tmp_path)
-
-
-def check_loop(made: list[dict], folder: Path) -> None:
-    """The lesson's loop is that of train.py: the same held-out scores, from the warm start it has kept."""
     (common,) = re.findall(r'COMMON = "(.*?)".split', "\n".join(map(source, made)))
     (options,) = re.findall(r'learn\("RLSD", (.*)\)', "\n".join(map(source, made)))
-    given = [*common.split(), *options.replace('"', "").split(", "), "--eval_every", "5", "--out", str(folder / "run")]
-    command = [sys.executable, "train.py", *given]
+    given = [*common.split(), *options.replace('"', "").split(", "), "--eval_every", "5"]
+    command = [sys.executable, "train.py", *given, "--out", str(tmp_path / "run")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    rows = (folder / "run" / "metrics.jsonl").read_text().splitlines()
+    rows = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     curve = " ".join(f"{row['pass@1']:.3f}" for row in map(json.loads, rows) if "pass@1" in row)
     assert f"pass@1 on the way: {curve}\n" in "".join(map(said, made)) and len(curve.split()) == 13
 

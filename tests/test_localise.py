@@ -11,20 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import sharp_state
 
 import tasks
-from model import ModelConfig, Samples, Transformer, token_logps
+from model import Samples, token_logps
 from study import localise
 
 
 @pytest.fixture
 def model():
-    torch.manual_seed(0)
-    made = Transformer(ModelConfig(vocab_size=tasks.TOKENIZER.n_vocab, hidden_size=32, num_layers=1, max_seq_len=400))
-    with torch.no_grad():
-        for p in made.parameters():
-            p.mul_(4) if p.dim() == 2 else None
-    return made.eval()
+    return sharp_state("--max_seq_len", "400")[1].policy.eval()
 
 
 # ---- steps -----------------------------------------------------------------------------------------------------------
@@ -77,9 +73,8 @@ def test_scores_are_the_training_steps_and_the_entropy_is_written_out(model, mon
     prompt, completion = tasks.encode("12+34"), tasks.encode("a wrong sum")
     monkeypatch.setattr(localise, "SCORE_CHUNK", 4 * model.config.vocab_size)  # in parts of four tokens
     logps, entropies = localise.scored(model, prompt, completion, True)
-    with torch.no_grad():
-        expected = token_logps(model, [prompt], Samples.of([completion]), 1.0)[0]
-        p = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1].softmax(dim=-1)
+    expected = token_logps(model, [prompt], Samples.of([completion]), 1.0)[0]
+    p = model(torch.tensor([prompt + completion]))[0, len(prompt) - 1 : -1].softmax(dim=-1)
     assert torch.allclose(logps, expected, atol=1e-5)
     assert torch.allclose(entropies, -(p * p.log()).sum(dim=-1), atol=1e-4)
     assert torch.equal(localise.scored(model, prompt, completion, False)[0], logps)
@@ -94,8 +89,7 @@ def test_a_row_holds_the_sums_over_steps_in_each_view(model):
     assert row.keys() == {"model", "problem", "writer", "marked", "tokens", "student", "entropy", *shown}
     for view, privileged in {"student": "", **shown}.items():
         prompt = tasks.prompt(tasks.Problem("x + y?", ""), privileged)
-        with torch.no_grad():
-            logps = token_logps(model, [prompt], Samples.of([tasks.encode(text)]), 1.0)[0]
+        logps = token_logps(model, [prompt], Samples.of([tasks.encode(text)]), 1.0)[0]
         assert row[view] == pytest.approx([logps[:10].sum().item(), logps[10:].sum().item()], abs=2e-3)
     assert localise.row_of(model, "small", one._replace(question="x" * 400)) is None  # beyond the context
 
@@ -158,14 +152,12 @@ def test_verdicts():
 def champ(tmp_path, monkeypatch, model):
     """A data set in CHAMP's form in which nothing has to be downloaded, and a model that takes no folder."""
     written = "We count zebras. That gives nine. So it is nine."
-    problems = {}
-    for i in range(8):
-        marks = {w: {"text": written, "start_idx": 17, "end_idx": 33} for w in ("A", "B")}
-        marks["C"] = {"text": "It is ten.", "start_idx": None, "end_idx": None}  # right
-        talk = {w: {"messages": [{"text": written}, {"text": "It is nine." if w == "A" else None}]} for w in "ABC"}
-        problems[f"P_{i}"] = {"identifier": f"P_{i}", "_text": "How many?", "_answer": "10", "ch_list": ["H_1", "C_1"]}
-        problems[f"P_{i}"] |= {"solution": {"steps": [{"_text": "Count."}, {"_text": "Ten."}]}}
-        problems[f"P_{i}"] |= {"fws_annotations": marks, "conversations": talk}
+    marks = {w: {"text": written, "start_idx": 17, "end_idx": 33} for w in ("A", "B")}
+    marks["C"] = {"text": "It is ten.", "start_idx": None, "end_idx": None}  # right
+    talk = {w: {"messages": [{"text": written}, {"text": "It is nine." if w == "A" else None}]} for w in "ABC"}
+    same = {"_text": "How many?", "_answer": "10", "ch_list": ["H_1", "C_1"], "conversations": talk}
+    same |= {"solution": {"steps": [{"_text": "Count."}, {"_text": "Ten."}]}, "fws_annotations": marks}
+    problems = {f"P_{i}": {"identifier": f"P_{i}", **same} for i in range(8)}
     wheel = tmp_path / "runs/champ" / localise.WHEEL
     wheel.parent.mkdir(parents=True)
     with zipfile.ZipFile(wheel, "w") as archive:

@@ -37,10 +37,9 @@ def test_what_a_shell_has_set_reaches_no_test(tmp_path):
     (tmp_path / "conftest.py").write_bytes((ROOT / "tests/conftest.py").read_bytes())
     (tmp_path / "test_told.py").write_text(f"SHELL = {SHELL!r}\n{TOLD}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_told.py"]
-    how = {"cwd": tmp_path, "env": {**os.environ, **SHELL}, "stdin": subprocess.DEVNULL}
+    how = {"cwd": tmp_path, "env": {**os.environ, **SHELL}, "stdin": subprocess.DEVNULL, "errors": "replace"}
     done = subprocess.run(command, **how, stdout=subprocess.PIPE)
-    said = done.stdout.decode(errors="replace")
-    assert done.returncode == 0 and counted(said)["passed"] == 1, said
+    assert done.returncode == 0 and counted(done.stdout)["passed"] == 1, done.stdout
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")

@@ -88,6 +88,7 @@ def test_a_group_that_is_dropped_whole_is_shown_with_its_text():
         ([math.nan, 0.5, 1.0, 1.0], False, {"pass@1": 2 / 3, "held-out reward": 2.5 / 3}),
         ([math.nan, 0.5, 1.0, 1.0], True, {"pass@1": 0.5, "held-out reward": 0.625}),
         ([math.nan] * 4, False, {"pass@1": math.nan}),
+        ([math.nan] * 4, True, {"pass@1": 0.0}),
     ],
 )
 def test_pass_at_1_is_a_share_and_a_graded_verifier_has_a_mean(monkeypatch, rewards, zero, expected):

@@ -36,11 +36,16 @@ def logged(folder, rows):
 
 
 @pytest.fixture
-def figure(monkeypatch):
-    """The figure that curves() makes, undrawn."""
-    made = []
+def drawn(tmp_path, monkeypatch):
+    """The panels, by name, and the legend of the figure that curves() makes of runs; it is not saved."""
+    made, names = [], {title: name for name, title, _ in curves.PANELS}
     monkeypatch.setattr(Figure, "savefig", lambda self, path, **how: (made.append(self), path.touch()))
-    return lambda: {axis.get_title(): axis for axis in made[-1].axes} | {"legend": made[-1].legends[0]}
+
+    def of(runs):
+        curves.curves(runs, tmp_path / "curves.png")
+        return {names[axis.get_title()]: axis for axis in made[-1].axes} | {"legend": made[-1].legends[0]}
+
+    return of
 
 
 def labels(axes):
@@ -48,47 +53,37 @@ def labels(axes):
     return [text.get_text().replace("\n", " ") for text in axes["legend"].get_texts()]
 
 
-def panel(axes, name):
-    return axes[{key: title for key, title, _ in curves.PANELS}[name]]
-
-
 def points(line):
     return list(zip(line.get_xdata(), line.get_ydata()))
 
 
-def test_one_run_is_drawn_as_logged(tmp_path, figure):
-    curves.curves([make_run(tmp_path / "one")], tmp_path / "curves.png")
-    axes = figure()
-    evaluations = panel(axes, "pass@1").lines[0]
-    assert points(evaluations) == [(0, 0.1), (10, 0.2), (20, 0.4), (30, 0.6), (40, 0.8)]
-    mean, raw = panel(axes, "reward").lines
+def test_one_run_is_drawn_as_logged(tmp_path, drawn):
+    axes = drawn([make_run(tmp_path / "one")])
+    assert points(axes["pass@1"].lines[0]) == [(0, 0.1), (10, 0.2), (20, 0.4), (30, 0.6), (40, 0.8)]
+    mean, raw = axes["reward"].lines
     assert points(raw) == [(step, step / 40) for step in range(1, 41)]
     assert mean.get_ydata()[19] == pytest.approx(20 / 40) and mean.get_ydata()[0] == pytest.approx(3.5 / 40)
-    clipped = panel(axes, "clipped").lines[1]
-    assert points(clipped) == [(step, 0.03) for step in range(1, 21)]  # where lambda is 0 nothing was measured
+    assert points(axes["clipped"].lines[1]) == [(step, 0.03) for step in range(1, 21)]  # none where lambda is 0
     assert labels(axes) == ["one"]
     for name, _, unit in curves.PANELS:
-        axis = panel(axes, name)
+        axis = axes[name]
         assert axis.get_xlabel() == "update" and axis.get_ylabel() == unit and axis.get_ylim()[0] == 0
         highest = 1.0 if name in curves.SHARES else max(y for line in axis.lines for _, y in points(line))
         assert highest <= axis.get_ylim()[1] <= 1.15 * highest  # a share is seen against all there could be
         assert -2 <= axis.get_xlim()[0] <= 0 and 40 <= axis.get_xlim()[1] <= 42  # alike, wherever its lines end
 
 
-def test_runs_are_told_apart_without_colour(tmp_path, figure):
-    runs = [make_run(tmp_path / f"run-{i}", 1 - i / 10) for i in range(4)]
-    curves.curves(runs, tmp_path / "curves.png")
-    lines = panel(figure(), "pass@1").lines
+def test_runs_are_told_apart_without_colour(tmp_path, drawn):
+    lines = drawn([make_run(tmp_path / f"run-{i}", 1 - i / 10) for i in range(4)])["pass@1"].lines
     assert len({line.get_linestyle() for line in lines}) == len({line.get_marker() for line in lines}) == 4
     assert len({line.get_color() for line in lines}) == 4
 
 
-def test_seeds_of_one_setting_are_a_mean_in_a_band(tmp_path, figure):
+def test_seeds_of_one_setting_are_a_mean_in_a_band(tmp_path, drawn):
     seeds = [make_run(tmp_path / f"a-{seed}", factor, lr=0.1, seed=seed) for seed, factor in enumerate((1.0, 0.5))]
     other = make_run(tmp_path / "b-0", 0.25, lr=0.2, seed=0)
     assert list(curves.lines([*seeds, other])) == ["a-0, a-1: lr 0.1, seeds 0, 1", "b-0: lr 0.2"]
-    curves.curves([*seeds, other], tmp_path / "curves.png")
-    axis = panel(figure(), "pass@1")
+    axis = drawn([*seeds, other])["pass@1"]
     assert dict(points(axis.lines[0])) == pytest.approx({0: 0.075, 10: 0.15, 20: 0.3, 30: 0.45, 40: 0.6})
     (band,) = axis.collections
     edge = {tuple(point) for point in band.get_paths()[0].vertices.round(6)}
@@ -100,10 +95,9 @@ def test_runs_of_one_name_and_without_options_stay_apart(tmp_path):
     assert curves.lines([*runs, runs[0]]) == {"x/run": [runs[0]], "y/run": [runs[1]]}
 
 
-def test_what_was_not_recorded_is_said(tmp_path, figure):
+def test_what_was_not_recorded_is_said(tmp_path, drawn):
     run = make_run(tmp_path / "grpo")
-    curves.curves([logged(run, [row | {"lambda": 0.0} for row in curves.metrics_of(run)])], tmp_path / "curves.png")
-    axis = panel(figure(), "clipped")
+    axis = drawn([logged(run, [row | {"lambda": 0.0} for row in curves.metrics_of(run)])])["clipped"]
     assert not axis.lines and [text.get_text() for text in axis.texts] == ["none recorded"]
 
 
@@ -114,26 +108,23 @@ def test_the_picture_is_where_it_was_asked_for(tmp_path, capsys, kind, begins):
     assert capsys.readouterr().out == f"{out}\n" and out.read_bytes().startswith(begins)
 
 
-FIRST = '{"step": 0, "pass@1": 0.1}\n'
-NO_ROWS = {  # bytes of a second line, and what is said of it
-    **dict.fromkeys((b"x", b"{half", b"[1]", b"[" * 100_000, b'{"step": 1, "\xff": 1}'), "no line of a run"),
-    **dict.fromkeys((b'{"reward": 1}', b'{"step": null}'), "no line of a run"),
-    **{b'{"step": 1, "reward": %b}' % value: "'reward' is no number" for value in (b"[1]", b'"high"', b'{"a": 1}')},
-    b'{"step": 1, "reward": 1' + b"0" * 400 + b"}": "",
-}
-
-
 def test_errors_are_one_line(tmp_path, capsys):
-    run = make_run(tmp_path / "run")
+    first, run = '{"step": 0, "pass@1": 0.1}\n', make_run(tmp_path / "run")
+    bad = {  # bytes of a second line, and what is said of it
+        **dict.fromkeys((b"x", b"{half", b"[1]", b"[" * 100_000, b'{"step": 1, "\xff": 1}'), "no line of a run"),
+        **dict.fromkeys((b'{"reward": 1}', b'{"step": null}'), "no line of a run"),
+        **{b'{"step": 1, "reward": %b}' % of: "'reward' is no number" for of in (b"[1]", b'"high"', b'{"a": 1}')},
+        b'{"step": 1, "reward": 1' + b"0" * 400 + b"}": "",
+    }
     cases = [([tmp_path], "holds no metrics.jsonl"), ([tmp_path / "none"], "holds no metrics.jsonl")]
     cases += [([run, "--out", "/nowhere/c.png"], "/nowhere/c.png cannot be written: No such file")]
-    for n, (line, says) in enumerate(NO_ROWS.items()):
+    for n, (line, says) in enumerate(bad.items()):
         torn = make_run(tmp_path / f"torn-{n}")
-        (torn / "metrics.jsonl").write_bytes(FIRST.encode() + line + b'\n{"step": 1, "reward": 0.5}\n')
+        (torn / "metrics.jsonl").write_bytes(first.encode() + line + b'\n{"step": 1, "reward": 0.5}\n')
         cases.append(([torn], f"metrics.jsonl:2: {says}"))
     for n, encoding in enumerate(("utf-8-sig", "utf-16")):
         foreign = make_run(tmp_path / f"foreign-{n}")
-        (foreign / "metrics.jsonl").write_text(FIRST + FIRST, encoding=encoding)
+        (foreign / "metrics.jsonl").write_text(first + first, encoding=encoding)
         cases.append(([foreign], "metrics.jsonl:1: "))
     for name, config in {"unread": "{", "listed": "[1]"}.items():
         (make_run(tmp_path / name) / "config.json").write_text(config)
@@ -171,14 +162,13 @@ def test_every_run_has_a_label_that_shows(tmp_path_factory, names, alike):
         assert all(run.name in label for run in group)
 
 
-def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
+def test_labels_say_in_what_the_lines_differ(tmp_path, drawn):
     at = lambda name, **options: make_run(tmp_path / name, task="addition", **options)
     runs = [at("r1", method="rlsd", lr=0.1, seed=0), at("r2", method="rlsd", lr=0.1, seed=1)]
     runs += [at("_base", method="grpo", lr=0.1, seed=0), at("again", method="rlsd", lr=0.1, seed=0)]
     runs += [at("lr$1_a_b$", method="rlsd", lr=0.2, seed=3), at("x\x1b[2J\u202e\u4e2d", method="sdpo", lr=0.1, seed=0)]
     bare = logged(make_run(tmp_path / "bare"), [{"step": 1, "reward": 0.5}])  # neither options nor evaluations
-    curves.curves([*runs, bare], tmp_path / "curves.png")
-    assert labels(figure()) == [
+    assert labels(drawn([*runs, bare])) == [
         "r1, r2: lr 0.1, method rlsd, seeds 0, 1",
         "_base: lr 0.1, method grpo",
         "again: lr 0.1, method rlsd",
@@ -186,8 +176,7 @@ def test_labels_say_in_what_the_lines_differ(tmp_path, figure):
         r"x\x1b[2J\u202e\u4e2d: lr 0.1, method sdpo",
         "bare",
     ]
-    curves.curves(runs[:2], tmp_path / "curves.png")
-    assert labels(figure()) == ["r1, r2: seeds 0, 1"]
+    assert labels(drawn(runs[:2])) == ["r1, r2: seeds 0, 1"]
 
 
 def test_thirty_long_names_leave_the_panels_room(tmp_path):
@@ -200,15 +189,15 @@ def test_thirty_long_names_leave_the_panels_room(tmp_path):
     assert min(heights) > 1.8 and len(drawn.legends[0].get_texts()) == 30  # of a single run: 2.4
 
 
-def test_what_an_update_lacks_is_left_out(tmp_path, figure):
+def test_what_an_update_lacks_is_left_out(tmp_path, drawn):
     """A skipped update has no clip share and no loss; null and NaN are no figures."""
     run = make_run(tmp_path / "run")
     rows = curves.metrics_of(run)
     del rows[3]["clipped_low"], rows[3]["clipped_high"]
     rows[3] |= {"skipped": 1, "loss": None, "notes": ["skipped"]}
     rows[5] |= {"reward": None, "entropy": float("nan"), "length": float("inf")}
-    curves.curves([logged(run, rows)], tmp_path / "curves.png")
-    steps = lambda name: [step for step, _ in points(panel(figure(), name).lines[1])]
+    axes = drawn([logged(run, rows)])
+    steps = lambda name: [step for step, _ in points(axes[name].lines[1])]
     assert steps("clipped") == [step for step in range(1, 21) if step != 3]
     assert all(steps(name) == [step for step in range(1, 41) if step != 5] for name in ("reward", "entropy", "length"))
 

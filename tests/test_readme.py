@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,10 +18,10 @@ import reproduce
 from config import Config
 from harness.options import CHANGEABLE
 from rlsd import group_advantages
-from study import bootstrap, execute, headroom, plan
+from study import bootstrap, execute, headroom, plan, scores
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README, REPORT = ((ROOT / page).read_text() for page in ("README.md", "results/report.md"))
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ours("docs/*.md", "examples/*/README.md", "results/*.md")]
 
 
@@ -116,23 +115,18 @@ def test_the_comparison_with_ms_swift_is_that_of_the_recorded_cases():
     assert f"| advantages of the samples, float64 | {row} |" in (ROOT / "docs/trainers.md").read_text()
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip("| \n").split(" | ")]
-
-
 def table(text: str, first: str) -> list[dict[str, str]]:
     """The rows of the table whose head begins with the cell `first`, by column."""
+    cells = lambda line: [cell.strip() for cell in line.strip("| ").split(" | ")]
     head, _, *rows = text[text.index(f"| {first} |") :].split("\n\n")[0].splitlines()
     return [dict(zip(cells(head), cells(row))) for row in rows]
 
 
 def test_the_verdicts_are_those_of_the_report():
     """docs/study.md shows some of the report's rows, in its order and to the letter, and counts the verdicts of all."""
-    report, study = (ROOT / "results/report.md").read_text(), (ROOT / "docs/study.md").read_text()
-    figure = "figure [95 % interval]"
-    short = lambda row: [row["claim"], row[figure], row["holds if"], row["seeds"], row["verdict"]]
-    rows = [short(row) for row in table(report, "claim") if row["seeds"] != "0"]
-    shown = [short(row) for row in table(study, "claim")]
+    short = lambda row: [row[name] for name in ("claim", "figure [95 % interval]", "holds if", "seeds", "verdict")]
+    rows = [short(row) for row in table(REPORT, "claim") if row["seeds"] != "0"]
+    shown = [short(row) for row in table((ROOT / "docs/study.md").read_text(), "claim")]
     assert shown == [row for row in rows if row in shown]
     found = Counter(row[-1] for row in rows)
     verdicts = f"{found['holds']} hold, {found['does not hold']} do not, {found['undecided']} are undecided"
@@ -141,7 +135,7 @@ def test_the_verdicts_are_those_of_the_report():
     (pays,) = (row[1] for row in shown if row[0].startswith("RLSD pays somewhere"))
     assert f"the best reached {pays}" in prose("README.md")
     (one_pass,) = (row[1].split()[0] for row in shown if row[0] == "One extra forward pass")
-    (cost,) = re.findall(r"\| rlsd \| 2 \| ([\d.]+)", report)
+    (cost,) = re.findall(r"\| rlsd \| 2 \| ([\d.]+)", REPORT)
     speed = prose("docs/speed.md")
     assert f"the study's {one_pass} is of" in speed and f"its table of costs, {cost}, leaves" in speed
 
@@ -157,15 +151,15 @@ def test_intervals_in_words_are_those_of_the_results():
     assert f"{measured} of its {len(headroom.cells())} cells are measured" in study
     done, marked = re.findall(r"(\d+) of (\d+) solutions", results["localise"])[0]
     score = "score of a step"
-    scores = [row["verdict"] for row in table(results["localise"], score) if "Delta" in row[score]]
-    level, finds, other = map(scores.count, ("level with chance", "finds it", "points elsewhere"))
-    assert f"{done} of the {marked} are scored" in study and level + finds + other == len(scores) == 8
+    verdicts = [row["verdict"] for row in table(results["localise"], score) if "Delta" in row[score]]
+    level, finds, other = map(verdicts.count, ("level with chance", "finds it", "points elsewhere"))
+    assert f"{done} of the {marked} are scored" in study and level + finds + other == len(verdicts) == 8
     assert level == 8 and f"{level} are level with chance" in study
 
 
 def test_a_verdict_follows_from_its_figure_and_the_mark_beside_it():
     """Of all rows of the report but those of two marks."""
-    for row in table((ROOT / "results/report.md").read_text(), "claim"):
+    for row in table(REPORT, "claim"):
         side, _, mark = row["holds if"].partition(" ")
         if side in "<>" and row["seeds"] != "0":
             low, high = map(float, re.findall(r"-?[\d.]+", row["figure [95 % interval]"].split("[")[1]))
@@ -183,13 +177,9 @@ def test_the_bound_is_that_of_the_papers_settings():
     assert f"divides the samples needed by {most} at most" in prose("README.md")
     study, section = prose("docs/study.md"), prose("results/report.md")
     assert f"are worth more than {most}, nor than {usual} where tokens of noise have no evidence" in section
-    rows = {
-        row["claim"].partition(" (addition, after")[0]: row
-        for row in table((ROOT / "results/report.md").read_text(), "claim")
-    }
-    (oracle,) = re.findall(
-        r"1.1 and 0.9: ([\d.]+)", rows["An oracle's marks are worth 1.2 times the samples"]["measured"]
-    )
+    rows = {row["claim"].partition(" (addition, after")[0]: row for row in table(REPORT, "claim")}
+    marks = rows["An oracle's marks are worth 1.2 times the samples"]["measured"]
+    (oracle,) = re.findall(r"1.1 and 0.9: ([\d.]+)", marks)
     rlsd = rows["The paper's weights are worth more samples"]["figure [95 % interval]"].split()[0]
     assert f"an oracle in that range gives {oracle}, RLSD {rlsd}." in prose("README.md")
     assert f"worth more than {most} times the samples, and {usual} times where noise tokens" in study
@@ -197,18 +187,14 @@ def test_the_bound_is_that_of_the_papers_settings():
 
 def test_the_report_is_the_one_that_the_committed_runs_make(tmp_path):
     made = reproduce.write_report(plan.study(), plan.probes(), tmp_path, ROOT / "results", tmp_path)
-    assert made.read_text() == (ROOT / "results" / "report.md").read_text()
+    assert made.read_text() == REPORT
 
 
-def test_ratios_of_the_bench_are_those_of_its_last_run():
-    rows = [row for row in recorded("bench")["rows"] if "skipped" not in row]
-    page, quoted = (ROOT / "results/bench.md").read_text(), table((ROOT / "docs/speed.md").read_text(), "work")
-    assert [row["ratio"] for row in quoted] == [f"{row['ratio']:.3g}" for row in rows]
-    assert all(row["work"] in page for row in rows)
-
-
-def test_reasons_for_missed_goals_rest_on_recorded_figures():
-    speed, bench = prose("docs/speed.md"), recorded("bench")
+def test_ratios_of_the_bench_and_reasons_for_missed_goals_are_those_of_its_last_run():
+    speed, bench, page = prose("docs/speed.md"), recorded("bench"), (ROOT / "results/bench.md").read_text()
+    run = [row for row in bench["rows"] if "skipped" not in row]
+    quoted = [row["ratio"] for row in table((ROOT / "docs/speed.md").read_text(), "work")]
+    assert quoted == [f"{row['ratio']:.3g}" for row in run] and all(row["work"] in page for row in run)
     rows = {row["name"]: row for row in bench["rows"]}
     reached = [row["reached"] for row in rows.values() if row.get("reached") is not None]
     assert (reached.count(False), len(reached)) == (12, 19) and "Twelve of nineteen goals are missed" in speed
@@ -237,7 +223,8 @@ def test_every_file_is_named_where_one_looks_for_it():
     assert listed == {path.name for path in ours("docs/*.md", "docs/*.ipynb")} - {"README.md"}
     tree = README.split("## The files")[1].split("```")[1]
     top = {p.name for p in ours("*") if p.name[0] != "."} - {"README.md"}
-    assert [file for file in sorted(top) if not named(file, tree)] == []
+    named = lambda file: re.search(rf"(?<![\w.]){re.escape(file)}(?![\w])", tree)
+    assert [file for file in sorted(top) if not named(file)] == []
     assert [p.parent.name for p in ours("*/*.py") if f"{p.parent.name}/" not in tree] == []
     files = set()
     for row in table((ROOT / "CONTRIBUTING.md").read_text(), "room"):
@@ -247,16 +234,11 @@ def test_every_file_is_named_where_one_looks_for_it():
     assert files == {p for p in there if not p.startswith("tests/") and not p.endswith("__init__.py")}
 
 
-def named(word: str, text: str):
-    return re.search(rf"(?<![\w.]){re.escape(word)}(?![\w])", text)
-
-
 @pytest.mark.parametrize("with_git", [False, True])
 def test_a_scratch_file_is_not_ours(tmp_path, monkeypatch, with_git):
     (tmp_path / "docs").mkdir()
-    for page in ("README.md", "CONTRIBUTING.md", "docs/README.md"):
-        (tmp_path / page).write_text("`train.py`, docs/README.md")
-    (tmp_path / "train.py").touch()
+    for file in ("README.md", "CONTRIBUTING.md", "docs/README.md", "train.py"):
+        (tmp_path / file).write_text("`train.py`, docs/README.md")
     if with_git:
         if not shutil.which("git"):
             pytest.skip("no git here")
@@ -276,17 +258,6 @@ def test_pages_name_files_that_are_there_in_lines_no_longer_than_those_of_the_co
         text, is_prose = page.read_text(), page.suffix == ".md"
         assert [name for name in re.findall(file, text) if not (ROOT / name).exists()] == [], page.name
         assert [x for x in text.splitlines() if len(x) > 120 and x[0] != "|" and is_prose] == [], page.name
-
-
-def test_exercises_are_lines_of_the_code_and_their_figures_those_measured():
-    sys.path.insert(0, str(ROOT / "docs"))
-    from exercises import EXERCISES
-
-    found, lines = recorded("exercises")["runs"], (ROOT / "docs/exercises.md").read_text().splitlines()
-    assert found.keys() == EXERCISES.keys()
-    for name, (_, old, _) in EXERCISES.items():
-        figures = ", ".join(f"{run['pass@1'][-1]:.3f}" for run in found[name])
-        assert any(old in line and figures in line for line in lines), name
 
 
 def test_reliability_quotes_the_recorded_figures():
@@ -346,9 +317,8 @@ def test_what_make_llm_reaches_is_what_its_log_says():
         assert f"{before} right before RL, {after} after {updates} updates" in text
         assert f"{float(minutes):.0f} minutes on two idle cores" in text and f"{float(gib):.1f} GiB" in text
     assert f"shown the rule, in {shown}" in example
-    for line in ("right:", "before:", "after:"):
-        for said in re.findall(rf"^  {line} +(.*)$", log, re.MULTILINE):
-            assert said in example
+    for said in re.findall(r"^  (?:right|before|after): +(.*)$", log, re.MULTILINE):
+        assert said in example
     log = (ROOT / "results" / "make_llm_cuda.txt").read_text()
     before, _, after, updates = re.search(shares, log).groups()
     minutes = re.search(r"^([\d.]+) minutes$", log, re.MULTILINE)[1]
@@ -370,9 +340,8 @@ def test_the_derivation_quotes_the_probes():
     paper, adam = (f"{worth('addition', '0.2, lambda 0.5 (paper)', x).value:.2f}" for x in ("cosines", "adam"))
     assert f"worth {paper} times GRPO's samples, by the gradient ({adam} by Adam's step)" in page
     assert f"weights are worth {paper} times GRPO's samples (section 5)" in page
-    runs = [run for run in execute.read(ROOT / "results/study") if run["task"] == "countdown" and run["seed"] < 5]
-    probed = [run for run in runs if (run["method"], run["samples"], run["lr"]) == ("grpo", 256, "")]
-    (before,) = {run["curve"][0]["teacher pass@1"] for run in probed}
+    runs = scores.Study(execute.read(ROOT / "results/study")).runs("countdown", "grpo")
+    (before,) = {run["curve"][0]["teacher pass@1"] for run in runs}
     after = [probe["teacher pass@1"] for probe in found["countdown-after-grpo"]]
     mean, least, most = (f"{x + 1e-9:.3f}" for x in (np.mean(after), min(after), max(after)))  # halves go up
     assert f"from {before + 1e-9:.3f} to {mean} (five runs from one warm start, {least} to {most}, " in page

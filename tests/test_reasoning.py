@@ -92,7 +92,6 @@ def test_an_answer_that_would_take_for_ever_is_worth_nothing(monkeypatch):
 
 # ---- judgements ------------------------------------------------------------------------------------------------------
 
-
 JUDGED = "chain_sum countdown puzzle24 binary_matrix spiral_matrix n_queens string_insertion game_of_life_halting "
 JUDGED += "gsm_symbolic word_ladder gcd prime_factorization"
 
@@ -131,13 +130,11 @@ def test_countdown_is_judged_by_our_expression():
 
 
 def test_other_right_answers_are_right():
-    problem = next(p for p in draw("reasoning_gym:n_queens", 30) if len(entry("n_queens", p)["valid_answers"]) > 1)
-    for answer in entry("n_queens", problem)["valid_answers"]:
+    dataset = scorers.make_dataset("n_queens")
+    right = lambda problem: dataset[problem.answer.row]["metadata"]["valid_answers"]
+    problem = next(p for p in draw("reasoning_gym:n_queens", 30) if len(right(p)) > 1)
+    for answer in right(problem):
         assert reward(problem, answer, "reasoning_gym:n_queens") == 1.0
-
-
-def entry(name, problem):
-    return scorers.make_dataset(name)[problem.answer.row]["metadata"]
 
 
 def test_equal_answers_to_different_questions_are_judged_by_their_own(monkeypatch):

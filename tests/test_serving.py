@@ -353,9 +353,8 @@ def test_any_end_that_the_folder_names_ends_a_completion(tmp_path):
 
 def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
     init = model_folder(tmp_path / "m")
-    before = sorted(tmp_path.rglob("*"))
     argv = options(tmp_path, init, "run", "--look", "2", *JSON[:4])
-    wrote = sorted([*before, tmp_path / "mails.jsonl", tmp_path / "rule.py"])
+    before = sorted(tmp_path.rglob("*"))
     assert train.main(argv) == 0
     printed = capsys.readouterr().out
     assert "problems: 18 to train on, 2 held out" in printed
@@ -365,7 +364,7 @@ def test_a_look_shows_what_a_run_would_do_and_does_nothing(tmp_path, capsys):
     assert printed.count("Reference, for your eyes alone: late is post") == 2
     assert printed.count("completion of ") == printed.count("the verifier read ") == printed.count(": reward ") == 8
     assert "no step of the warm start" not in printed
-    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == wrote
+    assert [path for path in sorted(tmp_path.rglob("*")) if "__pycache__" not in path.parts] == before
 
 
 def test_a_look_at_a_model_of_our_own(tmp_path, capsys, monkeypatch):

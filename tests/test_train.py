@@ -99,21 +99,14 @@ def test_resumed_equals_never_stopped(tmp_path, capsys, method):
     assert (whole / "samples.jsonl").read_text() == (parts / "samples.jsonl").read_text()
 
 
-@pytest.mark.parametrize(
-    "number, warm_steps, at, said",
-    [
-        (signal.SIGINT, 3, "step=2 ", "interrupted after step "),
-        (signal.SIGTERM, 100_000, "warm start: step=", "interrupted in the warm start"),
-    ],
-)
-def test_a_signal_ends_the_program_cleanly(tmp_path, number, warm_steps, at, said):
-    args = options(tmp_path, "cut", f"--steps 100000 --save_every 99999 --warm_steps {warm_steps}")
+def test_a_signal_ends_the_program_cleanly(tmp_path):
+    args = options(tmp_path, "cut", "--warm_steps 100000")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen([sys.executable, "-u", ROOT / "train.py", *args], **pipes)
-    until(process, at)
-    process.send_signal(number)
+    until(process, "warm start: step=")
+    process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number and said in out and not err
+    assert process.returncode == 128 + signal.SIGTERM and "interrupted in the warm start" in out and not err
 
 
 # ---- the step, taken apart -------------------------------------------------------------------------------------------
@@ -166,15 +159,6 @@ def test_rollout_keeps_each_question_with_its_own_group(monkeypatch):
     assert batch.problems[0] != batch.problems[4]
     assert batch.rewards.tolist() == [0, 0, 1, 0, 0, 1, 0, 0]
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
-
-
-@given(st.lists(st.tuples(st.sampled_from(["", "a", "b"]), st.sampled_from("123")), min_size=1, max_size=30))
-def test_a_verifier_is_called_once_a_sample_with_that_problems_own_answer(said):
-    """Also for equal texts: rewards may be drawn, and a count is a reward here."""
-    samples, seen = Samples.of([tasks.encode(text) + [END] for text, _ in said]), []
-    problems = [Problem("q", answer) for _, answer in said]
-    rewards = rollout.verify(lambda *pair: seen.append(pair) or len(seen) / 100, samples, problems, Config())
-    assert seen == said and rewards == [i / 100 for i in range(1, len(said) + 1)]
 
 
 def test_equal_questions_stay_two_groups():

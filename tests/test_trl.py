@@ -98,9 +98,8 @@ def test_lambda_zero_is_grpotrainer(tmp_path):
     assert [loss for _, _, loss in moved.seen] != [loss for _, _, loss in plain.seen]
 
 
-LOSSES = ("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo")
 IN_PARTS = {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
-SETTINGS = [{"loss_type": name} for name in LOSSES]
+SETTINGS = [{"loss_type": name} for name in "dapo grpo bnpo dr_grpo cispo sapo vespo luspo".split()]
 SETTINGS += [{"top_entropy_quantile": 0.5}, {"off_policy_mask_threshold": 0.5}, {"scale_rewards": "batch"}]
 SETTINGS += [{"mask_truncated_completions": True}]
 SETTINGS += [{**IN_PARTS, "steps_per_generation": 4, "num_iterations": 2, "max_steps": 4}]
@@ -163,14 +162,6 @@ def slow_advantages(inputs, tokenizer, student, teacher, lam, eps_w, group):
     return torch.stack(rows)
 
 
-def rewards_by_prompt(batches, tokenizer):
-    group = {}
-    for prompt_ids, completion_ids in (row for inputs in batches for row in written(inputs)):
-        reward = reward_of(tokenizer.decode(completion_ids, skip_special_tokens=True))
-        group.setdefault(tokenizer.decode(prompt_ids), []).append(reward)
-    return group
-
-
 @pytest.mark.parametrize(
     "interval, settings",
     [
@@ -195,7 +186,10 @@ def test_what_reaches_the_loss_is_rlsd_by_hand(tmp_path, interval, settings):
         student.load_state_dict(trainer.weights[step])
         teacher.load_state_dict(trainer.weights[synced])
         batches = [inputs for at, inputs, _ in trainer.seen if at == step]
-        group = rewards_by_prompt(batches, tokenizer)
+        group = {}
+        for prompt_ids, completion_ids in (row for inputs in batches for row in written(inputs)):
+            reward = reward_of(tokenizer.decode(completion_ids, skip_special_tokens=True))
+            group.setdefault(tokenizer.decode(prompt_ids), []).append(reward)
         assert all(len(samples) == 4 for samples in group.values())
         lam = lambda_at(step + 1, 0.8, 2, 8)
         for inputs in batches:

@@ -270,10 +270,10 @@ def test_load(tmp_path, load):
         "class A:\n    x: int\ndef check(completion, answer):\n    return A(1).x\n"
     )
     assert load(f"{tmp_path}/train.py:check")("a", "b") == 1
-    (tmp_path / "leaving.py").write_text("import sys\nsys.exit('bye')\n")
-    (tmp_path / "wordy.py").write_text("raise ValueError('one\\ntwo')\n")
-    (tmp_path / "broken.py").write_text("def check(:\n")
-    (tmp_path / "failing.py").write_text("1/0\n")
+    broken = [("def check(:\n", "SyntaxError"), ("1/0\n", "ZeroDivisionError")]
+    broken += [("import sys\nsys.exit('bye')\n", "SystemExit: bye"), ("raise ValueError('one\\ntwo')\n", "one two")]
+    for i, (text, _) in enumerate(broken):
+        (tmp_path / f"broken{i}.py").write_text(text)
     (tmp_path / "rules.txt").write_text(rules.read_text())
     for name, words in (
         ("nonsense", "exact, number, choice, expression"),
@@ -282,10 +282,7 @@ def test_load(tmp_path, load):
         (f"{tmp_path}/none.py:check", "no file"),
         (str(rules), "none of"),
         (f"{tmp_path}/rules.txt:check", "none of"),
-        (f"{tmp_path}/broken.py:check", "SyntaxError"),
-        (f"{tmp_path}/failing.py:check", "ZeroDivisionError"),
-        (f"{tmp_path}/leaving.py:check", "SystemExit: bye"),
-        (f"{tmp_path}/wordy.py:check", "one two"),
+        *((f"{tmp_path}/broken{i}.py:check", words) for i, (_, words) in enumerate(broken)),
     ):
         with pytest.raises(ValueError, match=words) as error:
             load(name)

@@ -10,10 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 from noted import noted
-from small_runs import refused
 
 from harness.problems import verifier_of
-from sources import scorers
 from sources.scorers import scorer
 from support import child
 from support.child import ROOT, Limited, Worker
@@ -400,15 +398,3 @@ def test_a_file_of_any_name_finds_its_neighbours_and_none_of_ours(tmp_path, monk
     monkeypatch.chdir("/")
     check.close()  # started again, it is found from elsewhere
     assert [check("1", "1"), check("1", "2")] == [1.0, 0.0]
-
-
-# ---- in a run --------------------------------------------------------------------------------------------------------
-
-
-def test_without_the_package_one_line_says_what_to_install(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(child.importlib.util, "find_spec", lambda name: None)
-    scorers.scorer.cache_clear()
-    data = tmp_path / "my.jsonl"
-    data.write_text('{"question": "a", "answer": "1"}\n{"question": "b", "answer": "2"}\n')
-    for more in (["--data", str(data), "--verifier", "math_verify"], ["--task", "reasoning_gym:gcd"]):
-        refused(capsys, ["--out", tmp_path / "run", "--warm_steps", "0", *more], "requirements/tasks.txt")

@@ -25,7 +25,6 @@ from harness.options import parse_config
 from study import probe
 from support import errors, files
 
-TWENTIETHS = range(20)
 RULE: list[str] = []  # the verifier of the run that all is tried on: a file is run only where it is named
 
 
@@ -60,7 +59,7 @@ def opd(folder):
 # ---- torn ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("i", TWENTIETHS)
+@pytest.mark.parametrize("i", range(20))
 def test_a_torn_checkpoint_is_refused_everywhere(run, capsys, i):
     for name in ("last.pt", "best.pt"):
         whole = (run / name).read_bytes()
@@ -84,7 +83,7 @@ def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(fin
     for weights, file in zip((halves, nan), made):
         torch.save({**state, "model": weights}, file)
     evil = pickle.dumps(Evil(tmp_path / "pwned"))
-    for content in (*(whole[: i * len(whole) // 20] for i in TWENTIETHS), *(f.getvalue() for f in made), evil):
+    for content in (*(whole[: i * len(whole) // 20] for i in range(20)), *(f.getvalue() for f in made), evil):
         path.write_bytes(content)
         model = build_model(config)
         warm_start.warm_start(model, source, config, console.Interrupt())
@@ -95,15 +94,14 @@ def test_a_torn_or_foreign_warm_start_is_made_anew_from_the_first_weights_on(fin
 
 
 def test_weights_that_only_another_type_can_hold_are_refused(run, capsys):
-    """1e300 is a number in float64, and infinite in the model's float32."""
+    """1e300 is a number in float64, and infinite in the model's float32. sample.py reads best.pt."""
     for name in ("last.pt", "best.pt"):
         state = torch.load(run / name, weights_only=True)
         weights = state.get("model", state)
         weights["norm.weight"] = weights["norm.weight"].double().fill_(1e300)
         torch.save(state, run / name)
     resume_is_refused(capsys, run, "last.pt", "norm.weight are not finite", kind="foreign checkpoints")
-    argv = [run, "1+1", *RULE]  # of best.pt
-    refused(capsys, sample.main, argv, "norm.weight are not finite", kind="foreign checkpoints")
+    refused(capsys, sample.main, [run, "1+1", *RULE], "norm.weight are not finite", kind="foreign checkpoints")
 
 
 def test_a_pipe_in_the_place_of_weights_is_refused_at_once(run, capsys):

@@ -74,7 +74,7 @@ def test_a_bad_line_is_named(tmp_path, capsys, name):
     assert not (tmp_path / "run").exists()
 
 
-ROWS_OF = {  # whole files as other people have them: bytes, words of the message
+ROWS_OF = {  # whole files as other people have them, or with too little in them: bytes, words of the message
     "CSV": (b"question,answer\n1+1,2\n1+2,3\n", "x.jsonl:1", "not JSON", "each line is an object like"),
     "one array": (json.dumps([{"question": "q", "answer": "a"}]).encode(), "x.jsonl:1", "on a line of its own"),
     "an array, indented": (json.dumps([{"question": "q"}], indent=1).encode(), "x.jsonl:1", "on a line of its own"),
@@ -93,6 +93,10 @@ ROWS_OF = {  # whole files as other people have them: bytes, words of the messag
     "other case": (b'{" Question": "q", "Answer": "a"}', "rename ' Question' to 'question'", "'Answer'"),
     "messages": (b'{"messages": [{"role": "user", "content": "q"}]}', "no key 'question', no key 'answer'", "like"),
     "a solution and no answer": (b'{"question": "q", "solution": "so 3"}', "no key 'answer'; each line"),
+    "nothing": (b"", "0 problem(s)", "at least 2"),
+    "blank lines": (b"\n \n\r\n", "0 problem(s)", "at least 2"),
+    "a byte order mark alone": (b"\xef\xbb\xbf", "0 problem(s)", "at least 2"),
+    "one problem": (ROW.encode(), "1 pro", "at least 2"),
 }
 
 
@@ -130,8 +134,7 @@ def test_every_fault_is_told_with_its_file_and_line(tmp_path, capsys, name, opti
     for name, rows in (("x.jsonl", [*sound[:7], row, *sound[7:]]), ("other.jsonl", other)):
         (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
     trains, held_out = ("x.jsonl", "other.jsonl") if option == "--data" else ("other.jsonl", "x.jsonl")
-    files = ["--data", tmp_path / trains, "--eval_data", tmp_path / held_out]
-    argv = [*TINY, *more, *files, "--out", tmp_path / "run"]
+    argv = [*TINY, *more, "--data", tmp_path / trains, "--eval_data", tmp_path / held_out, "--out", tmp_path / "run"]
     refused(capsys, train.main, argv, f"{tmp_path / 'x.jsonl'}:8: ", words, kind="data")
 
 
@@ -214,15 +217,6 @@ def test_answers_that_no_completion_can_reach_are_named(tmp_path, capsys, verifi
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"question": q, "answer": answer}) + "\n" for q in "ab"))
     options = [*TINY, "--data", tmp_path / "x.jsonl", "--verifier", verifier, "--out", tmp_path / "run"]
     refused(capsys, train.main, options, "x.jsonl:1", "no completion can earn", kind="data")
-
-
-@pytest.mark.parametrize(
-    "content, words",
-    [(b"", "0 problem(s)"), (b"\n \n\r\n", "0 problem(s)"), (b"\xef\xbb\xbf", "0 problem(s)"), (ROW.encode(), "1 pro")],
-)
-def test_files_with_too_little_in_them(tmp_path, capsys, content, words):
-    (tmp_path / "x.jsonl").write_bytes(content)
-    refused(capsys, train.main, [*TINY, "--data", tmp_path / "x.jsonl"], words, "at least 2", kind="data")
 
 
 def test_files_that_are_no_files(tmp_path, capsys):

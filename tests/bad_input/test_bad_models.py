@@ -132,11 +132,9 @@ def folder(published, tmp_path):
     tasks.FORMAT = tasks.BYTES
 
 
-OPTIONS = "--max_seq_len 400 --max_new_tokens 40 --steps 1 --prompts_per_step 1 --group_size 2 --eval_problems 1"
-
-
 def init(folder):
-    return [*OPTIONS.split(), "--init", folder, "--out", folder.parent / "run"]
+    options = "--max_seq_len 400 --max_new_tokens 40 --steps 1 --prompts_per_step 1 --group_size 2 --eval_problems 1"
+    return [*options.split(), "--init", folder, "--out", folder.parent / "run"]
 
 
 def unread(folder, *words):

@@ -136,7 +136,6 @@ def test_help_shows_every_option_in_one_of_the_groups(capsys):
 
 # ---- programs --------------------------------------------------------------------------------------------------------
 
-
 begins_work = Mock(side_effect=AssertionError("it begins to work"))
 EVERYWHERE = ours("*.py", "docs/*.py", "study/*.py", "examples/**/*.py", "tests/**/*.py")
 PROGRAMS = [
@@ -251,7 +250,6 @@ def test_a_verifier_that_only_a_runs_folder_names_is_never_run(finished, tmp_pat
     assert not Path("ran").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
 def test_a_pipe_or_a_device_is_refused_by_name_and_at_once(finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(finished, tmp_path / "home")
     monkeypatch.chdir(tmp_path / "home")
