@@ -287,16 +287,16 @@ def test_at_lambda_0_both_steps_draw_the_same_samples(monkeypatch):
 
 def test_a_row_says_what_is_measured():
     """The figures in the words of a row are those of the size at which it is measured."""
-    size, wide = Size(), Size().wide
+    size, wide, (prompts, group, length, sampled, trained) = Size(), Size().wide, Size().published
+    smollm2 = [135, 2]  # million weights
     words = {
         "sampling": [size.prompts, size.group, size.tokens],
         "sampling-512": [wide[2], size.group, wide[0], wide[1], wide[3]],
-        "sampling-135m": [135, 2, *size.published[0:1], size.published[2], size.published[1], size.published[3]],
-        "grpo-step-135m": [135, 2, size.published[0] * size.published[1], size.published[4]],
+        "sampling-135m": [*smollm2, prompts, length, group, sampled],
+        **dict.fromkeys(["grpo-step-135m", "floor-update-135m"], [*smollm2, prompts * group, trained]),
         "floor-decode": [size.prompts * size.group],
         "floor-decode-512": [wide[2] * size.group, wide[0]],
         "floor-update": [size.prompts * size.group, size.floor_tokens],
-        "floor-update-135m": [135, 2, size.published[0] * size.published[1], size.published[4]],
         "memory": [*size.memory],
         "length": [size.lengths[3]],
     }
@@ -314,9 +314,8 @@ def test_a_row_has_the_figures_of_the_committed_one_and_no_output_of_a_peer(name
 
 def test_the_program_writes_the_page_that_it_prints(tmp_path, monkeypatch, capsys):
     """All rows with names of their own, in their order, and what an RLSD step and the sampler consist of."""
-    assert [(row["name"], row["work"], row["beside"], row["goal"]) for row in COMMITTED["rows"]] == [
-        (name, *row[:3]) for name, row in table.ROWS.items()
-    ]
+    committed = [[row[of] for of in ("name", "work", "beside", "goal")] for row in COMMITTED["rows"]]
+    assert committed == [[name, *row[:3]] for name, row in table.ROWS.items()]
     monkeypatch.setattr(bench, "ROWS", ["floor-decode", "length"])
     assert bench.main(["--smoke", "--rounds", "1", "--out", str(tmp_path / "bench.json")]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -309,8 +309,9 @@ def test_prompts_that_do_not_fit_are_refused():
 def slow_logps(model, prompts, samples, temperature):
     """One row at a time, the whole log-softmax; rows share the prompts evenly."""
     result = torch.zeros(samples.mask.shape, dtype=torch.float64)
+    share = len(samples.tokens) // len(prompts)
     for i, completion in enumerate(samples.completions()):
-        prompt = prompts[i * len(prompts) // len(samples.tokens)]
+        prompt = prompts[i // share]
         table = torch.log_softmax(model(torch.tensor([prompt + completion]))[0] / temperature, dim=-1)
         for t, token in enumerate(completion):
             result[i, t] = table[len(prompt) + t - 1, token]
@@ -322,7 +323,6 @@ def slow_logps(model, prompts, samples, temperature):
 def test_token_logps_and_their_gradient_equal_the_slow_way(prompts, seed, temperature, added):
     """Also after other prompts than those sampled from: the teacher's view is longer, and not by the same for all."""
     s = draw(prompts, seed)
-    s.tokens[~s.mask] = 9  # padding is never scored
     views = [prompt + [7] * (1 + (added * i) % 12) for i, prompt in enumerate(prompts)]
     gradients = []
     for way in (token_logps, slow_logps):
@@ -374,6 +374,13 @@ def test_scoring_in_chunks_changes_nothing(monkeypatch):
         results.append((logps.detach(), MODEL.embed.weight.grad.clone()))
     for logps, gradient in results[1:]:
         assert torch.equal(logps, results[0][0]) and torch.allclose(gradient, results[0][1], atol=1e-6)
+
+
+def test_padding_of_samples_is_never_scored():
+    prompts, s = [[1, 2], [4, 5, 6]], draw([[1, 2], [4, 5, 6]], 3)
+    poisoned = Samples(torch.where(s.mask, s.tokens, 9), s.mask, s.logps)
+    assert not s.mask.all()
+    assert torch.equal(token_logps(MODEL, prompts, s, 1.0), token_logps(MODEL, prompts, poisoned, 1.0))
 
 
 def test_samples_by_rows_and_from_lists():

@@ -52,8 +52,7 @@ def test_the_memory_of_a_run_is_its_greatest_sum_at_one_moment(monkeypatch):
     sizes = iter([7, 350_000_000, 1, 2, 3, 4, 5, 6])
     monkeypatch.setattr(several, "family", lambda pid: [pid, pid])
     monkeypatch.setattr(several, "proportional", lambda pid: next(sizes))
-    programs = [SimpleNamespace(pid=1, poll=iter([None] * n + [0]).__next__) for n in (2, 1, 1, 1)]
-    running = iter(programs)
+    running = iter(SimpleNamespace(pid=1, poll=iter([None] * n + [0]).__next__) for n in (2, 1, 1, 1))
     monkeypatch.setattr(several, "job", lambda run, workers, watched: watched(next(running)))
     assert several.train_memory(SMALL._replace(rounds=4))["bytes"] == [350_000_007, 7, 11]
 
