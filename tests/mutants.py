@@ -90,7 +90,7 @@ REST = {  # of a folder's pattern, the files that are not named themselves
         "test_pretrained.py::test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from"
     ],
     "docs/exercises.py": [
-        "test_commands.py::test_the_exercises_can_be_made",
+        "test_commands.py::test_the_exercises_can_be_made_and_are_measured_seed_by_seed",
         "test_lesson.py::test_its_exercises_are_lines_of_the_code_and_their_answers_those_measured",
     ],
 }

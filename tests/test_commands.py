@@ -1,6 +1,7 @@
 """Every command that a page shows is run here in a small form, or covered by the test that COMMANDS names beside it."""
 
 import importlib
+import json
 import os
 import re
 import shlex
@@ -109,7 +110,7 @@ COMMANDS = {  # in an order in which they can be run
     "python -m study.split --task countdown --batches 16": "tests/test_headroom.py: "
     "test_large_batches_are_sums_of_small_ones_and_a_policy_is_measured_whole",
     "python bench.py": "tests/test_bench.py: test_the_program_writes_the_page_that_it_prints",
-    "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made",
+    "python docs/exercises.py": "tests/test_commands.py: test_the_exercises_can_be_made_and_are_measured_seed_by_seed",
     "python tests/bad_input/refused.py": "tests/bad_input/test_bad_options.py: test_options_that_do_not_go_together",
     "pip install .": "tests/test_commands.py: test_rlsd_alone_is_a_package",
     "pip install trl==1.16.0": EXTRAS,
@@ -214,13 +215,36 @@ def test_mutants_of_a_file_are_listed(monkeypatch, capsys):
     assert mutants.main() == 0 and re.match(r"[1-9]\d* mutants, ", capsys.readouterr().out)
 
 
-def test_the_exercises_can_be_made(tmp_path, monkeypatch):
+def test_the_exercises_can_be_made_and_are_measured_seed_by_seed(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    from exercises import EXERCISES, changed_copy
+    import exercises
 
-    for name, (file, _, new) in EXERCISES.items():
+    for name, (file, _, new) in exercises.EXERCISES.items():
         (tmp_path / name).mkdir()
-        assert new in (changed_copy(name, tmp_path / name) / file).read_text()
+        assert new in (exercises.changed_copy(name, tmp_path / name) / file).read_text()
+        assert not (tmp_path / name / "tests").exists()
+
+    def train(command, cwd, env, **_):
+        options = dict(zip(command[2::2], command[3::2]))
+        assert command[1] == "train.py" and options["--warm_dir"] == str(tmp_path / "runs" / "warm_start")
+        begun.append((*(path.name for path in cwd.iterdir()), options["--seed"], env["OMP_NUM_THREADS"]))
+        (cwd / options["--out"]).mkdir()
+        rows = [{"step": n, "pass@1": n / 100, "weight": n + int(options["--seed"])} for n in range(101)]
+        (cwd / "run/metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    begun, keys = [], json.loads((ROOT / "results/exercises.json").read_text()).keys()
+    monkeypatch.setattr(exercises, "ROOT", tmp_path)
+    monkeypatch.setattr(exercises, "changed_copy", lambda name, folder: (folder / name).mkdir() or folder)
+    monkeypatch.setattr(exercises.subprocess, "run", train)
+    monkeypatch.setattr(sys, "argv", ["exercises.py"])
+    (tmp_path / "results").mkdir()
+    exercises.main()
+    result = json.loads((tmp_path / "results/exercises.json").read_text())
+    assert sorted(begun) == [(name, seed, "1") for name in sorted(exercises.EXERCISES) for seed in "012"]
+    assert result.keys() == keys and result["updates"] == [0, 20, 60, 100] and result["seeds"] == [0, 1, 2]
+    still = {"pass@1": [0, 0.2, 0.6, 1], **dict.fromkeys(("entropy", "length", "grad_norm"), [0] * 4)}
+    found = [still | {"weight": [n + seed for n in (1, 20, 60, 100)]} for seed in range(3)]
+    assert result["runs"] == dict.fromkeys(exercises.EXERCISES, found)
 
 
 def test_rlsd_alone_is_a_package(tmp_path):

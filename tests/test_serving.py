@@ -436,13 +436,15 @@ def test_make_llm_trains_shows_the_same_tickets_before_and_after_and_goes_on(tmp
     told = [visible(program.answer(model, config, row["question"]).strip()) for row in before]
     assert all(f"  after:  {text}\n" in out for text in told)
     monkeypatch.setattr(llm, "train", inside)
+    before[2]["answer"] = "said before"
+    (tmp_path / "run/before.json").write_text(json.dumps(before))
     assert llm.main([*argv, "--steps", "2"]) == 0  # goes on, and remembers what it answered before
     out, _ = capfd.readouterr()
-    assert "after 2 updates" in out and out.count("$ python train.py") == 1
+    assert "after 2 updates" in out and out.count("$ python train.py") == out.count("  before: said before\n") == 1
     assert json.loads((tmp_path / "run/before.json").read_text()) == before
     for more, said in (("--method grpo", "contradicts"), ("--look 1", "goes on by itself"), ("--steps 1", "made 2")):
         assert llm.main([*argv, "--steps", "2", *more.split()]) == 2
-        assert said in capfd.readouterr().err, more
+        assert re.match(rf"(llm|train)\.py: .*{said}", capfd.readouterr().err), more
     (tmp_path / "run/before.json").unlink()
     assert llm.main([*argv, "--steps", "2"]) == 2 and "--steps 0" in capfd.readouterr().err
     assert llm.main([str(tmp_path / "nowhere"), "--out", str(tmp_path / "other")]) == 2

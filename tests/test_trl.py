@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
-from trl_rlsd import RLSDTrainer, show_reference, tiny_model, tiny_tokenizer  # noqa: E402
+from trl_rlsd import RLSDTrainer, main, places_right, show_reference, tiny_model, tiny_tokenizer  # noqa: E402
 
 from rlsd import lambda_at, token_advantages  # noqa: E402
 
@@ -244,6 +245,17 @@ def test_the_trainer_is_short_and_the_version_it_was_tested_with_is_the_one_aske
     assert "trl==1.16.0\n" in (Path(__file__).parents[1] / "requirements/bench.txt").read_text()
     lines = map(str.strip, inspect.getsource(RLSDTrainer).splitlines())
     assert sum(line != "" and line[0] != "#" for line in lines) < 75  # with its docstrings
+
+
+def test_the_example_trains_as_algorithm_1_says(monkeypatch):
+    """Token mean, clip-higher, no KL; nothing is kept, and only what our line shows is told."""
+    made = []
+    monkeypatch.setattr("trl_rlsd.RLSDTrainer", lambda **given: made.append(given) or Mock())
+    main()
+    args = made[0]["args"]
+    assert (args.loss_type, args.epsilon, args.epsilon_high, args.beta) == ("dapo", 0.2, 0.28, 0.0)
+    assert (args.report_to, args.disable_tqdm, args.save_strategy, args.logging_steps) == ([], True, "no", 25)
+    assert places_right(["abc", "ab"], ["abd", "xb"]) == [2 / 3, 1 / 2]
 
 
 def test_what_cannot_work_is_named(tmp_path):
