@@ -129,17 +129,13 @@ def test_an_error_is_one_line_of_bounded_length():
     assert len(errors.one_line(errors.UserError("x" * 5000))) == errors.LONGEST_LINE
 
 
-def programs():
-    """Every program of the repository that takes a command line, with its tree."""
-    for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py")]:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in tree.body):
-            yield path.relative_to(ROOT).as_posix(), tree
-
-
 def test_every_program_ends_like_that():
-    found = dict(programs())
-    assert {"train.py", "sample.py", "plot.py", "reproduce.py", "bench.py", "study/probe.py"} <= found.keys()
-    for name, tree in found.items():
-        (main,) = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == "main"] or [None]
-        assert main is not None and "program" in ast.unparse(main.decorator_list[0]), name
+    """Every one of the repository that takes a command line."""
+    found = set()
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("study/*.py")]:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        if any(isinstance(node, ast.If) and "__main__" in ast.unparse(node.test) for node in body):
+            found.add(path.relative_to(ROOT).as_posix())
+            (main,) = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == "main"]
+            assert "program" in ast.unparse(main.decorator_list[0]), path
+    assert {"train.py", "sample.py", "plot.py", "reproduce.py", "bench.py", "study/probe.py"} <= found

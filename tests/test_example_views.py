@@ -7,7 +7,7 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 FOLDER = str(Path(__file__).parents[1] / "examples")
@@ -50,9 +50,13 @@ MESSAGES = st.lists(
     ),
     max_size=5,
 )
+PICTURE_AND_TEXT = [{"type": "image"}, {"type": "text", "text": "How many?"}]
+CHAT = [{"role": "user", "content": PICTURE_AND_TEXT}, {"role": "assistant", "content": "Of what?"}]
+CHAT += [{"role": "user", "content": PICTURE_AND_TEXT[::-1]}]
 
 
 @given(messages=MESSAGES, reference=st.text(max_size=5))
+@example(messages=CHAT, reference="17")
 def test_the_reference_goes_in_front_of_the_users_last_message(view, messages, reference):
     before, users = copy.deepcopy(messages), [i for i, m in enumerate(messages) if m["role"] == "user"]
     if not users:
@@ -69,20 +73,3 @@ def test_the_reference_goes_in_front_of_the_users_last_message(view, messages, r
             assert new == {**old, "content": note + old["content"]}
         else:  # the images stay, and stay in their order
             assert new == {**old, "content": [{"type": "text", "text": note}, *old["content"]]}
-
-
-def test_messages_in_parts_pass_through_a_chat_template(view):
-    """In the shape of Qwen2-VL's and SmolVLM's: text parts one behind another, a place for each image."""
-    jinja2 = pytest.importorskip("jinja2")
-    template = jinja2.Template(
-        "{% for m in messages %}<{{ m.role }}>{% if m.content is string %}{{ m.content }}{% else %}{% for part in "
-        "m.content %}{% if part.type == 'image' %}[image]{% else %}{{ part.text }}{% endif %}{% endfor %}{% endif %}"
-        "{% endfor %}<assistant>"
-    )
-    parts = [{"type": "image"}, {"type": "text", "text": "How many?"}]
-    chat = [{"role": "user", "content": parts}, {"role": "assistant", "content": "Of what?"}]
-    chat += [{"role": "user", "content": parts[::-1]}]
-    student, teacher = (template.render(messages=x) for x in (chat, view(chat, "17")))
-    head = "<user>[image]How many?<assistant>Of what?<user>"
-    assert student == head + "How many?[image]<assistant>"
-    assert teacher == head + "Reference answer: 17\n\nHow many?[image]<assistant>"

@@ -22,7 +22,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 tokenizers = pytest.importorskip("tokenizers")
 
 from noted import noted  # noqa: E402
-from small_runs import again, figures, refused, rule_of  # noqa: E402
+from small_runs import ROOT, again, figures, options, refused, rule_of  # noqa: E402
 
 import model as model_file  # noqa: E402
 import rollout  # noqa: E402
@@ -41,7 +41,6 @@ from published.weights import load, read_config, read_weights, save  # noqa: E40
 from support.errors import UserError  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("own_format")
-ROOT = Path(train.__file__).parent
 SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2}
 SHAPE |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -480,12 +479,11 @@ def test_the_tokenizer_is_that_of_tokenizers(tmp_path, kind):
 @pytest.mark.parametrize("kind", SPECIALS)
 def test_tiktoken_is_shown_nothing_that_it_panics_at(tmp_path, kind, capfd):
     """A panic prints lines of Rust's before anybody can catch it."""
-    t = (bpe(kind, tmp_path / "tokenizer.json"), load_tokenizer(tmp_path))[1]
-    longest = LONGEST_TEXT
-    for text in (" " * longest, "\u3000" * (longest - 1) + "x", "\r\n" * (longest // 2 - 1) + "b", "\ud800" * 9):
-        assert t.encode_ordinary(text)
-    for text in ("a" * 200_000, "\n" * 200_000, "(" * 200_000, "a\u0300" * 50_000):
-        assert t.encode_ordinary(text)
+    bpe(kind, tmp_path / "tokenizer.json")
+    t = load_tokenizer(tmp_path)
+    texts = [" " * LONGEST_TEXT, "\u3000" * (LONGEST_TEXT - 1) + "x", "\r\n" * (LONGEST_TEXT // 2 - 1) + "b"]
+    texts += ["\ud800" * 9, "a" * 200_000, "\n" * 200_000, "(" * 200_000, "a\u0300" * 50_000]
+    assert all(map(t.encode_ordinary, texts))
     with pytest.raises(ValueError, match="1000001 characters"):
         t.encode_ordinary(" " * 1_000_000 + "b")
     assert capfd.readouterr().err == ""
@@ -620,8 +618,7 @@ def test_both_views_are_the_chat_template_that_tokenizers_would_encode(tmp_path,
     theirs = bpe(kind, tmp_path / "tokenizer.json")
     tasks.FORMAT = chat(load_tokenizer(tmp_path))
     problem = tasks.Problem("How many {apples} are 3+4?", "7", "3+4=7")
-    text = problem.question + ASK
-    assert tasks.student_prompt(problem) == theirs.encode(CHATS[kind].format(text)).ids
+    assert tasks.student_prompt(problem) == theirs.encode(CHATS[kind].format(problem.question + ASK)).ids
     for shown, told in (("answer", "7"), ("solution", "3+4=7"), ("be {careful}", "be {careful}")):
         text = problem.question + TELL.format(privileged=told) + ASK
         assert tasks.teacher_prompt(problem, shown) == theirs.encode(CHATS[kind].format(text)).ids
@@ -715,18 +712,16 @@ def folder(tmp_path_factory):
 
 SMALL = "--max_seq_len 400 --max_new_tokens 40 --prompts_per_step 2 --group_size 4 --eval_problems 4"
 SMALL += " --eval_every 1 --save_every 1 --lr 0.001"
-RULE = "def check(completion, answer):\n    return float(sum(map(ord, completion)) % 2)\n"
 
 
-def options(tmp_path, folder, name, *more):
-    (tmp_path / "rules.py").write_text(RULE)
-    return ["--init", str(folder), "--out", str(tmp_path / name), *rule_of(tmp_path), *SMALL.split(), *more]
+def command(tmp_path, folder, name, *more):
+    return options(tmp_path, name, "--init", folder, *more, tiny=SMALL.split())
 
 
 def whole_and_in_parts(tmp_path, folder, *more):
     """The rows of two updates, and those of one, which a second run resumes."""
-    assert train.main(options(tmp_path, folder, "whole", "--steps", "2", *more)) == 0
-    assert train.main(options(tmp_path, folder, "parts", "--steps", "1", *more)) == 0
+    assert train.main(command(tmp_path, folder, "whole", "--steps", "2", *more)) == 0
+    assert train.main(command(tmp_path, folder, "parts", "--steps", "1", *more)) == 0
     assert train.main(again(tmp_path / "parts", "--steps 2")) == 0
     return rows(tmp_path / "whole"), rows(tmp_path / "parts")
 
@@ -745,18 +740,17 @@ def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transforme
 
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "whole/model")
     ours = load(tmp_path / "whole/model")
-    best = torch.load(tmp_path / "whole/best.pt", weights_only=True)
-    assert same(ours.state_dict(), best)
+    assert same(ours.state_dict(), torch.load(tmp_path / "whole/best.pt", weights_only=True))
     tokens = torch.randint(0, 950, (2, 30))
     with torch.no_grad():
         torch.testing.assert_close(ours(tokens), theirs(tokens).logits, atol=1e-4, rtol=0)
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "whole/model/tokenizer.json"))
     assert tokenizer("three apples").input_ids == load_tokenizer(folder).encode_ordinary("three apples")
-    assert train.main(options(tmp_path, tmp_path / "whole/model", "again", "--steps", "1")) == 0
+    assert train.main(command(tmp_path, tmp_path / "whole/model", "again", "--steps", "1")) == 0
 
 
 def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, capsys):
-    assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
+    assert train.main(command(tmp_path, folder, "run", "--steps", "1")) == 0
     capsys.readouterr()
     page = tmp_path / "page.html"
     argv = [str(tmp_path / "run"), "47+85", "--tries", "8", "--html", str(page), *rule_of(tmp_path)]
@@ -767,7 +761,7 @@ def test_the_credit_of_a_published_model_is_shown(tmp_path, folder, capsys):
 
 
 def test_a_run_after_one_with_a_published_model_is_in_bytes_again(tmp_path, folder):
-    load_source(train.parse_config(options(tmp_path, folder, "a")))
+    load_source(train.parse_config(command(tmp_path, folder, "a")))
     assert tasks.FORMAT is not tasks.BYTES
     load_source(train.parse_config(["--eval_problems", "4"]))
     assert tasks.FORMAT is tasks.BYTES
@@ -778,7 +772,7 @@ def test_completions_end_with_the_turn_and_gradient_checkpointing_makes_the_same
     stop = lambda *_, stop_token, **how: stop_token
     drawn = [noted(monkeypatch, room, "sample", stop) for room in (rollout, evaluation)]
     for name, more in (("a", []), ("b", ["--gradient_checkpointing"])):
-        assert train.main(options(tmp_path, folder, name, "--steps", "1", *more)) == 0
+        assert train.main(command(tmp_path, folder, name, "--steps", "1", *more)) == 0
         assert bool(blocks) == bool(more)
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     turn_ends = (load_tokenizer(folder).encode_single_token("<|im_end|>"),)
@@ -803,7 +797,7 @@ def test_init_brings_defaults_that_may_be_given(tmp_path, folder):
 
 
 def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, capsys):
-    fails = lambda path, what, *more: refused(capsys, [*options(tmp_path, path, "x"), *more], what)
+    fails = lambda path, what, *more: refused(capsys, [*command(tmp_path, path, "x"), *more], what)
     fails(tmp_path / "nowhere", "no folder ")
     fails(folder, "leave --hidden_size", "--hidden_size", "64")
     fails(folder, "--dtype bfloat16 needs", "--dtype", "bfloat16", "--method", "sdpo")
@@ -815,7 +809,7 @@ def test_what_cannot_be_started_from_is_said_in_one_line(tmp_path, folder, capsy
     fails(tmp_path / "small", "the tokenizer has 900 tokens, the model 300")
     bpe("gpt2", tmp_path / "small/tokenizer.json")
     fails(tmp_path / "small", "none of the chat formats")
-    assert train.main(options(tmp_path, folder, "run", "--steps", "1")) == 0
+    assert train.main(command(tmp_path, folder, "run", "--steps", "1")) == 0
     edit(tmp_path / "run/config.json", init=str(tmp_path / "small"))
     refused(capsys, again(tmp_path / "run"), "--init")
 
@@ -828,7 +822,7 @@ def test_a_character_that_the_tokenizer_lacks_is_one_line(tmp_path, capsys):
     for key in (None, "question", "answer", "policy"):
         told = [*lines, {"question": "5", "answer": "5", "policy": "x", **({key: "bell \x07"} if key else {})}]
         (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, told)))
-        argv = options(tmp_path, tmp_path / "model", "run", "--steps", "1", "--data", str(tmp_path / "data.jsonl"))
+        argv = command(tmp_path, tmp_path / "model", "run", "--steps", "1", "--data", str(tmp_path / "data.jsonl"))
         capsys.readouterr()
         status, error = train.main([*argv, "--privileged_key", "policy"]), capsys.readouterr().err
         assert (status, error.count("\n")) == ((2, 1) if key else (0, 0)), error
@@ -846,7 +840,7 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     monkeypatch.syspath_prepend(str(ROOT / "examples" / "smollm2"))
     import smollm2
 
-    theirs = published(tmp_path / "a", "llama tied", shape={"vocab_size": 950, "num_key_value_heads": 2})
+    published(tmp_path / "a", "llama tied", shape={"vocab_size": 950, "num_key_value_heads": 2})
     made = bpe("smollm2", tmp_path / "a/tokenizer.json")
     tokens = [token for token, _ in sorted(made.get_vocab().items(), key=lambda item: item[1])]
     tokens += [f"[PAD{i}]" for i in range(950 - len(tokens))]
@@ -862,10 +856,8 @@ def test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from(tmp_pa
     writer.add_bos_token_id(0), writer.add_eos_token_id(1), writer.add_pad_token_id(1)
     names = {"model.embed_tokens": "token_embd", "model.norm": "output_norm"}
     back = {name: kind for kind, name in smollm2.NAMES.items()}
-    for name, x in theirs.state_dict().items():
+    for name, x in read_weights(tmp_path / "a").items():
         module = name.removesuffix(".weight")
-        if module == "lm_head":
-            continue
         layer = module.removeprefix("model.layers.").split(".", 1)
         ours = names.get(module) or f"blk.{layer[0]}.{back[layer[1]]}"
         if "attn_q" in ours or "attn_k" in ours:

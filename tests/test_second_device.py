@@ -36,9 +36,8 @@ OPTIONS = [
 
 
 def run(folder: Path, program: str, *args: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", START + program + END, *args], cwd=folder, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", START + program + END, *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout, done.stderr)
 
 

@@ -1,20 +1,19 @@
 """The example with tickets and policy rules: its generator, its verifier, and that it trains."""
 
-import json
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from small_runs import ROOT, lines
 
 import tasks
 import train
 from harness.problems import verifier_of
 from sources import jsonl
 
-FOLDER = Path(train.__file__).parent / "examples" / "support_rules"
+FOLDER = ROOT / "examples" / "support_rules"
 VERIFIER = f"{FOLDER / 'my_rules.py'}:check"
 
 
@@ -51,7 +50,7 @@ def test_policy_by_hand(made, goods, price, days, state, rule, decision):
 
 
 def test_every_rule_occurs_and_every_ticket_names_its_rule(made):
-    rows = [json.loads(line) for line in (FOLDER / "tickets.jsonl").read_text().splitlines()]
+    rows = lines(FOLDER / "tickets.jsonl")
     assert len({row["question"] for row in rows}) == len(rows) == 600
     for rule, text in made.POLICY.items():
         mine = [row for row in rows if row["answer"].startswith(rule)]
@@ -80,20 +79,19 @@ def test_the_command_of_its_readme_trains(tmp_path, monkeypatch):
     """As it stands there, but for the number of steps."""
     text = (FOLDER / "README.md").read_text()
     command = text.split("python train.py ", 1)[1].split("```")[0].replace("\\\n", " ").split()
-    monkeypatch.chdir(FOLDER.parent.parent)
+    monkeypatch.chdir(ROOT)
     few = "--warm_steps 2 --warm_batch 4 --steps 2 --eval_every 1 --prompts_per_step 2 --group_size 4 --eval_problems 5"
     paths = ["--out", str(tmp_path / "run"), "--warm_dir", str(tmp_path / "warm")]
     assert train.main([*command, *few.split(), *paths]) == 0
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = lines(tmp_path / "run" / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2] and all("pass@1" in row for row in rows)
 
 
 def test_figures_are_those_of_the_committed_runs():
-    lines = (FOLDER / "README.md").read_text().splitlines()
+    readme = (FOLDER / "README.md").read_text().splitlines()
     for method, start in (("rlsd", "| RLSD |"), ("grpo", "| `--method grpo` |")):
-        (cells,) = (line.split("|")[2:-1] for line in lines if line.startswith(start))
+        (cells,) = (line.split("|")[2:-1] for line in readme if line.startswith(start))
         for seed in range(3):
-            path = FOLDER.parent.parent / "results" / "support_rules" / f"{method}-{seed}.jsonl"
-            rows = {row["step"]: row for row in map(json.loads, path.read_text().splitlines())}
+            rows = {row["step"]: row for row in lines(ROOT / "results/support_rules" / f"{method}-{seed}.jsonl")}
             expected = [f"{rows[s]['pass@1']:.3f}" for s in (0, 50, 100, 200)]
             assert [cell.split(",")[seed].strip() for cell in cells] == expected

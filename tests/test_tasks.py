@@ -69,10 +69,9 @@ def test_the_views_differ_in_the_privileged_text_alone(problem, text):
             continue
         teacher = teacher_prompt(problem, privileged)
         assert tasks.teacher_view(problem, privileged) == teacher
-        inserted = [REFERENCE, *tasks.encode(content)]
-        assert teacher == student[:-1] + inserted + student[-1:]
-        assert teacher[-1] == student[-1] == ASSISTANT  # what stands right before the first completion token
+        assert teacher == [*student[:-1], REFERENCE, *tasks.encode(content), ASSISTANT]
     assert REFERENCE not in student and tasks.prompt(problem, "") == student
+    assert student[-1] == ASSISTANT  # what stands right before the first completion token
 
 
 # ---- built-in problems -----------------------------------------------------------------------------------------------
@@ -147,8 +146,7 @@ def test_guessing_does_not_pay(task):
     answers = Counter(problem.answer for problem in drawn)
     assert answers.most_common(1)[0][1] / 2000 < 0.02
     verifier = verifiers.load(tasks.GENERATORS[task][1])
-    guesses = {str(n) for n in range(1, 30)} | {"1+1", "2*2", "10+10", "20-1"}
-    for guess in guesses:
+    for guess in (*map(str, range(1, 30)), "1+1", "2*2", "10+10", "20-1"):
         assert sum(verifier(guess, p.answer) for p in drawn[:500]) / 500 < 0.02, guess
 
 
