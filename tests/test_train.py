@@ -161,6 +161,11 @@ def test_rollout_keeps_each_question_with_its_own_group(monkeypatch):
     assert torch.equal(batch.advantages, group_advantages(batch.rewards, 4))
 
 
+def test_the_largest_seed_of_torchs_may_be_asked_for():
+    largest = str(2**63 - 1)
+    assert train.parse_config(["--seed", largest, "--warm_seed", largest]).warm_seed == int(largest)
+
+
 def test_equal_questions_stay_two_groups():
     """Two copies of one question: each group is standardised by itself (mistake 12: keyed by text they would merge)."""
     config, state, _ = prepared()
