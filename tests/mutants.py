@@ -54,8 +54,8 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "sources/jsonl.py": ["test_tasks.py", "test_depends.py", "bad_input/test_bad_data.py"],
     "sources/verifier_process.py": ["test_judge.py", "test_worker.py"],
     "sources/*.py": ["test_reasoning.py", "test_worker.py"],
-    "harness/checkpoint.py": ["bad_input/test_bad_checkpoints.py", "test_train.py"]
-    + ["test_pretrained.py::test_bfloat16_weights_resume_and_are_exported_as_such"],
+    "harness/checkpoint.py": "bad_input/test_bad_checkpoints.py test_train.py "
+    "test_pretrained.py::test_bfloat16_weights_resume_and_are_exported_as_such".split(),
     "harness/console.py": ["test_missing.py", "test_train.py"],
     "harness/curves.py": ["test_plot.py"],
     "harness/evaluation.py": ["test_judge.py", "test_depends.py", "test_train.py"],

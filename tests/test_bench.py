@@ -288,12 +288,11 @@ def test_at_lambda_0_both_steps_draw_the_same_samples(monkeypatch):
 def test_a_row_says_what_is_measured():
     """The figures in the words of a row are those of the size at which it is measured."""
     size, wide, (prompts, group, length, sampled, trained) = Size(), Size().wide, Size().published
-    smollm2 = [135, 2]  # million weights
     words = {
         "sampling": [size.prompts, size.group, size.tokens],
         "sampling-512": [wide[2], size.group, wide[0], wide[1], wide[3]],
-        "sampling-135m": [*smollm2, prompts, length, group, sampled],
-        **dict.fromkeys(["grpo-step-135m", "floor-update-135m"], [*smollm2, prompts * group, trained]),
+        "sampling-135m": [135, 2, prompts, length, group, sampled],
+        **dict.fromkeys(["grpo-step-135m", "floor-update-135m"], [135, 2, prompts * group, trained]),
         "floor-decode": [size.prompts * size.group],
         "floor-decode-512": [wide[2] * size.group, wide[0]],
         "floor-update": [size.prompts * size.group, size.floor_tokens],

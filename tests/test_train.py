@@ -162,8 +162,7 @@ def test_rollout_keeps_each_question_with_its_own_group(monkeypatch):
 
 
 def test_the_largest_seed_of_torchs_may_be_asked_for():
-    largest = str(2**63 - 1)
-    assert train.parse_config(["--seed", largest, "--warm_seed", largest]).warm_seed == int(largest)
+    assert train.parse_config(f"--seed {2**63 - 1} --warm_seed {2**63 - 1}".split()).warm_seed == 2**63 - 1
 
 
 def test_equal_questions_stay_two_groups():
