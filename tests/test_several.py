@@ -25,18 +25,13 @@ def test_the_memory_of_a_job_is_that_of_all_its_processes():
     assert several.proportional(program.pid) == 0
 
 
-def test_processes_that_halve_the_seconds_have_a_ratio_of_two(monkeypatch):
-    monkeypatch.setattr(several, "cores", lambda: 2)
-    monkeypatch.setattr(several, "launched", lambda workers, *_: str(1 / workers))
-    assert several.rlsd_step(Run(SMOKE, "cpu", 3), workers=2)["ratios"] == [2.0] * 3
-
-
 def test_jobs_are_begun_as_a_row_says_and_compared(monkeypatch):
     begun, jobs = [], []
     monkeypatch.setattr(several, "cores", lambda: 2)
-    monkeypatch.setattr(several, "launched", lambda *command: begun.append(command) or '{"ratios": [2.0]}')
-    assert several.in_two(SMALL, "teacher") == {"ratios": [2.0]}
-    assert begun == [(2, "bench.py", "--worker", "teacher", "--rounds", "1", "--smoke")]
+    monkeypatch.setattr(several, "launched", lambda *command: begun.append(command) or str(1 / command[0]))
+    assert several.rlsd_step(SMALL, workers=2) == {"ratios": [2.0], "seconds": 0.5, "seconds_beside": 1.0}
+    assert several.in_two(SMALL, "teacher") == 0.5
+    assert begun[-1] == (2, "bench.py", "--worker", "teacher", "--rounds", "1", "--smoke")
     monkeypatch.setattr(
         several, "job", lambda run, workers, *_: jobs.append((workers, len(several.family(os.getpid()))))
     )
