@@ -74,8 +74,8 @@ class Trainer:
 def published_beside_trl(run: Run) -> dict:
     """As `beside_trl`, of a model of SmolLM2-135M's shape, in float32 without checkpointing: TRL at its best here."""
     prompts, group, length, _, tokens = run.size.published
-    run = run._replace(size=run.size._replace(prompts=prompts, group=group, tokens=tokens))
     shape, own = published_shape(run), tasks.FORMAT
+    run = run._replace(size=run.size._replace(prompts=prompts, group=group, tokens=tokens))
     tasks.FORMAT = tasks.Format(wide_tokenizer(shape.vocab_size), *tasks.ROLES[0::2], tasks.ROLES[3], own.view)
     try:
         ours = Trainer(run, "grpo", 1.0, shape, chain=(length - 3) // 2)

@@ -13,7 +13,7 @@ from noted import noted
 import bench
 import tasks
 from model import ModelConfig, Transformer
-from speed import matrix_products, memory, peers, sampling, stages, steps, table, turns
+from speed import matrix_products, memory, peers, sampling, several, stages, steps, table, turns
 from speed.workload import SMOKE, Run, Size, Skipped, new_model, published_shape, wide_shape
 
 SMALL = Run(SMOKE, "cpu", 1)
@@ -120,7 +120,7 @@ def test_the_first_turn_of_each_does_not_count(monkeypatch):
 def test_a_row_is_measured_at_the_size_asked_for_and_held_to_its_goal(monkeypatch, capsys):
     """At tiny sizes nothing is reached or missed."""
     sizes, words = [], {True: "| yes |", False: "| no |", None: "| - | - |"}
-    for goal, met in ((">= 2", True), ("<= 2", False), (">= 4", False), ("<= 4", True), ("-", None)):
+    for goal, met in ((">= 3", True), ("<= 2", False), (">= 4", False), ("<= 3", True), ("-", None)):
         row = table.Row("work", "beside", goal, lambda run: sizes.append(run.size) or {"ratios": [1.0, 3.0, 9.0]})
         monkeypatch.setitem(table.ROWS, "length", row)
         measured = table.measure("length", Run(Size(), "cpu", 1))
@@ -152,11 +152,14 @@ def test_turns_of_one_model_begin_alike():
     assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
-def test_tokens_of_both_samplers_are_counted_to_the_stop_and_no_further():
+def test_tokens_of_both_samplers_are_counted_to_the_stop_and_no_further(monkeypatch):
     """Of four tokens one ends a completion; padding would make twelve of each."""
-    pytest.importorskip("transformers")
-    run = Run(SMOKE._replace(group=200), "cpu", 1)
-    figures = sampling.beside_generate(run, ModelConfig(4, tie_embeddings=False), [[2, 3], [3, 2]], tokens=12, stop=1)
+    generation = pytest.importorskip("transformers").GenerationMixin
+    asked = noted(monkeypatch, generation, "generate", lambda model, **how: how.values())
+    run, prompts = Run(SMOKE._replace(group=200), "cpu", 1), [[2, 3], [3, 2, 2]]
+    figures = sampling.beside_generate(run, ModelConfig(4, tie_embeddings=False), prompts, tokens=12, stop=1)
+    padded, mask, settings = asked[0]
+    assert [row[m > 0].tolist() for row, m in zip(padded, mask)] == prompts and settings.eos_token_id == 1
     assert 400 < figures["tokens"] < 0.8 * 12 * 400
     assert figures["tokens_beside"] == pytest.approx(figures["tokens"], rel=0.15)
 
@@ -262,7 +265,10 @@ def test_memory_is_that_of_ours_over_the_full_softmax_of_the_same_scores(monkeyp
     sums, peaks = [], {"ours": 2.0**20, "full": 2.0**22}
     monkeypatch.setattr(torch.Tensor, "backward", lambda loss: sums.append(loss.item()))
     monkeypatch.setattr(memory, "memory_status", {"VmRSS": 5, "VmHWM": 12}.get)
+    models = noted(monkeypatch, memory, "new_model", lambda run, config: config.num_layers)
+    full = noted(monkeypatch, torch, "log_softmax", lambda logits, dim: tuple(logits.shape))
     assert [memory.peak_of_update(SMALL, which) for which in peaks] == [7, 7]
+    assert models == [1, 1] and full[-1] == SMOKE.memory
     assert sums[0] == pytest.approx(sums[1], rel=1e-5)
     monkeypatch.setattr(memory, "peak_in_a_process", lambda run, which: peaks[which])
     ntv = 4 * 64 * 32 * 20_000
@@ -280,10 +286,16 @@ def test_at_lambda_0_both_steps_draw_the_same_samples(monkeypatch):
 def test_a_step_of_trl_is_of_the_same_size(monkeypatch):
     trl = pytest.importorskip("trl")
     asked = noted(monkeypatch, trl, "GRPOConfig", lambda *_, **options: options)
-    found = steps.beside_trl(SMALL._replace(size=SMOKE._replace(prompts=3, group=2)))
+    run = SMALL._replace(size=SMOKE._replace(prompts=3, group=2))
+    found = steps.beside_trl(run, ours := steps.Trainer(run, "grpo", share=1.0))
+    assert ours.state.optimizer.state  # it is the one that was given
     assert (asked[0]["per_device_train_batch_size"], asked[0]["num_generations"]) == (6, 2)
     assert (asked[0]["max_completion_length"], asked[0]["max_steps"]) == (6, 3)
     assert len(found["ratios"]) == len(found["tokens"]) == len(found["tokens_beside"]) == 1
+    monkeypatch.setattr(steps, "beside_trl", lambda run, ours, **how: (run.size[:3], ours.state.policy.config, how))
+    small = SMALL._replace(size=SMOKE._replace(published=(1, 2, 13, 4, 5)))
+    monkeypatch.setattr("speed.workload.SMOKE", small.size)
+    assert steps.published_beside_trl(small) == ((1, 2, 5), published_shape(small), several.PLAIN)
 
 
 def test_a_row_says_what_is_measured():
@@ -317,8 +329,10 @@ def test_the_program_writes_the_page_that_it_prints(tmp_path, monkeypatch, capsy
     committed = [[row[of] for of in ("name", "work", "beside", "goal")] for row in COMMITTED["rows"]]
     assert committed == [[name, *row[:3]] for name, row in table.ROWS.items()]
     monkeypatch.setattr(bench, "ROWS", ["floor-decode", "length"])
+    made = noted(monkeypatch, stages.Trainer, "step", lambda self, *told: told)
     assert bench.main(["--smoke", "--rounds", "1", "--out", str(tmp_path / "bench.json")]) == 0
     lines = capsys.readouterr().out.splitlines()
+    assert made == [(0, 0.5), (1, 0.5)]  # the first one warms up
     result = json.loads(lines[-1])
     assert result == json.loads((tmp_path / "bench.json").read_text())
     page = (tmp_path / "bench.md").read_text().splitlines()

@@ -215,7 +215,7 @@ def test_mutants_of_a_file_are_listed(monkeypatch, capsys):
     assert mutants.main() == 0 and re.match(r"[1-9]\d* mutants, ", capsys.readouterr().out)
 
 
-def test_the_exercises_can_be_made_and_are_measured_seed_by_seed(tmp_path, monkeypatch):
+def test_the_exercises_can_be_made_and_are_measured_seed_by_seed(tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import exercises
 
@@ -239,6 +239,7 @@ def test_the_exercises_can_be_made_and_are_measured_seed_by_seed(tmp_path, monke
     monkeypatch.setattr(sys, "argv", ["exercises.py"])
     (tmp_path / "results").mkdir()
     exercises.main()
+    assert capsys.readouterr().out.count("weight") == len(exercises.EXERCISES)
     result = json.loads((tmp_path / "results/exercises.json").read_text())
     assert sorted(begun) == [(name, seed, "1") for name in sorted(exercises.EXERCISES) for seed in "012"]
     assert result.keys() == keys and result["updates"] == [0, 20, 60, 100] and result["seeds"] == [0, 1, 2]

@@ -34,10 +34,7 @@ TINY = (
 ).split()
 RULE = "float(sum(map(ord, completion)) % 3 == 0)"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
-
-
-def tiny(folder, name, *more):
-    return options(folder, name, *more, tiny=TINY, rule=RULE)
+tiny = lambda folder, name, *more: options(folder, name, *more, tiny=TINY, rule=RULE)
 
 
 def run(args, processes=2, program=(ROOT / "train.py",), torchrun=TORCHRUN, **how):

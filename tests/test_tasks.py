@@ -16,6 +16,7 @@ from sources import careless, jsonl
 from tasks import ASSISTANT, END, REFERENCE, USER, Problem, student_prompt, teacher_prompt
 
 texts = st.text(max_size=60).map(lambda t: t.encode("utf-8", "replace").decode())
+row = lambda i, **more: {"question": f"q{i}", "answer": f"a{i}", **more}
 problems = st.builds(Problem, texts.filter(bool), texts.filter(bool), st.none() | texts.filter(bool))
 
 
@@ -173,10 +174,6 @@ def write(tmp_path, *rows):
     path = tmp_path / "my.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     return str(path)
-
-
-def row(i, **more):
-    return {"question": f"q{i}", "answer": f"a{i}", **more}
 
 
 def test_a_sound_file(tmp_path):

@@ -36,10 +36,7 @@ def reward_of(text):
     return sum(map(ord, text)) % 7 / 6
 
 
-def rewards(completions, **_):
-    return [reward_of(text) for text in completions]
-
-
+rewards = lambda completions, **_: [reward_of(text) for text in completions]
 in_front = lambda prompt, reference: f"({reference}) {prompt}"
 student_view = lambda prompt, reference: prompt
 

@@ -25,10 +25,7 @@ from support import errors, files
 
 pytestmark = pytest.mark.usefixtures("own_signals", "no_picture")
 LIVES = Path(__file__).with_name("lives.py")
-
-
-def options(folder, *more):
-    return options_of(folder, "out", SMALL, RECIPES["rlsd"], *more)
+options = lambda folder, *more: options_of(folder, "out", SMALL, RECIPES["rlsd"], *more)
 
 
 @pytest.mark.slow
