@@ -28,6 +28,7 @@ from harness import console  # noqa: E402
 
 FIGURES = ROOT / "results" / "learning_test.json"
 MARGIN = 0.34  # rise of the mean reward that every right run makes, and no run of a broken loss
+shifted = lambda mask: torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
 RULE = """def check(completion, answer):
     if len(completion) != 4:
         return 0.0
@@ -46,10 +47,6 @@ ABOUT = {
     "torch": torch.__version__,
     "margin": MARGIN,
 }
-
-
-def shifted(mask):
-    return torch.cat([torch.zeros_like(mask[:, :1]), mask[:, :-1]], dim=1)
 
 
 def sign_flipped(loss, logps, old, teacher, advantages, mask, **rest):

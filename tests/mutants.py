@@ -303,10 +303,11 @@ def work(todo: list[tuple[Mutant, list[str], str]], journal: Path) -> None:
     kills = collections.Counter((row["mutant"].partition(":")[0], row["test"]) for row in rows_of(journal))
     with Copy() as copy:
         for i, (mutant, tests, state) in enumerate(todo):
-            seconds = dict(collections.ChainMap(*(durations(copy, test) for test in tests)))
+            found = collections.ChainMap(*(durations(copy, test) for test in tests))
+            seconds = {name: took for name, took in found.items() if {file_of(name), name.partition("[")[0]} & {*tests}}
             sore = {test for test in seconds if seconds[test] is None}
-            first = lambda test, seconds: -(kills[mutant.file, test] + 0.001) / (seconds + 0.01)
-            rank = {test: first(test, seconds[test]) for test in seconds if test not in sore}
+            worth = lambda test: (kills[mutant.file, test] + 0.001) / (seconds[test] + 0.01)
+            rank = {test: -worth(test) for test in seconds if test not in sore}
             most = 30 + LOOP * sum(seconds[test] for test in rank)
             verdict = copy.verdict(mutant.file, mutant.text, tests, rank, sore, seconds, most)
             kills[mutant.file, verdict.test] += 1

@@ -20,6 +20,7 @@ from config import Config  # noqa: E402
 
 NAME = "second"
 WAITS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}  # and copies to the CPU
+raw_of = lambda x: x.raw if isinstance(x, Second) else x
 waits: Counter = Counter()  # moments in which the program asks the device for a value, and until then stands still
 
 
@@ -57,10 +58,6 @@ class Creations(TorchDispatchMode):
 
     def __torch_dispatch__(self, op, types, args=(), kwargs=None):
         return run(op, args, kwargs or {})
-
-
-def raw_of(x):
-    return x.raw if isinstance(x, Second) else x
 
 
 def run(op, args: tuple, kwargs: dict):

@@ -227,6 +227,7 @@ def test_the_exercises_can_be_made_and_are_measured_seed_by_seed(tmp_path, monke
     def train(command, cwd, env, **_):
         options = dict(zip(command[2::2], command[3::2]))
         assert command[1] == "train.py" and options["--warm_dir"] == str(tmp_path / "runs" / "warm_start")
+        assert (options["--steps"], options["--eval_every"]) == ("100", "20")
         begun.append((*(path.name for path in cwd.iterdir()), options["--seed"], env["OMP_NUM_THREADS"]))
         (cwd / options["--out"]).mkdir()
         rows = [{"step": n, "pass@1": n / 100, "weight": n + int(options["--seed"])} for n in range(101)]
@@ -241,6 +242,7 @@ def test_the_exercises_can_be_made_and_are_measured_seed_by_seed(tmp_path, monke
     exercises.main()
     assert capsys.readouterr().out.count("weight") == len(exercises.EXERCISES)
     result = json.loads((tmp_path / "results/exercises.json").read_text())
+    assert {name for name, *_ in begun[:3]} == {"nothing"}  # which makes the warm starts
     assert sorted(begun) == [(name, seed, "1") for name in sorted(exercises.EXERCISES) for seed in "012"]
     assert result.keys() == keys and result["updates"] == [0, 20, 60, 100] and result["seeds"] == [0, 1, 2]
     still = {"pass@1": [0, 0.2, 0.6, 1], **dict.fromkeys(("entropy", "length", "grad_norm"), [0] * 4)}

@@ -44,6 +44,7 @@ pytestmark = pytest.mark.usefixtures("own_format")
 SHAPE = {"vocab_size": 300, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
 SHAPE |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 128, "initializer_range": 0.2}
 SHAPE |= dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
+rows = lambda path: [{**row, "peak GiB": 0} for row in figures(path)]
 # Of the six pairs of a head of 12 one turns as before, one is slowed in part, four are in full.
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
 LLAMA3_ROPE |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
@@ -724,10 +725,6 @@ def whole_and_in_parts(tmp_path, folder, *more):
     assert train.main(command(tmp_path, folder, "parts", "--steps", "1", *more)) == 0
     assert train.main(again(tmp_path / "parts", "--steps 2")) == 0
     return rows(tmp_path / "whole"), rows(tmp_path / "parts")
-
-
-def rows(path):
-    return [{**row, "peak GiB": 0} for row in figures(path)]
 
 
 def test_a_run_from_a_published_model_resumes_and_leaves_a_folder_for_transformers(tmp_path, folder, capsys):

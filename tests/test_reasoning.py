@@ -26,10 +26,7 @@ REFUSED = {"polynomial_multiplication", "simple_integration", "intermediate_inte
 EVALUATING = REFUSED | {"countdown", "puzzle24", "string_insertion", "spiral_matrix", "binary_matrix"}
 EVALUATING |= {"n_queens", "number_sorting"}
 EVALUATING_THEIR_OWN = {"basic_arithmetic", "bitwise_arithmetic", "codeio"}  # text of the package's making, no answer
-
-
-def draw(task, n, seed=0, held_out=5):
-    return gym.source(task, held_out).draw(random.Random(seed), n)
+draw = lambda task, n, seed=0, held_out=5: gym.source(task, held_out).draw(random.Random(seed), n)
 
 
 def reward(problem, completion, task):

@@ -132,6 +132,7 @@ SHAPES = {  # tokenizer, template in tokenizer_config.json, and in a file of its
     "no template, llama3": ("llama3", None),
     "no template, plain": ("gpt2", None),
 }
+shaped = lambda folder, shape: templated(folder, *SHAPES[shape])
 WORDS = {
     "as it comes": {},
     "no instruction": {"instruction": ""},
@@ -139,10 +140,6 @@ WORDS = {
     "thoughts": {"thinking": "on"},
     "no thoughts": {"thinking": "off", "instruction": "Answer with '%}' \\n or \"{{ x }}\" 日本語 😀"},
 }
-
-
-def shaped(folder, shape):
-    return templated(folder, *SHAPES[shape])
 
 
 def exported(made, source, out):

@@ -1,6 +1,6 @@
 """The rows of the bench that several processes make (speed/several.py)."""
 
-import os
+import contextlib
 import subprocess
 import sys
 import time
@@ -32,28 +32,27 @@ def test_jobs_are_begun_as_a_row_says_and_compared(monkeypatch):
     assert several.rlsd_step(SMALL, workers=2) == {"ratios": [2.0], "seconds": 0.5, "seconds_beside": 1.0}
     assert several.in_two(SMALL, "teacher") == 0.5
     assert begun[-1] == (2, "bench.py", "--worker", "teacher", "--rounds", "1", "--smoke")
-    monkeypatch.setattr(
-        several, "job", lambda run, workers, *_: jobs.append((workers, len(several.family(os.getpid()))))
-    )
+    monkeypatch.setattr(several, "busy", lambda: contextlib.nullcontext(jobs.append("beside")))
+    monkeypatch.setattr(several, "job", lambda run, workers, *_: jobs.append(workers))
     paced(monkeypatch, several, 2.0, 8.0)
-    alone, seconds = len(several.family(os.getpid())), {"seconds": 4.0, "seconds_beside": 16.0}
+    seconds = {"seconds": 4.0, "seconds_beside": 16.0}
     assert several.train_in_one(SMALL) == {"ratios": [4.0] * 3, **seconds}
     assert several.train_beside_another(SMALL) == {"ratios": [0.25] * 3, **seconds}
-    assert jobs == [*[(0, alone)] * 3, *[(1, alone)] * 3, *[(0, alone + 1)] * 3, *[(0, alone)] * 3]
+    assert jobs == [0] * 3 + [1] * 3 + ["beside", 0] * 3 + [0] * 3  # processes of each; 0: as many as fit
 
 
 def test_the_memory_of_a_run_is_its_greatest_sum_at_one_moment(monkeypatch):
     """In three runs at most; a process that has ended counts no more."""
-    sizes = iter([7, 350_000_000, 1, 2, 3, 4, 5, 6])
+    sizes, sums = iter([7, 350_000_000, 1, 2, 3, 4, 5, 6]), [350_000_007, 3 + 4, 5 + 6]
     monkeypatch.setattr(several, "family", lambda pid: [pid, pid])
     monkeypatch.setattr(several, "proportional", lambda pid: next(sizes))
     running = iter(SimpleNamespace(pid=1, poll=iter([None] * n + [0]).__next__) for n in (2, 1, 1, 1))
     monkeypatch.setattr(several, "job", lambda run, workers, watched: watched(next(running)))
-    assert several.train_memory(SMALL._replace(rounds=4))["bytes"] == [350_000_007, 7, 11]
+    assert several.train_memory(SMALL._replace(rounds=4)) == {"ratios": [most / 7e8 for most in sums], "bytes": sums}
 
 
 def test_a_step_is_the_median_of_eight_after_a_first_one(monkeypatch):
-    clock = iter(t for i in (100, 1, 2, 3, 4, 5, 6, 7, 8) for t in (0.0, i))
+    clock = iter(t for i in range(9) for t in (0.0, i))
     monkeypatch.setattr(several, "now", lambda device: next(clock))
     steps_made = []
     monkeypatch.setattr(several, "Trainer", lambda *_, **__: SimpleNamespace(step=lambda *lam: steps_made.append(lam)))

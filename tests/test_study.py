@@ -22,6 +22,7 @@ from study import bootstrap, compare, cost, execute, figures, first_page, langua
 from support.errors import UserError
 
 SAMPLES = execute.ROOT / "results" / "make_train" / "rlsd_samples.jsonl"
+words = lambda legend: [text.get_text() for text in legend.get_texts()]
 
 
 def run(values, seed=0, method="grpo", task="addition", samples=256, lr="", **extra):
@@ -138,10 +139,6 @@ def drawn(monkeypatch):
     monkeypatch.setattr(figures.plt.Figure, "savefig", lambda self, to, **_: made.append(self) or Path(to).touch())
     yield made
     assert not figures.plt.get_fignums()
-
-
-def words(legend):
-    return [text.get_text() for text in legend.get_texts()]
 
 
 def band(axis, i, x):

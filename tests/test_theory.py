@@ -13,6 +13,7 @@ from rlsd import evidence_weights, lambda_at, token_advantages
 
 PAGE = " ".join((Path(__file__).parents[1] / "docs/derivation.md").read_text().split())
 V, T, R = 3, 3, 4
+kl = lambda p, q: float((p * (np.log(p) - np.log(q))).sum())
 ANSWERS = list(itertools.product(range(V), repeat=T))
 joints = st.integers(0, 2**32).map(
     lambda seed: np.random.default_rng(seed).dirichlet(np.full(R * V**T, 0.5)).reshape(R, *[V] * T)
@@ -31,10 +32,6 @@ def test_evidence_ratios_telescope(joint, r, y, sign):
     posterior = np.array([step[r] / step.sum() for step in steps])
     assert math.isclose(weights.prod().item(), (posterior[-1] / joint[r].sum()) ** sign, rel_tol=1e-9)
     assert np.allclose(delta[0].exp(), posterior[1:] / posterior[:-1], rtol=1e-9, atol=0)
-
-
-def kl(p, q):
-    return float((p * (np.log(p) - np.log(q))).sum())
 
 
 @given(joints, st.integers(0, 2**32), st.integers(0, T - 1))

@@ -149,7 +149,7 @@ def test_the_defaults_are_those_of_the_recorded_run():
 
 
 def test_rollout_keeps_each_question_with_its_own_group(monkeypatch):
-    """Also where all completions are alike."""
+    """The verifier is called once a sample, with that problem's own answer; also where all completions are alike."""
     config, state, source = prepared()
     monkeypatch.setattr(rollout, "sample", lambda *args, **how: Samples.of([[END]] * 8))
     seen, rule = [], lambda *pair: seen.append(pair) or float(len(seen) % 3 == 0)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 
 import trl  # noqa: E402
 from datasets import Dataset  # noqa: E402
+from transformers import PrinterCallback  # noqa: E402
 from trl import GRPOConfig, GRPOTrainer  # noqa: E402
 from trl_rlsd import RLSDTrainer, main, places_right, show_reference, tiny_model, tiny_tokenizer  # noqa: E402
 
@@ -245,10 +246,11 @@ def test_the_trainer_is_short_and_the_version_it_was_tested_with_is_the_one_aske
 
 
 def test_the_example_trains_as_algorithm_1_says(monkeypatch):
-    """Token mean, clip-higher, no KL; nothing is kept, and only what our line shows is told."""
-    made = []
-    monkeypatch.setattr("trl_rlsd.RLSDTrainer", lambda **given: made.append(given) or Mock())
+    """Token mean, clip-higher, no KL; nothing is kept, and our line alone is printed."""
+    made, trainer = [], Mock()
+    monkeypatch.setattr("trl_rlsd.RLSDTrainer", lambda **given: made.append(given) or trainer)
     main()
+    trainer.train.assert_called_once(), trainer.remove_callback.assert_called_once_with(PrinterCallback)
     args = made[0]["args"]
     assert (args.loss_type, args.epsilon, args.epsilon_high, args.beta) == ("dapo", 0.2, 0.28, 0.0)
     assert (args.report_to, args.disable_tqdm, args.save_strategy, args.logging_steps) == ([], True, "no", 25)
