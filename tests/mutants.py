@@ -85,7 +85,7 @@ REST = {  # of a folder's pattern, the files that are not named themselves
     "speed/*.py": ["test_bench.py"],
     "examples/support_rules/llm.py": ["test_serving.py"],
     "examples/support_rules/*.py": ["test_support_rules.py"],
-    "examples/trl_rlsd.py": ["test_trl.py"],
+    "examples/trl_rlsd.py": ["test_trl.py", "test_example_views.py"],
     "examples/dry_run.py": ["test_pretrained.py::test_the_dry_run_makes_a_whole_step"],
     "examples/smollm2/*.py": [
         "test_pretrained.py::test_the_smollm2_example_makes_of_a_gguf_file_the_folder_it_came_from"
